@@ -1,0 +1,27 @@
+"""What a user did wrong, said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something the user wrote cannot work. The command line prints its one line and exits with status 2.
+
+    The message names what was wrong, the value, and what would be right. Anything else that is raised is our bug and
+    keeps its traceback.
+    """
+
+
+def did_you_mean(value: object, known: Iterable[object]) -> str:
+    """`; did you mean 'evolution'?` when something known is close to `value`, else an empty string."""
+    close = get_close_matches(str(value), [str(k) for k in known], n=1, cutoff=0.55)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def unknown(kind: str, value: object, known: Iterable[object]) -> UserError:
+    """The error for a name we do not know: `unknown strategy 'evolutoin'; did you mean 'evolution'? known: grid, ...`"""
+    names = [str(k) for k in known]
+    hint = did_you_mean(value, names) or ";"
+    return UserError(f"unknown {kind} {str(value)!r}{hint} known: {', '.join(names)}")
