@@ -9,8 +9,8 @@ from difflib import get_close_matches
 class UserError(ValueError):
     """Something the user wrote cannot work. The command line prints its one line and exits with status 2.
 
-    The message names what was wrong, the value, and what would be right. Anything else that is raised is our bug and
-    keeps its traceback.
+    The message names what was wrong, the value, and what would be right. Anything else that is raised is
+    our bug and keeps its traceback.
     """
 
 
@@ -21,7 +21,7 @@ def did_you_mean(value: object, known: Iterable[object]) -> str:
 
 
 def unknown(kind: str, value: object, known: Iterable[object]) -> UserError:
-    """The error for a name we do not know: `unknown strategy 'evolutoin'; did you mean 'evolution'? known: grid, ...`"""
+    """For a name we do not know: `unknown strategy 'evolutoin'; did you mean 'evolution'? known: grid, ...`"""
     names = [str(k) for k in known]
     hint = did_you_mean(value, names) or ";"
     return UserError(f"unknown {kind} {str(value)!r}{hint} known: {', '.join(names)}")

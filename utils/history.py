@@ -27,7 +27,8 @@ def arch_key(arch: Mapping[str, Any]) -> str:
 class Trial:
     """One evaluated architecture.
 
-    number:  order of submission, 0 = the unsearched baseline; -1 for `infeasible` (rejected before training, not a trial)
+    number:  order of submission, 0 = the unsearched baseline; -1 for `infeasible` (rejected before training,
+             so not a trial)
     metrics: units in the key: map50_95 (0..1), params_m (millions), gflops (2 x MACs), latency_ms
     reward:  what the strategy maximises; None unless `complete`
     reason:  why it failed or what limit it breaks; None when `complete`
@@ -57,13 +58,9 @@ class Trial:
 
     @classmethod
     def from_json(cls, line: str) -> Trial:
-        """Read a line back; keys of later versions are ignored. Raises ValueError for anything that is not a trial."""
+        """Read a line back, ignoring keys of later versions. ValueError for anything that is not a trial."""
         raw = json.loads(line)
-        if (
-            not isinstance(raw, dict)
-            or not isinstance(raw.get("arch"), dict)
-            or "number" not in raw
-        ):
+        if not isinstance(raw, dict) or not isinstance(raw.get("arch"), dict) or "number" not in raw:
             raise ValueError(f"not a trial: {line[:80]!r}")
         known = {k: raw[k] for k in cls.__dataclass_fields__ if k in raw}
         known["parents"] = tuple(known.get("parents") or ())
@@ -78,11 +75,11 @@ class History:
         self.path = Path(path)
 
     def append(self, trial: Trial) -> None:
-        """Write one line and fsync it. Returns only when the line is on disk; OSError (disk full) passes through."""
+        """Write one line; returns only when it is on disk. OSError (disk full) passes through."""
         append_line(self.path, trial.to_json())
 
     def load(self) -> list[Trial]:
-        """All trials, by number, infeasible ones (number -1) first. A line torn by a crash is left out, the rest counts."""
+        """All trials by number, infeasible ones (-1) first. A line torn by a crash is left out."""
         trials = []
         for line in read_lines(self.path):
             try:
