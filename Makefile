@@ -1,0 +1,34 @@
+# Everything a fresh machine needs is python3 (3.11 to 3.13, with venv and pip) and git.
+#   make run    the default search, end to end          make test    lint, types and the whole suite
+#   make setup  only the environment                    make bench   the benchmarks, ratios measured side by side
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup run test lint bench clean
+
+setup: .venv/installed
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"python 3.11 to 3.13 is needed, but $(PYTHON) is {v[0]}.{v[1]}; try: make PYTHON=python3.12 $@")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+run: setup
+	$(BIN)/python hello_nas.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python experiments/benchmarks/cost_model.py
+	$(BIN)/python experiments/benchmarks/trial_overhead.py
+	$(BIN)/python experiments/benchmarks/trial_vs_ultralytics.py
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,207 @@
+"""One experiment = one YAML file, checked strictly before anything heavy is imported.
+
+`load_experiment("experiments/x.yaml", ["train.epochs=3", "data=mine.yaml"])` gives a frozen `Experiment` or raises
+`UserError` with one line that names the key, the value and the nearest thing we know.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from utils.errors import UserError, did_you_mean, unknown
+from utils.settings import TrainSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+Step = Literal["search", "retrain", "evaluate", "export", "report"]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Named(Strict):
+    """Something chosen by name with options of its own: `evolution` or `{name: evolution, sample_size: 3}`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class SearchSettings(Strict):
+    """The `search:` block."""
+
+    strategy: Named = Field(Named(name="evolution"), description="random, evolution, rl, tpe, grid or pareto")
+    engine: Literal["nni", "inline"] = Field("nni", description="nni: one process a trial; inline: in process")
+    max_trials: int = Field(12, ge=1, description="trials to finish, the baseline among them")
+    max_seconds: float | None = Field(None, gt=0, description="start no trial after so much wall time")
+    max_trial_seconds: float | None = Field(None, gt=0, description="a trial that takes longer has failed")
+    concurrency: int = Field(1, ge=1, description="trials at a time")
+    reward: Named = Field(Named(name="map"), description="map, weighted_product or linear")
+    limits: dict[str, str] = Field({}, description='hard limits, e.g. {gflops: "<= 4"}')
+    objectives: dict[str, Literal["max", "min"]] = Field({"map50_95": "max", "gflops": "min"})
+    measure: list[str] = Field([], description="costs to measure beside params_m and gflops: latency_ms")
+    top_k: int = Field(3, ge=1, description="architectures exported, with their weights")
+    baseline: bool = Field(True, description="run the unsearched default of the space as trial 0")
+    val_fraction: float = Field(0.2, gt=0, lt=1, description="share of train the search is scored on")
+    training_service: dict[str, Any] | None = Field(None, description="NNI training service, default local")
+
+
+class Experiment(Strict):
+    """An experiment file with its overrides applied; paths are absolute."""
+
+    name: str = Field(description="the run's folder below runs/")
+    space: str = Field(description="detector YAML with its choices")
+    data: str = Field("data/digits.yaml", description="YOLO YAML, VOC folder or COCO JSON")
+    imgsz: int = Field(64, ge=32, description="side of the square input, pixels; a multiple of 32")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
+    seed: int = Field(0, ge=0)
+    threads: int | None = Field(None, ge=1, description="CPU threads of a trial; default cores / concurrency")
+    train: TrainSettings = TrainSettings()
+    search: SearchSettings = SearchSettings()
+    steps: list[Step] = ["search"]
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _device_is_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w.-]+", value) or value.startswith("."):
+            raise ValueError("use letters, digits, '_', '-' and '.' only: it names a folder below runs/")
+        return value
+
+    @field_validator("imgsz")
+    @classmethod
+    def _imgsz_fits_the_strides(cls, value: int) -> int:
+        if value % 32:
+            raise ValueError(f"a multiple of 32 is needed, the nearest is {max(32, round(value / 32) * 32)}")
+        return value
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read, override and check an experiment file.
+
+    overrides: `key=value` with dotted keys and YAML values, e.g. `search.limits.gflops="<= 2"`.
+    Relative paths inside are looked up from the current folder, then from the project's.
+    Raises UserError: no such file, not YAML, an unknown key, a value that does not fit.
+    """
+    raw = read_yaml_mapping(Path(path), "experiment")
+    for item in overrides:
+        _set(raw, *_split_override(item))
+    return check_experiment(raw, source=str(path))
+
+
+def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
+    """A raw mapping -> `Experiment`. Raises UserError for the first thing that is wrong."""
+    try:
+        exp = Experiment(**raw)
+    except ValidationError as error:
+        raise _one_line(error, source) from None
+    return exp.model_copy(
+        update={
+            "space": str(_find(exp.space, "space", "a detector YAML")),
+            "data": str(_find(exp.data, "data", "a YOLO data YAML, a Pascal VOC folder or a COCO JSON")),
+            "train": exp.train.model_copy(
+                update={"hyp": str(_find(exp.train.hyp, "train.hyp", "a YAML of augmentation settings"))}
+            ),
+        }
+    )
+
+
+def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError when it is missing, not YAML, or something else."""
+    if not path.is_file():
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        raise UserError(f"no {what} file {str(path)!r}{near}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8", errors="ignore"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} should be a mapping of keys to values, but holds a {type(raw).__name__}")
+    return raw
+
+
+def _split_override(item: str) -> tuple[list[str], Any]:
+    key, equals, value = item.partition("=")
+    if not equals or not key:
+        raise UserError(f"{item!r} is neither a file nor key=value (for example train.epochs=3)")
+    try:
+        return key.split("."), yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key.split("."), value  # `search.limits.gflops=<= 2` needs no quotes
+
+
+def _set(raw: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        if isinstance(raw.get(key), str) and key in ("strategy", "reward"):
+            raw[key] = {"name": raw[key]}  # `evolution` takes options as `{name: evolution}` does
+        elif not isinstance(raw.get(key), dict):
+            raw[key] = {}
+        raw = raw[key]
+    raw[keys[-1]] = value
+
+
+def _find(path: str, key: str, what: str) -> Path:
+    for base in (Path.cwd(), ROOT):
+        if (base / Path(path).expanduser()).exists():
+            return (base / Path(path).expanduser()).resolve()
+    folder = next((b / path for b in (Path.cwd(), ROOT) if (b / path).parent.is_dir()), None)
+    near = did_you_mean(Path(path).name, [p.name for p in folder.parent.iterdir()]) if folder else ""
+    raise UserError(f"{key}: {path!r} does not exist{near}; {what} is needed")
+
+
+def _one_line(error: ValidationError, source: str) -> UserError:
+    """pydantic's first complaint in the words of the file: the dotted key, the value, what would be right."""
+    first = error.errors()[0]
+    keys = [str(k) for k in first["loc"]]
+    dotted = ".".join(keys)
+    if first["type"] == "extra_forbidden":
+        return unknown_key(dotted, source)
+    if first["type"] == "missing":
+        return UserError(f"{source}: the key {dotted!r} is missing")
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        return unknown(dotted, first["input"], known)
+    return UserError(f"{source}: {dotted}: {first['input']!r} does not fit: {reason[0].lower()}{reason[1:]}")
+
+
+def unknown_key(dotted: str, source: str) -> UserError:
+    """`unknown key 'search.max_trails'; did you mean 'search.max_trials'?`"""
+    known = known_keys()
+    last = dotted.rsplit(".", 1)[-1]
+    block = dotted.rsplit(".", 1)[0] + "." if "." in dotted else ""
+    siblings = [k for k in known if k.startswith(block) and "." not in k[len(block) :]]
+    hint = did_you_mean(dotted, known) or did_you_mean(last, [k.rsplit(".", 1)[-1] for k in known])
+    return UserError(f"{source}: unknown key {dotted!r}{hint or '; known: ' + ', '.join(siblings)}")
+
+
+def known_keys(model: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
+    """Every dotted key an experiment file may hold."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        inner = field.annotation if isinstance(field.annotation, type) else None
+        if inner and issubclass(inner, BaseModel) and inner is not Named:
+            keys += known_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+STEPS: tuple[str, ...] = get_args(Step)

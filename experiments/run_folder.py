@@ -1,0 +1,134 @@
+"""The folder of one run: `runs/<name>/` with everything a search knows, and nothing that cannot be read without us.
+
+    experiment.yaml   the experiment as it was resolved    space.yaml     the detector YAML as it was
+    asked.jsonl       archs in the order of submission     history.jsonl  finished trials, one JSON line each
+    trials/0007/      weights.pt, log.csv of one trial     meta.json      data, costs of the baseline, versions
+    top_models.json  top/1.json 1.pt ...  results.csv  report.html  log.txt
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.config import Experiment, check_experiment, read_yaml_mapping
+from utils.errors import UserError
+from utils.files import write_text
+from utils.history import Arch, History, arch_key, read_lines
+
+# What may change between a run and its resumption: how long, how wide and where it runs, not what it means.
+MAY_CHANGE = (
+    "name",
+    "device",
+    "threads",
+    "steps",
+    "search.max_trials",
+    "search.max_seconds",
+    "search.max_trial_seconds",
+    "search.concurrency",
+    "search.top_k",
+    "search.training_service",
+    "train.workers",
+    "train.checkpoint_seconds",
+)
+
+
+class RunFolder:
+    """One run on disk. `create` makes a new one, `open` finds one again; neither ever overwrites."""
+
+    def __init__(self, path: Path, experiment: Experiment) -> None:
+        self.path = path
+        self.experiment = experiment
+        self.history = History(path / "history.jsonl")
+
+    @classmethod
+    def create(cls, path: Path, experiment: Experiment) -> RunFolder:
+        """A new folder. Raises UserError when there is something at `path` already."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(
+                f"{path} exists and is never overwritten; go on with it by --resume, "
+                "or choose another with --run-dir DIR or name=NAME"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            space = Path(experiment.space).read_text(encoding="utf-8", errors="ignore")
+            write_text(path / "space.yaml", space)
+            run = cls(path.resolve(), experiment)
+            run.save_experiment()
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run. Raises UserError when there is none."""
+        if not (path / "experiment.yaml").is_file():
+            runs = sorted(p.parent.name for p in path.parent.glob("*/experiment.yaml"))
+            known = f"; runs in {path.parent}: {', '.join(runs)}" if runs else ""
+            raise UserError(f"{path} is no run folder (it holds no experiment.yaml){known}")
+        raw = read_yaml_mapping(path / "experiment.yaml", "experiment")
+        raw["space"] = str((path / "space.yaml").resolve())
+        return cls(path.resolve(), check_experiment(raw, str(path / "experiment.yaml")))
+
+    def resume_with(self, wanted: Experiment) -> None:
+        """Take over what may change from `wanted`. Raises UserError naming the first key that must not differ."""
+        before, after = flatten(self.experiment), flatten(wanted)
+        for key in sorted(before.keys() | after.keys()):
+            if key == "space":
+                was = (self.path / "space.yaml").read_text(encoding="utf-8", errors="ignore")
+                if was != Path(wanted.space).read_text(encoding="utf-8", errors="ignore"):
+                    raise UserError(
+                        f"cannot resume {self.path}: {wanted.space} is not the space of that run "
+                        f"(its own copy is {self.path / 'space.yaml'}); start a new run with --run-dir"
+                    )
+            elif before.get(key) != after.get(key) and key not in MAY_CHANGE:
+                raise UserError(
+                    f"cannot resume {self.path}: {key} was {before.get(key)!r} and is now "
+                    f"{after.get(key)!r}; start a new run with --run-dir"
+                )
+        self.experiment = wanted.model_copy(update={"space": str(self.path / "space.yaml")})
+        self.save_experiment()
+
+    def save_experiment(self) -> None:
+        text = yaml.safe_dump(self.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_text(self.path / "experiment.yaml", text)
+
+    @property
+    def cache(self) -> Path:
+        """Where data sets are converted to; shared by the runs beside this one."""
+        return Path(os.environ.get("HELLO_NAS_CACHE", self.path.parent / ".cache"))
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        path = self.path / "meta.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def update_meta(self, **values: Any) -> None:
+        write_text(self.path / "meta.json", json.dumps(self.meta | values, indent=2) + "\n")
+
+    def trial_dir(self, number: int) -> Path:
+        return self.path / "trials" / f"{number:04d}"
+
+    def asked(self, arch: Arch) -> tuple[int, tuple[int, ...]]:
+        """(number, parents) of an architecture that was submitted; every arch is submitted once in a run."""
+        key = arch_key(arch)
+        for line in read_lines(self.path / "asked.jsonl"):
+            entry = json.loads(line)
+            if arch_key(entry["arch"]) == key:
+                return entry["number"], tuple(entry.get("parents") or ())
+        raise AssertionError(f"arch was never asked for: {key}")
+
+
+def flatten(experiment: Experiment) -> dict[str, Any]:
+    """`{"train.epochs": 6, ...}`; a value that is a list or an option stays whole."""
+    flat: dict[str, Any] = {}
+    for key, value in experiment.model_dump(mode="json").items():
+        if key in ("train", "search"):
+            flat |= {f"{key}.{k}": v for k, v in value.items()}
+        else:
+            flat[key] = value
+    return flat
