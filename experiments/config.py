@@ -1,7 +1,7 @@
 """One experiment = one YAML file, checked strictly before anything heavy is imported.
 
-`load_experiment("experiments/x.yaml", ["train.epochs=3", "data=mine.yaml"])` gives a frozen `Experiment` or raises
-`UserError` with one line that names the key, the value and the nearest thing we know.
+`load_experiment("experiments/x.yaml", ["train.epochs=3", "data=mine.yaml"])` gives a frozen `Experiment`,
+or raises `UserError` with one line that names the key, the value and the nearest thing we know.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Strict(BaseModel):
 
 
 class Named(Strict):
-    """Something chosen by name with options of its own: `evolution` or `{name: evolution, sample_size: 3}`."""
+    """A name with options of its own: `evolution` or `{name: evolution, sample_size: 3}`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -45,7 +45,9 @@ class SearchSettings(Strict):
     """The `search:` block."""
 
     strategy: Named = Field(Named(name="evolution"), description="random, evolution, rl, tpe, grid or pareto")
-    engine: Literal["nni", "inline"] = Field("nni", description="nni: one process a trial; inline: in process")
+    engine: Literal["nni", "inline"] = Field(
+        "nni", description="nni: one process a trial; inline: in process"
+    )
     max_trials: int = Field(12, ge=1, description="trials to finish, the baseline among them")
     max_seconds: float | None = Field(None, gt=0, description="start no trial after so much wall time")
     max_trial_seconds: float | None = Field(None, gt=0, description="a trial that takes longer has failed")
@@ -150,8 +152,9 @@ def _split_override(item: str) -> tuple[list[str], Any]:
 
 def _set(raw: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
-        if isinstance(raw.get(key), str) and key in ("strategy", "reward"):
-            raw[key] = {"name": raw[key]}  # `evolution` takes options as `{name: evolution}` does
+        if key in ("strategy", "reward") and not isinstance(raw.get(key), dict):
+            # `evolution` takes options as `{name: evolution}` does
+            raw[key] = {"name": raw.get(key, SearchSettings.model_fields[key].default.name)}
         elif not isinstance(raw.get(key), dict):
             raw[key] = {}
         raw = raw[key]

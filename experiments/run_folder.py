@@ -1,9 +1,9 @@
-"""The folder of one run: `runs/<name>/` with everything a search knows, and nothing that cannot be read without us.
+"""The folder of one run, `runs/<name>/`: everything a search knows, in files that can be read without us.
 
-    experiment.yaml   the experiment as it was resolved    space.yaml     the detector YAML as it was
-    asked.jsonl       archs in the order of submission     history.jsonl  finished trials, one JSON line each
-    trials/0007/      weights.pt, log.csv of one trial     meta.json      data, costs of the baseline, versions
-    top_models.json  top/1.json 1.pt ...  results.csv  report.html  log.txt
+experiment.yaml   the experiment as it was resolved    space.yaml     the detector YAML as it was
+asked.jsonl       archs in the order of submission     history.jsonl  finished trials, one JSON line each
+trials/0007/      weights.pt, log.csv of one trial     meta.json      data, costs of the baseline, versions
+top_models.json  top/1.json 1.pt ...  results.csv  report.html  log.txt
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class RunFolder:
         return cls(path.resolve(), check_experiment(raw, str(path / "experiment.yaml")))
 
     def resume_with(self, wanted: Experiment) -> None:
-        """Take over what may change from `wanted`. Raises UserError naming the first key that must not differ."""
+        """Take over what may change. Raises UserError naming the first key that must not differ."""
         before, after = flatten(self.experiment), flatten(wanted)
         for key in sorted(before.keys() | after.keys()):
             if key == "space":

@@ -21,7 +21,7 @@ def did_you_mean(value: object, known: Iterable[object]) -> str:
 
 
 def unknown(kind: str, value: object, known: Iterable[object]) -> UserError:
-    """For a name we do not know: `unknown strategy 'evolutoin'; did you mean 'evolution'? known: grid, ...`"""
+    """For a name we do not know: `unknown strategy 'evolutoin'; did you mean 'evolution'? known: ...`"""
     names = [str(k) for k in known]
     hint = did_you_mean(value, names) or ";"
     return UserError(f"unknown {kind} {str(value)!r}{hint} known: {', '.join(names)}")

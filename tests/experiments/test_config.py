@@ -1,0 +1,91 @@
+import pytest
+
+from experiments.config import ROOT, known_keys, load_experiment
+from utils.errors import UserError
+
+SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    (tmp_path / "space.yaml").write_text("backbone: []")
+    (tmp_path / "data.yaml").write_text("names: [a]")
+    (tmp_path / "hyp.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "x.yaml"
+    path.write_text("{name: x, space: space.yaml, data: data.yaml, train: {hyp: hyp.yaml}}")
+    return path
+
+
+def test_defaults_are_filled_in_and_paths_made_absolute(file):
+    exp = load_experiment(file)
+    assert exp.space == str(file.parent / "space.yaml")
+    assert (exp.search.strategy.name, exp.search.engine, exp.search.baseline) == ("evolution", "nni", True)
+
+
+def test_overrides_reach_every_depth(file):
+    exp = load_experiment(
+        file,
+        [
+            "search.max_trials=8",
+            "train.lr=1e-4",
+            "search.limits.gflops=<= 2",
+            "search.strategy.sample_size=3",
+        ],
+    )
+    assert exp.search.max_trials == 8
+    assert exp.train.lr == 1e-4  # PyYAML alone reads 1e-4 as a string
+    assert exp.search.limits == {"gflops": "<= 2"}
+    assert exp.search.strategy.options == {"sample_size": 3}
+
+
+def test_another_name_drops_the_options_of_the_old_one(file):
+    exp = load_experiment(file, ["search.strategy={name: evolution, sample_size: 3}", "search.strategy=tpe"])
+    assert (exp.search.strategy.name, exp.search.strategy.options) == ("tpe", {})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search.max_trails=8", "unknown key 'search.max_trails'; did you mean 'search.max_trials'?"),
+        ("epochs=3", "unknown key 'epochs'; did you mean 'train.epochs'?"),
+        ("train.epochs=soon", "train.epochs: 'soon' does not fit"),
+        ("train.epochs=0", "train.epochs: 0 does not fit"),
+        ("train.lr=.nan", "train.lr"),
+        ("imgsz=100", "a multiple of 32 is needed, the nearest is 96"),
+        ("search.engine=nmi", "unknown search.engine 'nmi'; did you mean 'nni'?"),
+        ("steps=[serch]", "unknown steps.0 'serch'; did you mean 'search'?"),
+        ("data=dota.yaml", "data: 'dota.yaml' does not exist; did you mean 'data.yaml'?"),
+        ("name=a/b", "it names a folder below runs/"),
+        ("nonsense", "'nonsense' is neither a file nor key=value"),
+        ("train=5", "train: 5 does not fit"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_key_value_and_remedy(file, override, message):
+    with pytest.raises(UserError) as caught:
+        load_experiment(file, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("a: [", "is not YAML"), ("- 1", "should be a mapping"), ("{}", "the key 'name' is missing")],
+)
+def test_a_broken_file_is_one_line(file, content, message):
+    file.write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_experiment(file)
+
+
+def test_a_missing_file_names_its_neighbour(file):
+    with pytest.raises(UserError, match="no experiment file .*; did you mean 'x.yaml'"):
+        load_experiment(file.with_name("xx.yaml"))
+
+
+def test_known_keys_are_the_shared_vocabulary():
+    shared = "name space data imgsz device seed train.epochs train.batch train.lr search.strategy search.max_trials "
+    shared += (
+        "search.max_seconds search.concurrency search.engine search.reward search.limits search.objectives "
+    )
+    assert set((shared + "search.top_k").split()) <= set(known_keys())

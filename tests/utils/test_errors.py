@@ -1,0 +1,11 @@
+from utils.errors import did_you_mean, unknown
+
+
+def test_a_near_name_is_offered():
+    error = unknown("strategy", "evolutoin", ["random", "evolution"])
+    assert str(error) == "unknown strategy 'evolutoin'; did you mean 'evolution'? known: random, evolution"
+
+
+def test_nothing_near_lists_what_is_known():
+    assert str(unknown("step", "xyz", ["search"])) == "unknown step 'xyz'; known: search"
+    assert did_you_mean("xyz", ["search"]) == ""
