@@ -1,0 +1,304 @@
+"""One door for data: whatever layout the labels came in, a `Dataset` of splits of `Sample`s comes out.
+
+`open_dataset` reads the user's files once, keeps what it learned (paths, sizes, boxes: not the pixels) in one
+file under the cache folder, and never writes anywhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.account import Account
+from utils.errors import UserError
+
+SCHEMA = 1  # of the cache file; raise it when a reader changes what it keeps
+REPO = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its objects.
+
+    image: path of a file that is read, never written.
+    boxes: float32 [n, 4], centre x, centre y, width, height as fractions (0..1) of the upright image.
+    cls: int64 [n], 0 is the first class. n may be 0: a background image.
+    shape: (height, width) in pixels of the upright image, that is after the turn its EXIF tag asks for.
+    content: equal for two samples exactly where their files hold the same bytes.
+    """
+
+    image: Path
+    boxes: np.ndarray
+    cls: np.ndarray
+    shape: tuple[int, int]
+    content: str = ""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Named splits of samples over one list of class names.
+
+    splits: 'train' (all that may be learned from), 'search_train' and 'search_val' (disjoint parts of it: a search
+    learns from one and scores on the other), 'val' (reported on, never searched on), sometimes 'test'.
+    """
+
+    name: str
+    names: list[str]
+    splits: dict[str, list[Sample]]
+    source: str
+    format: str
+    licence: str = "not stated"
+    account: Account = field(default_factory=Account)
+
+    @property
+    def nc(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+    def boxes_per_class(self, split: str) -> dict[str, int]:
+        """How many boxes of each class a split holds."""
+        counts = np.zeros(self.nc, np.int64)
+        for sample in self.splits[split]:
+            counts += np.bincount(sample.cls, minlength=self.nc)
+        return dict(zip(self.names, counts.tolist(), strict=True))
+
+    def summary(self) -> str:
+        """Images, boxes and classes per split; what was dropped or changed, and why."""
+        lines = [f"data: {self.name} ({self.format}) from {self.source}; licence: {self.licence}"]
+        shown = self.names if self.nc <= 12 else []
+        head = ["split", "images", "no boxes", "boxes", *(shown or ["classes seen"])]
+        rows = [head]
+        for split, samples in self.splits.items():
+            per_class = self.boxes_per_class(split)
+            seen = [str(per_class[n]) for n in shown] or [
+                f"{sum(v > 0 for v in per_class.values())} of {self.nc}"
+            ]
+            empty = sum(len(s.cls) == 0 for s in samples)
+            rows.append([split, str(len(samples)), str(empty), str(sum(per_class.values())), *seen])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines += [
+            "  "
+            + "  ".join(
+                c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        return "\n".join(lines + ["  " + line for line in self.account.lines()])
+
+
+@dataclass
+class Reading:
+    """What a format reader hands over: splits as declared, and the files whose change makes it stale."""
+
+    name: str
+    format: str
+    names: list[str]
+    splits: dict[str, list[Sample]]
+    watch: list[Path]
+    account: Account
+    licence: str = "not stated"
+
+
+def open_dataset(source: str | Path, cache: Path, *, seed: int = 0, val_fraction: float = 0.2) -> Dataset:
+    """Open a YOLO data set YAML, a Pascal VOC folder, a COCO JSON (or a folder with some), or a card of ours.
+
+    source: path of the YAML, JSON or folder; `data/digits.yaml` needs no files besides itself.
+    cache: folder of ours to remember the conversion in; the second opening of unchanged data reads only that.
+    seed, val_fraction: how 'search_train' and 'search_val' are carved from 'train' (and 'val' too, with a notice,
+    where the source declares none). Same source, seed and fraction: same splits.
+
+    Raises UserError, in one line, for everything that can be wrong with the user's data.
+    """
+    if not 0 < val_fraction < 1:
+        raise UserError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
+    path = find_source(source)
+    reading = _read_or_recall(path, Path(cache))
+    return _finish(reading, path, seed, val_fraction)
+
+
+def find_source(source: str | Path) -> Path:
+    """The absolute path of a data source; cards of ours (data/digits.yaml) are found from any folder."""
+    path = Path(source).expanduser()
+    for candidate in (path, REPO / path):
+        if candidate.exists():
+            return candidate.absolute()
+    raise UserError(
+        f"data {str(source)!r} does not exist; give a YOLO data set YAML, a Pascal VOC folder, a COCO JSON, "
+        "or data/digits.yaml"
+    )
+
+
+def _finish(reading: Reading, path: Path, seed: int, val_fraction: float) -> Dataset:
+    """Check that the splits can be used, and carve those that the source does not declare."""
+    from data.split import carve, shared_content
+
+    declared, account = dict(reading.splits), Account(**json.loads(json.dumps(vars(reading.account))))
+    for split, samples in declared.items():
+        if not samples:
+            raise UserError(f"data {path}: no images in split {split!r}")
+        if split != "test" and not any(len(s.cls) for s in samples):
+            raise UserError(
+                f"data {path}: no labels at all in split {split!r} ({len(samples)} images without boxes)"
+            )
+    splits: dict[str, list[Sample]] = {}
+    splits["train"] = declared.get("train") or declared["search_train"] + declared["search_val"]
+    if "val" not in declared:
+        splits["train"], declared["val"] = carve(
+            splits["train"], len(reading.names), val_fraction, seed, "val"
+        )
+        account.say(
+            f"no val split declared: {len(declared['val'])} of the images set aside for it by seed {seed}"
+        )
+    if "search_train" in declared:
+        splits["search_train"], splits["search_val"] = declared["search_train"], declared["search_val"]
+    else:
+        splits["search_train"], splits["search_val"] = carve(
+            splits["train"], len(reading.names), val_fraction, seed, "search_val"
+        )
+    splits["val"] = declared["val"]
+    if "test" in declared:
+        splits["test"] = declared["test"]
+    for split in ("val", "test"):
+        same = shared_content(splits["train"], splits.get(split, []))
+        if same:
+            account.say(f"{same} images of {split} are also in train: scores on {split} will flatter")
+    unseen = [
+        n
+        for n, c in zip(reading.names, _class_counts(splits["train"], len(reading.names)), strict=True)
+        if not c
+    ]
+    if unseen:
+        account.say(
+            f"no box in train for {len(unseen)} of {len(reading.names)} classes: {', '.join(unseen[:8])}{', ...' if len(unseen) > 8 else ''}"
+        )
+    return Dataset(reading.name, reading.names, splits, str(path), reading.format, reading.licence, account)
+
+
+def _class_counts(samples: list[Sample], nc: int) -> list[int]:
+    return np.bincount(np.concatenate([s.cls for s in samples]), minlength=nc).tolist()
+
+
+# Reading once ---------------------------------------------------------------------------------------------------
+
+
+def _read_or_recall(path: Path, cache: Path) -> Reading:
+    """The reading of `path` from the cache if nothing changed since, else from the source."""
+    from data.images import contents, fingerprint
+
+    memory = cache / f"{path.stem or 'data'}-{hashlib.sha1(str(path).encode()).hexdigest()[:12]}.npz"
+    if memory.exists():
+        recalled = _recall(memory, fingerprint)
+        if recalled:
+            return recalled
+    reading = read(path, cache)
+    keys = iter(contents([s.image for samples in reading.splits.values() for s in samples]))
+    reading.splits = {k: [replace(s, content=next(keys)) for s in v] for k, v in reading.splits.items()}
+    _remember(memory, reading, fingerprint(reading.watch))
+    return reading
+
+
+def read(path: Path, cache: Path) -> Reading:
+    """Read a source by what it looks like. `cache` is only for data we make ourselves (the digits)."""
+    from data import coco, voc, yolo_format
+    from data.card import load_card
+
+    if path.is_dir():
+        if voc.looks_like(path):
+            return voc.read_folder(path)
+        if coco.looks_like(path):
+            return coco.read_folder(path)
+        card = yolo_format.yaml_inside(path)
+        if card is None:
+            raise UserError(
+                f"data {path} is none of the known layouts: looked for Annotations/*.xml (Pascal VOC), "
+                "annotations/*.json or *.json (COCO) and data.yaml (YOLO)"
+            )
+        path = card
+    if path.suffix.lower() == ".json":
+        return coco.read_file(path)
+    if path.suffix.lower() not in {".yaml", ".yml"}:
+        raise UserError(
+            f"data {path}: expected a .yaml, a .json or a folder, got a {path.suffix or 'file without suffix'}"
+        )
+    card_dict = load_card(path)
+    readers: dict[str, Callable[[dict[str, Any], Path], Reading]] = {
+        "yolo": yolo_format.read_card,
+        "voc": voc.read_card,
+        "coco": coco.read_card,
+    }
+    if card_dict["format"] == "digits":
+        from data.digits import read_card
+
+        return read_card(card_dict, path, cache)
+    return readers[card_dict["format"]](card_dict, path)
+
+
+def _remember(memory: Path, reading: Reading, mark: str) -> None:
+    """Write a reading as one .npz: numbers as arrays, the rest as one JSON text. Whole or not at all."""
+    samples = [s for split in reading.splits.values() for s in split]
+    header = {
+        "schema": SCHEMA,
+        "fingerprint": mark,
+        "name": reading.name,
+        "format": reading.format,
+        "names": reading.names,
+        "licence": reading.licence,
+        "watch": [str(p) for p in reading.watch],
+        "account": vars(reading.account),
+        "splits": {split: len(members) for split, members in reading.splits.items()},
+        "images": [str(s.image) for s in samples],
+        "contents": [s.content for s in samples],
+    }
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    neighbour = memory.with_name(f".{os.getpid()}-{memory.name}")
+    try:
+        np.savez(
+            neighbour,
+            header=np.frombuffer(json.dumps(header).encode(), np.uint8),
+            boxes=np.concatenate([s.boxes for s in samples]) if samples else np.zeros((0, 4), np.float32),
+            cls=np.concatenate([s.cls for s in samples]) if samples else np.zeros(0, np.int64),
+            counts=np.array([len(s.cls) for s in samples], np.int64),
+            shapes=np.array([s.shape for s in samples], np.int64).reshape(-1, 2),
+        )
+        os.replace(neighbour, memory)
+    finally:
+        neighbour.unlink(missing_ok=True)
+
+
+def _recall(memory: Path, fingerprint: Callable[[list[Path]], str]) -> Reading | None:
+    """A remembered reading, or None where it is of another version, damaged, or the source has changed."""
+    try:
+        with np.load(memory, allow_pickle=False) as file:
+            arrays = {k: file[k] for k in file.files}
+        header = json.loads(arrays["header"].tobytes())
+    except (OSError, ValueError, KeyError, EOFError):  # a half-written or foreign file: read the source again
+        return None
+    watch = [Path(p) for p in header["watch"]] if header.get("schema") == SCHEMA else []
+    if not watch or header["fingerprint"] != fingerprint(watch):
+        return None
+    ends = np.cumsum(arrays["counts"])
+    boxes, cls = np.split(arrays["boxes"], ends[:-1]), np.split(arrays["cls"], ends[:-1])
+    shapes = [(int(h), int(w)) for h, w in arrays["shapes"]]
+    samples = [
+        Sample(Path(image), boxes[i], cls[i], shapes[i], content)
+        for i, (image, content) in enumerate(zip(header["images"], header["contents"], strict=True))
+    ]
+    splits, start = {}, 0
+    for split, n in header["splits"].items():
+        splits[split], start = samples[start : start + n], start + n
+    return Reading(
+        header["name"],
+        header["format"],
+        header["names"],
+        splits,
+        watch,
+        Account(**header["account"]),
+        header["licence"],
+    )

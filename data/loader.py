@@ -1,0 +1,230 @@
+"""From samples to batches: Ultralytics' augmentation, our order, our seeds, nobody else's files.
+
+An epoch is a function of (samples, settings, seed, epoch): the order, and the augmentation of each image, are drawn
+from generators seeded by just these. So a resumed training sees the very bytes it would have seen, with any
+number of workers, and nothing here disturbs the random numbers of the rest of the process.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from data.dataset import Sample
+from data.hyp import check_hyp
+from data.pixels import PIXELS, Pixels
+from utils.offline import quiet_ultralytics
+
+
+def make_loader(
+    samples: Sequence[Sample],
+    names: Sequence[str],
+    imgsz: int,
+    batch: int,
+    *,
+    train: bool,
+    hyp: dict[str, Any] | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    epochs: int | None = None,
+    pixels: Pixels = PIXELS,
+) -> DetectionLoader:
+    """Batches of `samples` at imgsz x imgsz.
+
+    train: shuffled and augmented by `hyp` (as `data.hyp.load_hyp` returns it); else in order, letterboxed only.
+    epochs: length of the training; needed for `close_mosaic`, which counts from its end.
+    workers: processes that prepare batches; 0 prepares them in this one. The batches do not depend on it.
+
+    Each batch is a dict:
+        img        uint8 [B, 3, imgsz, imgsz], RGB, 0..255 (divide it by 255)
+        bboxes     float32 [N, 4], xywh (centre) as fractions of imgsz; N may be 0
+        cls        float32 [N, 1], 0 is the first class
+        batch_idx  float32 [N], which image of the batch a box belongs to
+        im_file    tuple of B paths
+        ori_shape  tuple of B (height, width) in pixels of the upright original
+        ratio_pad  tuple of B ((ratio_h, ratio_w), (left, top)): pixel = original * ratio + pad. Not when training.
+    Call `set_epoch(e)` before each epoch of a training.
+    """
+    dataset = DetectionData(
+        samples, names, imgsz, train=train, hyp=hyp, seed=seed, epochs=epochs, pixels=pixels
+    )
+    return DetectionLoader(dataset, batch, shuffle=train, seed=seed, workers=workers)
+
+
+class DetectionData(TorchDataset):
+    """Samples as Ultralytics' transforms want to see a data set: `get_image_and_label`, `cache`, `data`, `buffer`.
+
+    Index it by (epoch, i). It is not a YOLODataset, which would scan folders and write labels.cache beside them.
+    """
+
+    cache = "ram"  # tells Mosaic to pick its partners among all images instead of the last few loaded
+    use_obb = use_keypoints = use_segments = False
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        names: Sequence[str],
+        imgsz: int,
+        *,
+        train: bool,
+        hyp: dict[str, Any] | None,
+        seed: int,
+        epochs: int | None,
+        pixels: Pixels,
+    ) -> None:
+        assert len(samples), "a loader needs samples"
+        self.samples, self.imgsz, self.seed, self.pixels = list(samples), imgsz, seed, pixels
+        self.data: dict[str, Any] = {"names": dict(enumerate(names))}
+        self.buffer = range(len(self.samples))
+        pixels.preload(self.samples, imgsz)
+        settings = check_hyp(hyp or {})
+        close = settings["close_mosaic"]
+        last = close if close >= 1 else round(close * (epochs or 0))
+        self.mosaic_until = epochs - last if train and epochs is not None else math.inf
+        self.transforms = _training_transforms(self, settings) if train else _plain_transforms(imgsz)
+        calm = {**settings, "mosaic": 0.0, "mixup": 0.0, "cutmix": 0.0}
+        self.calm_transforms = _training_transforms(self, calm) if train else self.transforms
+        self.train = train
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """The transformed image of (epoch, i), with its boxes."""
+        epoch, i = key
+        if not self.train:
+            return self.transforms(self.get_image_and_label(i))
+        with private_random(self.seed, epoch, i):
+            transforms = self.transforms if epoch < self.mosaic_until else self.calm_transforms
+            return transforms(self.get_image_and_label(i))
+
+    def get_image_and_label(self, i: int) -> dict[str, Any]:
+        """Image i before any transform; Mosaic and MixUp call this for their partners."""
+        from ultralytics.utils.instance import Instances
+
+        sample = self.samples[i]
+        image = self.pixels.get(sample, self.imgsz).copy()  # transforms write into it
+        h, w = image.shape[:2]
+        return {
+            "im_file": str(sample.image),
+            "img": image,
+            "cls": sample.cls[:, None].astype(np.float32),
+            "instances": Instances(sample.boxes.copy(), np.zeros((0, 1000, 2), np.float32), normalized=True),
+            "ori_shape": sample.shape,
+            "resized_shape": (h, w),
+            "ratio_pad": (h / sample.shape[0], w / sample.shape[1]),
+        }
+
+
+def _training_transforms(data: DetectionData, settings: dict[str, float]) -> Any:
+    quiet_ultralytics()
+    from ultralytics.data.augment import Albumentations, Compose, Format, v8_transforms
+
+    hyp = SimpleNamespace(**settings, copy_paste=0.0, copy_paste_mode="flip")  # copy-paste needs masks
+    chain = v8_transforms(data, data.imgsz, hyp).transforms
+    # Albumentations acts only where the optional package happens to be installed, from a generator of its own:
+    # the same experiment must not train differently on two machines.
+    chain = [t for t in chain if not isinstance(t, Albumentations)]
+    return Compose([*chain, Format(bbox_format="xywh", normalize=True, batch_idx=True, bgr=settings["bgr"])])
+
+
+def _plain_transforms(imgsz: int) -> Any:
+    quiet_ultralytics()
+    from ultralytics.data.augment import Compose, Format, LetterBox
+
+    return Compose(
+        [LetterBox((imgsz, imgsz), scaleup=False), Format(bbox_format="xywh", normalize=True, batch_idx=True)]
+    )
+
+
+@contextmanager
+def private_random(*key: int) -> Iterator[None]:
+    """Inside, `random` and `np.random` draw from a stream of `key` alone; afterwards they go on as if nothing was.
+
+    Ultralytics' transforms use the two global generators. (A thread that draws from them meanwhile shares the stream.)
+    """
+    outer, outer_np = random.getstate(), np.random.get_state()
+    word = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(word)
+    np.random.seed(word)
+    try:
+        yield
+    finally:
+        random.setstate(outer)
+        np.random.set_state(outer_np)
+
+
+class EpochOrder(Sampler):
+    """(epoch, i) for every i, in an order drawn from (seed, epoch), or in order."""
+
+    def __init__(self, n: int, shuffle: bool, seed: int) -> None:
+        self.n, self.shuffle, self.seed, self.epoch = n, shuffle, seed, 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = (
+            np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+            if self.shuffle
+            else range(self.n)
+        )
+        return iter([(self.epoch, int(i)) for i in order])
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class DetectionLoader(DataLoader):
+    """A DataLoader whose epochs can be named: `set_epoch(e)`, then iterate."""
+
+    def __init__(self, dataset: DetectionData, batch: int, *, shuffle: bool, seed: int, workers: int) -> None:
+        super().__init__(
+            dataset,
+            batch_size=batch,
+            sampler=EpochOrder(len(dataset), shuffle, seed),
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            worker_init_fn=_one_thread,
+            generator=torch.Generator().manual_seed(
+                seed
+            ),  # else each epoch draws from torch's global generator
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Order and augmentation of the next iteration are those of `epoch` (from 0)."""
+        assert isinstance(self.sampler, EpochOrder)
+        self.sampler.set_epoch(epoch)
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack images, join boxes and number them by their image."""
+    out: dict[str, Any] = {
+        "img": torch.stack([item["img"] for item in items]),
+        "bboxes": torch.cat([item["bboxes"].reshape(-1, 4).float() for item in items]),
+        "cls": torch.cat([item["cls"].reshape(-1, 1).float() for item in items]),
+        "batch_idx": torch.cat([item["batch_idx"] + i for i, item in enumerate(items)]),
+    }
+    for key in ("im_file", "ori_shape", "ratio_pad"):
+        if all(key in item for item in items):
+            out[key] = tuple(item[key] for item in items)
+    return out
+
+
+Batch = dict[str, Tensor | tuple[Any, ...]]
