@@ -1,0 +1,24 @@
+"""From a loader's batch to what a detector takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def prepare(batch: Mapping[str, Any], device: torch.device, channels_last: bool = False) -> dict[str, Any]:
+    """Move the tensors of a batch to `device`; uint8 images become float32 in 0..1.
+
+    batch: `img` [B, 3, H, W] uint8 (0..255) or float32 (0..1); other tensors are only moved, the rest stays.
+    """
+    ready = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    images = ready["img"]
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    ready["img"] = images
+    return ready

@@ -1,0 +1,47 @@
+"""Device and number format of a training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from torch import nn
+
+from utils.errors import UserError
+
+
+class Autocast(MixedPrecision):
+    """Mixed precision that leaves the inputs alone: Fabric's would round box coordinates to bf16 as well
+    (at 640 px an error of more than a pixel). Autocast itself casts what convolutions take."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def make_fabric(device: torch.device, precision: str, devices: int = 1, strategy: str = "auto") -> Fabric:
+    """`precision`: fp32, bf16 or fp16. More than one of `devices` trains data-parallel (strategy "ddp")."""
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError(f"train.precision=fp16 needs CUDA, not {device.type}; use bf16 or fp32")
+    plugins: list[Any] = []
+    if precision != "fp32":
+        plugins = [Autocast("16-mixed" if precision == "fp16" else "bf16-mixed", device.type)]
+    chosen = [device.index or 0] if device.type == "cuda" and devices == 1 else devices
+    return Fabric(accelerator=device.type, devices=chosen, strategy=strategy, plugins=plugins)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is computed in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def choose_precision(wanted: str, device: torch.device, detector: nn.Module, loader: object) -> str:
+    """fp32, bf16 or fp16 for `train.precision`."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "fp32"

@@ -1,0 +1,310 @@
+"""The one training loop: any object with `loss(batch) -> dict[str, Tensor]`, on one device or many."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from utils.batch import prepare
+from utils.errors import UserError
+from utils.files import write_bytes
+from utils.optimize import Ema, Schedule, build_optimizer
+from utils.precision import Autocast, choose_precision, make_fabric
+from utils.settings import TrainSettings
+
+Row = dict[str, float]
+CHECK_EVERY = 16  # steps between two looks at the loss; each look makes a GPU wait
+
+
+class TrainingFailed(RuntimeError):
+    """This training cannot go on (NaN loss, out of memory, nothing to learn from); the next one may."""
+
+
+@dataclass
+class TrainResult:
+    """detector: the averaged weights, in eval mode; metrics: of the last validation, in full;
+    curve: one row an epoch; seconds: wall time, of all sittings; steps: optimizer steps."""
+
+    detector: nn.Module
+    curve: list[Row]
+    metrics: dict[str, float]
+    seconds: float
+    steps: int
+
+
+def train(
+    detector: nn.Module,
+    train_loader: DataLoader,
+    *,
+    settings: TrainSettings,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    on_epoch: Callable[[Row], None] | None = None,
+    checkpoint: Path | None = None,
+    progress: bool | None = None,
+    fabric: Fabric | None = None,
+) -> TrainResult:
+    """Train `detector` for `settings.epochs` passes over `train_loader`.
+
+    detector:   `detector.loss(batch) -> dict[str, Tensor]`, scalars, mean per image; their sum is minimised
+    evaluate:   called with the averaged detector every `val_every` epochs and after the last one
+    on_epoch:   called after each epoch with its row: epoch (from 1), loss (mean over the epoch) and
+                loss/<item>, lr (of the last step), seconds (since the start) and, if it was validated, the
+                metrics without the per-class ones. Whatever it raises stops the training.
+    checkpoint: file to write to now and then, and to go on from if it exists; the caller removes it
+    progress:   bar on stderr; by default only on a terminal
+    fabric:     a launched `Fabric(devices=..., strategy="ddp")` trains on several devices, `settings.batch`
+                images on each
+
+    Raises TrainingFailed with a reason; UserError for a checkpoint that is not of this training.
+    """
+    if len(train_loader) == 0:
+        raise UserError("there are no training images")
+    device = torch.device(device)
+    fabric = fabric or make_fabric(
+        device, choose_precision(settings.precision, device, detector, train_loader)
+    )
+    device, lead = fabric.device, fabric.is_global_zero
+    channels_last = device.type == "cuda" or isinstance(fabric._precision, Autocast)
+    silent = None if progress is None else not progress  # None: tqdm shows the bar only on a terminal
+    seed_everything(seed)
+    if channels_last:
+        detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    scaler = getattr(fabric._precision, "scaler", None)  # a fused step unscales too late for clipping
+    optimizer = build_optimizer(detector, settings, fused=scaler is None)
+    model, optimizer = fabric.setup(LossOf(detector), optimizer)
+    loader = (
+        fabric.setup_dataloaders(train_loader, move_to_device=False)
+        if fabric.world_size > 1
+        else train_loader
+    )
+    batches = len(loader)
+    steps_per_epoch = math.ceil(batches / settings.accumulate)
+    schedule = Schedule(settings, steps_per_epoch)
+    ema = Ema(detector, settings.ema_decay, settings.ema_tau or min(2000.0, schedule.steps / 4))
+    state = State(detector, ema, optimizer, fabric, checkpoint, settings, seed)
+    state.load()
+
+    with plain_failures(settings):
+        for epoch in range(state.epoch, settings.epochs):
+            model.train()
+            set_epoch(loader, epoch)
+            watch, labels = Watch(epoch), 0
+            bar = tqdm(
+                loader, f"epoch {epoch + 1}/{settings.epochs}", leave=False, disable=silent if lead else True
+            )
+            for i, batch in enumerate(bar):
+                # The last window of an epoch may be shorter: its mean is over what it has.
+                window = min(settings.accumulate, batches - i // settings.accumulate * settings.accumulate)
+                closes = (i + 1) % settings.accumulate == 0 or i + 1 == batches
+                batch = prepare(batch, device, channels_last)
+                labels += len(batch.get("cls", "?"))
+
+                with fabric.no_backward_sync(model, enabled=not closes):
+                    losses = model(batch)
+                    loss = sum(losses.values())
+                    fabric.backward(loss / window)
+                watch.add(losses)
+
+                if closes:
+                    lr = schedule.apply(optimizer, state.step)
+                    if settings.clip:
+                        fabric.clip_gradients(
+                            model, optimizer, max_norm=settings.clip, error_if_nonfinite=False
+                        )
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    ema.update(state.step)
+                    state.step += 1
+
+            row = {"epoch": epoch + 1, **watch.close(), "lr": lr}
+            if epoch == 0 and labels == 0:
+                raise TrainingFailed("there is not one label in the training images: nothing to learn from")
+            due = (epoch + 1) % settings.val_every == 0 or epoch + 1 == settings.epochs
+            if evaluate and due and lead:
+                state.metrics = evaluate(ema.detector)
+                row |= {k: v for k, v in state.metrics.items() if "/" not in k}
+            state.close_epoch(row)
+            if on_epoch and lead:
+                on_epoch(dict(state.curve[-1]))
+            fabric.barrier()
+    return TrainResult(ema.detector, state.curve, state.metrics, state.seconds, state.step)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's generators, which initial weights and dropout draw from; data have their own."""
+    torch.manual_seed(seed)
+
+
+class LossOf(nn.Module):
+    """Makes `loss` the forward, which is the call that DDP hooks into."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self.detector.loss(batch)  # type: ignore[operator]
+
+
+class Watch:
+    """The losses of one epoch. They stay on the device and are looked at only now and then."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch, self.checked = epoch, 0
+        self.names: list[str] = []
+        self.rows: list[Tensor] = []
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        self.names = list(losses)
+        self.rows.append(torch.stack([v.detach() for v in losses.values()]))
+        if len(self.rows) - self.checked >= CHECK_EVERY:
+            self.check()
+
+    def check(self) -> None:
+        recent = torch.stack(self.rows[self.checked :]).sum(1)
+        if not recent.isfinite().all():
+            step = int((~recent.isfinite()).nonzero()[0])
+            raise TrainingFailed(
+                f"loss became {recent[step].item()} at epoch {self.epoch + 1}, "
+                f"step {self.checked + step + 1}; try a lower train.lr, or train.precision=fp32"
+            )
+        self.checked = len(self.rows)
+
+    def close(self) -> Row:
+        """Mean of the sum and of each item."""
+        self.check()
+        means = torch.stack(self.rows).double().mean(0)
+        items = {f"loss/{k}": v.item() for k, v in zip(self.names, means, strict=True)}
+        return {"loss": means.sum().item(), **items}
+
+
+class State:
+    """What a training has reached, and the file it survives in.
+
+    Written only between epochs, whole or not at all. With a loader that draws from (seed, epoch), a training
+    that is resumed ends with the same bits, on CPU, as one that was never stopped.
+    """
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        ema: Ema,
+        optimizer: Any,
+        fabric: Fabric,
+        path: Path | None,
+        settings: TrainSettings,
+        seed: int,
+    ) -> None:
+        self.detector, self.ema, self.optimizer, self.fabric = detector, ema, optimizer, fabric
+        self.path, self.settings = path, settings
+        self.identity = {**settings.model_dump(exclude={"checkpoint_seconds", "workers"}), "seed": seed}
+        self.epoch = self.step = 0
+        self.curve: list[Row] = []
+        self.metrics: dict[str, float] = {}
+        self.before = 0.0  # seconds of earlier sittings
+        self.started = self.saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def close_epoch(self, row: Row) -> None:
+        self.epoch += 1
+        self.curve.append({**row, "seconds": self.seconds})
+        waited = time.monotonic() - self.saved
+        if self.epoch < self.settings.epochs and waited >= self.settings.checkpoint_seconds:
+            self.save()
+
+    def save(self) -> None:
+        if self.path is None or not self.fabric.is_global_zero:
+            return
+        content = io.BytesIO()
+        torch.save(
+            {
+                "identity": self.identity,
+                "epoch": self.epoch,
+                "step": self.step,
+                "detector": self.detector.state_dict(),
+                "ema": self.ema.detector.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self._scaler.state_dict() if self._scaler else None,
+                "rng": torch.get_rng_state(),
+                "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "curve": self.curve,
+                "metrics": self.metrics,
+                "seconds": self.seconds,
+            },
+            content,
+        )
+        write_bytes(self.path, content.getvalue())
+        self.saved = time.monotonic()
+
+    def load(self) -> None:
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(
+                f"{self.path} is not a checkpoint that can be read: {error}".splitlines()[0]
+            ) from error
+        changed = [k for k, v in self.identity.items() if saved["identity"].get(k) != v]
+        if changed:
+            k = changed[0]
+            raise UserError(
+                f"{self.path} was written by another training: {k} was {saved['identity'].get(k)!r}, "
+                f"now it is {self.identity[k]!r}"
+            )
+        self.detector.load_state_dict(saved["detector"])
+        self.ema.detector.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self._scaler and saved["scaler"]:
+            self._scaler.load_state_dict(saved["scaler"])
+        torch.set_rng_state(saved["rng"])
+        if saved["rng_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(saved["rng_cuda"])
+        self.epoch, self.step = saved["epoch"], saved["step"]
+        self.curve, self.metrics, self.before = saved["curve"], saved["metrics"], saved["seconds"]
+
+    @property
+    def _scaler(self) -> Any:
+        return getattr(self.fabric._precision, "scaler", None)
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell whatever draws the order and the augmentation which epoch it is."""
+    for part in (loader, getattr(loader, "dataset", None), getattr(loader, "sampler", None)):
+        if part is not None and hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+
+
+@contextmanager
+def plain_failures(settings: TrainSettings) -> Iterator[None]:
+    """Out of memory, on whichever device, as TrainingFailed with what to do about it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).lower()
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not (
+            "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+        ):
+            raise
+        raise TrainingFailed(
+            f"out of memory with train.batch={settings.batch}; try train.batch={max(1, settings.batch // 2)} "
+            f"train.accumulate={settings.accumulate * 2}, or a smaller imgsz"
+        ) from error
