@@ -105,7 +105,7 @@ def knee(front: Sequence[Trial], objectives: Objectives) -> Trial:
     """The trial of a front where giving up a little of one objective stops paying much in another.
 
     Each objective is scaled to 0..1 over the front; the extremes then span the plane sum(f) = 1, and the knee
-    is the point farthest from it towards the ideal point (Das 1999, "On characterizing the 'knee' of the Pareto
+    is the point farthest from it towards the ideal (Das 1999, "On characterizing the 'knee' of the Pareto
     curve"). When no point is farther than the extremes themselves (one or two points, a straight or a bulging
     front) there is no knee, and the best by the first objective is returned. ValueError for an empty front.
     """

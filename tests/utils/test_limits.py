@@ -1,0 +1,102 @@
+"""Limits: what can be written, how much is broken, and whether any architecture meets them."""
+
+import numpy as np
+import pytest
+
+from utils.errors import UserError
+from utils.limits import Limit, broken, check_limits, parse_limits, violation
+
+
+class Blocks:
+    """Ten blocks of width 1, 2 or 3: gflops is their sum, params_m the sum of their squares."""
+
+    choices = {f"b{i}": [2, 1, 3] for i in range(10)}
+
+    def default(self):
+        return dict.fromkeys(self.choices, 2)
+
+    def smallest(self):
+        return dict.fromkeys(self.choices, 1)
+
+    def largest(self):
+        return dict.fromkeys(self.choices, 3)
+
+    def random(self, rng):
+        return {label: c[rng.integers(3)] for label, c in self.choices.items()}
+
+    def complete(self, arch):
+        return dict(arch)
+
+    canonical = complete
+
+    def cost(self, arch, imgsz):
+        return {"gflops": float(sum(arch.values())), "params_m": float(sum(v * v for v in arch.values()))}
+
+
+def check(limits, **kwargs):
+    return check_limits(Blocks(), parse_limits(limits), 64, np.random.default_rng(0), **kwargs)
+
+
+def test_what_can_be_written():
+    assert parse_limits({"gflops": "<= 4", "params_m": ">=0.5, <= 2", "latency_ms": 7}) == [
+        Limit("gflops", "<=", 4.0),
+        Limit("params_m", ">=", 0.5),
+        Limit("params_m", "<=", 2.0),
+        Limit("latency_ms", "<=", 7.0),
+    ]
+    assert parse_limits({}) == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "line"),
+    [
+        ({"glops": "<= 4"}, "unknown limit 'glops'; did you mean 'gflops'"),
+        ({"map50_95": ">= 0.4"}, "unknown limit 'map50_95'"),
+        ({"gflops": "< 4"}, "limit of gflops is '< 4'; write '<= 4' or '>= 4'"),
+        ({"gflops": "<= four"}, "limit of gflops is '<= four'"),
+        ({"gflops": "<= nan"}, "limit of gflops is '<= nan'"),
+        ({"gflops": "=< 4"}, "limit of gflops is '=< 4'"),
+        ({"gflops": True}, "limit of gflops is True"),
+        ({"gflops": ""}, "limit of gflops is ''"),
+    ],
+)
+def test_what_a_user_gets_wrong(limits, line):
+    with pytest.raises(UserError) as error:
+        parse_limits(limits)
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_violation_is_relative_to_the_bound():
+    (at_most,) = parse_limits({"gflops": "<= 4"})
+    assert [at_most.violation({"gflops": g}) for g in (3.0, 4.0, 5.0)] == [0.0, 0.0, 0.25]
+    (at_least,) = parse_limits({"gflops": ">= 4"})
+    assert [at_least.violation({"gflops": g}) for g in (3.0, 4.0, 5.0)] == [0.25, 0.0, 0.0]
+    limits = parse_limits({"gflops": "<= 4", "params_m": "<= 2"})
+    assert violation(limits, {"gflops": 5.0, "params_m": 3.0}) == 0.75
+    assert broken(limits, {"gflops": 5.0, "params_m": 3.0}) == "gflops 5 breaks <= 4; params_m 3 breaks <= 2"
+    assert broken(limits, {"gflops": 5.1, "params_m": 1.0}) == "gflops 5.1 breaks <= 4"
+    assert broken(limits, {"gflops": 4.0, "params_m": 2.0}) is None
+
+
+def test_limits_that_can_be_met():
+    assert check({}) == 1.0
+    assert check({"gflops": "<= 100"}) == 1.0
+    assert 0.3 < check({"gflops": "<= 20"}) < 0.8
+    assert check({"latency_ms": "<= 0"}) == 1.0  # not known before it is measured
+
+
+def test_a_single_feasible_arch_is_found_though_no_sample_is():
+    assert check({"gflops": "<= 10"}) == 0.0
+    assert check({"gflops": ">= 30"}) == 0.0
+    assert check({"gflops": ">= 11, <= 11"}) == 0.0
+
+
+def test_limits_that_no_arch_meets_are_named_with_the_nearest_values():
+    with pytest.raises(UserError, match=r"meets the limits gflops <= 9\.5; the nearest has gflops 10$"):
+        check({"gflops": "<= 9.5"})
+    # 29 GFLOPs need nine blocks of width 3, so at least 9 x 9 + 2 x 2 parameters
+    line = r"gflops >= 29, params_m <= 84; the nearest has gflops \S+, params_m \S+$"
+    with pytest.raises(UserError, match=line):
+        check({"gflops": ">= 29", "params_m": "<= 84"})
+    with pytest.raises(UserError, match="the nearest has latency_ms 10"):
+        check({"latency_ms": "<= 9"}, cost=lambda arch: {"latency_ms": float(sum(arch.values()))})
