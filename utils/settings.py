@@ -42,7 +42,6 @@ class TrainSettings(BaseModel):
         "auto", description="auto: bf16 on CUDA, and on CPUs with AMX when the network is big enough to gain"
     )
     hyp: str = Field("data/hyps/default.yaml", description="file of augmentation settings and loss gains")
-    close_mosaic: int = Field(0, ge=0, description="last epochs without mosaic")
     workers: int | None = Field(None, ge=0, description="loader processes; by default 0 on CPU, 4 on CUDA")
     val_every: int = Field(1, ge=1, description="validate every so many epochs, and always after the last")
     checkpoint_seconds: float = Field(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 
 from utils.batch import prepare
@@ -284,6 +284,41 @@ class State:
     @property
     def _scaler(self) -> Any:
         return getattr(self.fabric._precision, "scaler", None)
+
+
+def shard(loader: DataLoader, fabric: Fabric) -> DataLoader:
+    """The part of `loader` that this device trains on: all of it, or every n-th sample."""
+    if fabric.world_size == 1:
+        return loader
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        sampler=Shard(loader.sampler, fabric.global_rank, fabric.world_size),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+    )
+
+
+class Shard(Sampler):
+    """Samples rank, rank + n, rank + 2n, ... of another sampler; the first ones again where they do not divide,
+    so that all devices take as many steps."""
+
+    def __init__(self, sampler: Any, rank: int, n: int) -> None:
+        self.sampler, self.rank, self.n = sampler, rank, n
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.sampler) / self.n)
+
+    def __iter__(self) -> Iterator[Any]:
+        order = list(self.sampler)
+        order += order[: len(self) * self.n - len(order)]
+        return iter(order[self.rank :: self.n])
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
