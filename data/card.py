@@ -7,12 +7,22 @@ from typing import Any
 
 from utils.errors import UserError, did_you_mean, unknown
 
-# What Ultralytics' own data YAMLs may hold besides; known so that nobody is told off for a valid file.
-KNOWN = {
-    "name", "format", "path", "train", "val", "validation", "valid", "test", "search_train", "search_val", "names",
-    "nc", "licence", "license", "download", "channels", "minival", "roboflow", "kpt_shape", "flip_idx", "author",
-    "description", "imgsz", "scenes", "digits", "scale", "texture", "noise", "seed",
-}  # fmt: skip
+# Keys that a user may misspell with effect; other unknown keys (authors, dates) are nobody's business.
+CHECKED = (
+    "name",
+    "format",
+    "path",
+    "train",
+    "val",
+    "test",
+    "search_train",
+    "search_val",
+    "names",
+    "nc",
+    "licence",
+)
+# Near enough to be taken for a misspelling, but right: other spellings, and what Ultralytics' own files hold.
+FINE = {"validation", "valid", "license", "download", "minival", "channels", "roboflow", "author"}
 FORMATS = ("yolo", "voc", "coco", "digits")
 
 
@@ -33,8 +43,8 @@ def load_card(path: Path) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise UserError(f"data {path} is not a data set YAML: expected keys like train, val, names")
     for key in card:
-        hint = "" if key in KNOWN else did_you_mean(key, KNOWN - set(card))
-        if hint:
+        hint = "" if key in CHECKED or key in FINE else did_you_mean(key, set(CHECKED) - set(card))
+        if hint and card.get("format") != "digits":
             raise UserError(f"data {path}: unknown key {key!r}{hint}")
     card = dict(card)
     card.setdefault("format", "yolo")
@@ -59,7 +69,7 @@ def _names(card: dict[str, Any], path: Path) -> list[str] | None:
             ) from None
         if sorted(names) != list(range(len(names))):
             raise UserError(
-                f"data {path}: names must number the classes 0 to {len(names) - 1}, got {sorted(names)[:12]}"
+                f"data {path}: names must number the classes 0 to {len(names) - 1}, not {sorted(names)[:9]}"
             )
         names = [names[i] for i in range(len(names))]
     if names is not None and (not isinstance(names, list) or not names):

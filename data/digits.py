@@ -54,6 +54,9 @@ def read_card(card: dict[str, Any], path: Path, cache: Path) -> Any:
 
 def check_recipe(card: dict[str, Any], path: Path) -> dict[str, Any]:
     """The recipe of a card with the defaults filled in; UserError where a value cannot be."""
+    for key in card:
+        if key not in DEFAULTS and key not in ("name", "format", "licence", "names"):
+            raise unknown(f"key in data {path}:", key, DEFAULTS)
     recipe = {k: card.get(k, v) for k, v in DEFAULTS.items()}
     for key in ("imgsz", "texture", "noise", "seed"):
         if not isinstance(recipe[key], int) or isinstance(recipe[key], bool) or recipe[key] < 0:

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _ORIENTATION = 274  # the EXIF tag that turns a picture
@@ -16,10 +17,18 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 
-def stored_and_upright(path: Path) -> tuple[tuple[int, int], tuple[int, int], int] | None:
-    """(height, width) as stored, (height, width) as decoded for training, EXIF orientation 1-8; None if corrupt.
+class Probe(NamedTuple):
+    """(height, width) as stored, (height, width) as decoded for training, and the EXIF orientation in between."""
 
-    OpenCV, and so Ultralytics, turns a picture upright by its EXIF tag while decoding; sizes must agree with that.
+    stored: tuple[int, int]
+    upright: tuple[int, int]
+    orientation: int  # 1 (as it is) to 8
+
+
+def probe(path: Path) -> Probe | None:
+    """What an image file is, or None if it is corrupt.
+
+    OpenCV, and so Ultralytics, turns a picture upright by its EXIF tag while decoding: sizes agree with that.
     The header is read, and PNGs check their sums; the pixels are decoded only where a file looks suspicious
     (a turned one, a JPEG that does not end as JPEGs do), which keeps 100,000 images a matter of seconds.
     """
@@ -31,11 +40,11 @@ def stored_and_upright(path: Path) -> tuple[tuple[int, int], tuple[int, int], in
             im.verify()
         orientation = _orientation(path, kind)
         if orientation in range(2, 9):
-            return _decoded(path, stored, orientation)
+            return _turned(path, stored, orientation)
         if kind in {"JPEG", "MPO"} and not _ends_like_jpeg(path):
             with Image.open(path) as im:
                 im.load()  # raises where data is missing; trailing bytes after a whole picture are fine
-        return stored, stored, 1
+        return Probe(stored, stored, 1)
     except Exception:  # PIL raises a dozen kinds on hostile bytes; any of them means: not usable
         return None
 
@@ -50,9 +59,7 @@ def _orientation(path: Path, kind: str | None) -> int:
         return int(im.getexif().get(_ORIENTATION, 1))
 
 
-def _decoded(
-    path: Path, stored: tuple[int, int], orientation: int
-) -> tuple[tuple[int, int], tuple[int, int], int] | None:
+def _turned(path: Path, stored: tuple[int, int], orientation: int) -> Probe | None:
     """Which decoders honour the tag depends on format and version: ask the one that training uses."""
     import cv2
     import numpy as np
@@ -61,8 +68,8 @@ def _decoded(
     if im is None:
         return None
     upright = (im.shape[0], im.shape[1])
-    square_or_turned = upright == stored[::-1]
-    return stored, upright, orientation if (orientation < 5 or square_or_turned) else 1
+    honoured = upright == (stored[::-1] if orientation >= 5 else stored)
+    return Probe(stored, upright, orientation if honoured else 1)
 
 
 def _ends_like_jpeg(path: Path) -> bool:

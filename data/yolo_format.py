@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from data.account import Account, judge_boxes
+from data.account import Account
+from data.boxes import judge_boxes
 from data.card import how_to_get, licence_of, load_card, root_of
 from data.dataset import Dataset, Reading, Sample
-from data.images import SUFFIXES, list_images, stored_and_upright
+from data.images import SUFFIXES, list_images, probe
 from data.progress import progress
 from utils.errors import UserError
 from utils.files import write_text
@@ -133,14 +134,16 @@ def read_images(
         if not image.is_file():
             account.note("missing image", shown)
             continue
-        probed = stored_and_upright(image)
-        if probed is None:
+        found = probe(image)
+        if found is None:
             corrupt += 1
             account.note("corrupt image", shown)
             continue
         rows = read_label(label_of(image), names)
-        boxes, cls = judge_boxes([r[1:] for r in rows], [int(r[0]) for r in rows], probed[1], shown, account)
-        samples.append(Sample(image, boxes, cls, probed[1]))
+        boxes, cls = judge_boxes(
+            [r[1:] for r in rows], [int(r[0]) for r in rows], found.upright, shown, account
+        )
+        samples.append(Sample(image, boxes, cls, found.upright))
     fail_if_most_are_corrupt(corrupt, len(samples), split, account)
     return samples
 
