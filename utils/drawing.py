@@ -1,0 +1,73 @@
+"""What all drawings share: colours, titles, and how an arch is put into words."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from utils.history import Arch, Trial
+
+Figure = dict[str, Any]
+
+ACCENT, BASE, OTHER, MUTED = "#3d7be0", "#e8792b", "#1f9e89", "#98a2b3"
+# Grey for poor to orange-red for best: the best lines stand out on white and on black.
+SCALE = [(0.0, "#a9b4c2"), (0.45, "#7aa5e6"), (0.75, "#3d6fe0"), (1.0, "#d6336c")]
+UNUSED = "unused"  # a gene that does nothing in this arch, dropped from its canonical form
+
+TITLES = {
+    "map50_95": "mAP50-95",
+    "map50": "mAP50",
+    "params_m": "params (M)",
+    "gflops": "GFLOPs",
+    "latency_ms": "latency (ms)",
+    "top1": "top-1",
+}
+
+
+def title(key: str) -> str:
+    return TITLES.get(key, key)
+
+
+def difference(arch: Arch, base: Arch | None) -> dict[str, Any]:
+    """The genes in which `arch` differs from `base`; all of them when there is no base."""
+    if base is None:
+        return dict(arch)
+    labels = [*arch, *(k for k in base if k not in arch)]
+    return {k: arch.get(k, UNUSED) for k in labels if arch.get(k) != base.get(k)}
+
+
+def describe(trial: Trial, base: Arch | None, most: int = 12) -> str:
+    """Hover text: the metrics, then how the arch differs from the default."""
+    lines = [f"<b>trial {trial.number}</b>"] if trial.number >= 0 else []
+    lines += [f"{title(k)} {v:.4g}" for k, v in trial.metrics.items() if "/" not in k]
+    if trial.reward is not None:
+        lines.append(f"reward {trial.reward:.4g}")
+    genes = [f"{k} = {v}" for k, v in difference(trial.arch, base).items()]
+    if not genes:
+        genes = ["the default"] if base is not None else []
+    if len(genes) > most:
+        genes = [*genes[:most], f"and {len(genes) - most} more"]
+    return "<br>".join([*lines[:1], *map(html.escape, lines[1:]), "", *map(html.escape, genes)])
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def y_axis(text: str) -> Figure:
+    return {"title": {"text": text}, "automargin": True}
+
+
+def layout(height: int, **axes: Mapping[str, Any]) -> Figure:
+    return {
+        "height": height,
+        "margin": {"l": 52, "r": 16, "t": 36, "b": 48},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "hovermode": "closest",
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        **{name: dict(axis) for name, axis in axes.items()},
+    }

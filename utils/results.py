@@ -1,0 +1,284 @@
+"""What a search leaves behind, written from its history: end table, CSV, the top models as JSON, status."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.drawing import title
+from utils.errors import UserError
+from utils.files import write_text
+from utils.history import Trial, read_lines
+from utils.pareto import knee
+from utils.runs import (
+    Objectives,
+    Run,
+    baseline_of,
+    completed,
+    duration,
+    front_of,
+    process_alive,
+    quality_of,
+    read_json,
+    read_run,
+    run_state,
+    search_cost,
+    top_trials,
+)
+
+SCHEMA = 1
+TABLE_METRICS = ("map50_95", "params_m", "gflops", "latency_ms")
+
+
+def highlights(
+    trials: Sequence[Trial], objectives: Objectives, baseline: Trial | None
+) -> list[tuple[str, Trial]]:
+    """Rows of the end table: baseline, best quality, best reward, knee of the front (those that exist)."""
+    rows = [("baseline", baseline)] if baseline else []
+    quality = quality_of(objectives)
+    scored = [t for t in completed(trials) if quality in t.metrics]
+    best = min(scored, key=lambda t: (-t.metrics[quality], t.number)) if scored else None
+    front = front_of(trials, objectives)
+    top = top_trials(trials, 1)
+    rows += [(f"best {title(quality).split('50')[0]}", best)] if best else []
+    rows += [("best reward", top[0])] if top else []
+    rows += [("knee of the front", knee(front, dict(objectives)))] if front else []
+    return rows
+
+
+def gain(value: float, base: float) -> tuple[float, float | None]:
+    """(absolute, percent of the baseline); percent is None where the baseline is 0."""
+    return value - base, (value - base) / abs(base) * 100 if base else None
+
+
+def signed(value: float, digits: int = 4) -> str:
+    return f"{value:+.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:+.1f} %"
+
+
+def results_table(history: Sequence[Trial], objectives: Objectives, *, baseline: bool = True) -> str:
+    """The table at the end of a search; under each row what it gains on the baseline, absolute and percent.
+
+    `baseline=False` for a search that did not run the unsearched default as trial 0.
+    """
+    base = baseline_of(history) if baseline else None
+    rows = highlights(history, objectives, base)
+    if not rows:
+        return f"no trial completed ({len(history)} in the history)"
+    wanted = list(dict.fromkeys([quality_of(objectives), *TABLE_METRICS, *objectives]))
+    keys = [k for k in wanted if any(k in t.metrics for _, t in rows)]
+    widths = [max(len(title(k)), 9) for k in [*keys, "reward"]]
+    name_width = max(len(name) for name, _ in rows)
+
+    def line(name: str, number: str, cells: list[str]) -> str:
+        tail = "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))
+        return f"{name:<{name_width}}  {number:>5}  {tail}".rstrip()
+
+    lines = [line("", "trial", [title(k) for k in [*keys, "reward"]])]
+    for name, trial in rows:
+        values = [trial.metrics.get(k) for k in keys] + [trial.reward]
+        lines.append(line(name, str(trial.number), ["" if v is None else f"{v:.4f}" for v in values]))
+        if base is None or trial is base:
+            continue
+        start = [base.metrics.get(k) for k in keys] + [base.reward]
+        gains = [None if v is None or b is None else gain(v, b) for v, b in zip(values, start, strict=True)]
+        lines.append(line("", "", ["" if g is None else signed(g[0]) for g in gains]))
+        lines.append(line("", "", ["" if g is None else percent(g[1]) for g in gains]))
+    if base is None:
+        lines.append("(no complete baseline in this history, so gains cannot be given)")
+    return "\n".join(lines)
+
+
+def write_csv(run_dir: str | Path, history: Sequence[Trial]) -> Path:
+    """`results.csv`: one row a trial, infeasible ones last, choices as `arch.<label>`; nothing is rounded."""
+    rows = sorted(history, key=lambda t: (t.state == "infeasible", t.number))
+    metrics = list(dict.fromkeys(k for t in rows for k in t.metrics))
+    labels = list(dict.fromkeys(k for t in rows for k in t.arch))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    choices = [f"arch.{k}" for k in labels]
+    writer.writerow(["number", "state", "reward", *metrics, *choices, "seconds", "seed", "reason"])
+    for t in rows:
+        values = [t.metrics.get(k) for k in metrics] + [t.arch.get(k) for k in labels]
+        writer.writerow([t.number, t.state, t.reward, *values, t.seconds, t.seed, t.reason])
+    path = Path(run_dir) / "results.csv"
+    write_text(path, text.getvalue())
+    return path
+
+
+def write_top(
+    run_dir: str | Path,
+    history: Sequence[Trial],
+    k: int,
+    *,
+    space: str,
+    data: str,
+    imgsz: int,
+    versions: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """`top/1..k.json` by reward, each with its metrics, and the same records as a list in `top_models.json`.
+
+    Files that an earlier call left at a rank now taken by another trial (1.pt, 1.onnx, ...) belong to that
+    trial: they are set aside as `1.trial0017.pt`, never left beside the wrong JSON and never deleted. What
+    `extend_top` added to a record stays with its trial.
+    """
+    folder = Path(run_dir) / "top"
+    folder.mkdir(parents=True, exist_ok=True)
+    old = {rank: read_json(folder / f"{rank}.json") for rank in _ranks(folder)}
+    extras = {r.get("trial"): {x: v for x, v in r.items() if x not in RECORD} for r in old.values()}
+    records, paths = [], []
+    for rank, trial in enumerate(top_trials(history, k), start=1):
+        record = {
+            "schema": SCHEMA,
+            "space": space,
+            "arch": trial.arch,
+            "metrics": trial.metrics,
+            "reward": trial.reward,
+            "trial": trial.number,
+            "data": data,
+            "imgsz": imgsz,
+            "versions": dict(versions or {}),
+        } | extras.get(trial.number, {})
+        if rank in old and old[rank].get("trial") != trial.number:
+            _set_aside(folder, rank, old[rank].get("trial"))
+        records.append(record)
+        paths.append(folder / f"{rank}.json")
+        write_text(paths[-1], _dumps(record))
+    for rank in old:
+        if rank > len(records):
+            _set_aside(folder, rank, old[rank].get("trial"))
+            (folder / f"{rank}.json").unlink()
+    write_text(Path(run_dir) / "top_models.json", _dumps(records))
+    return paths
+
+
+RECORD = {"schema", "space", "arch", "metrics", "reward", "trial", "data", "imgsz", "versions"}
+
+
+def extend_top(run_dir: str | Path, rank: int, **extra: Any) -> Path:
+    """Add to `top/<rank>.json` what came later, e.g. `retrained={"epochs": 50, "metrics": {...}}`."""
+    clash = RECORD & set(extra)
+    assert not clash, f"the search's own keys cannot be replaced: {clash}"
+    path = Path(run_dir) / "top" / f"{rank}.json"
+    write_text(path, _dumps(load_arch_file(path) | extra))
+    return path
+
+
+def _ranks(folder: Path) -> list[int]:
+    return sorted(int(p.stem) for p in folder.glob("*.json") if p.stem.isdigit())
+
+
+def _set_aside(folder: Path, rank: int, trial: Any) -> None:
+    owner = f"trial{trial:04d}" if isinstance(trial, int) else "unknown"
+    for path in folder.glob(f"{rank}.*"):
+        if path.name.count(".") == 1 and path.suffix != ".json":
+            path.rename(folder / f"{rank}.{owner}{path.suffix}")
+
+
+def load_arch_file(path: str | Path) -> dict[str, Any]:
+    """Read `top/N.json`. Needs `schema`, `space`, `arch` and `imgsz`; the rest is filled with empty values.
+
+    UserError, one line, for anything that is not such a file.
+    """
+    name = str(path)
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+        record = json.loads(text, parse_constant=_no_constant)
+    except FileNotFoundError:
+        raise UserError(f"no file {name!r}; expected an architecture, like runs/<name>/top/1.json") from None
+    except IsADirectoryError:
+        raise UserError(
+            f"{name!r} is a folder; expected an architecture, like runs/<name>/top/1.json"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read {name!r}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{name!r} is a binary file, not JSON (weights go to --weights)") from None
+    except RecursionError:
+        raise UserError(f"{name!r} is nested too deeply to be an architecture") from None
+    except ValueError as error:
+        raise UserError(f"{name!r} is not JSON: {error}") from None
+    if isinstance(record, list):
+        raise UserError(f"{name!r} holds a list of {len(record)}; give one architecture, like top/1.json")
+    if not isinstance(record, dict):
+        raise UserError(f"{name!r} holds {type(record).__name__} {record!r}; expected a JSON object")
+    missing = [k for k in ("schema", "space", "arch", "imgsz") if k not in record]
+    if missing:
+        raise UserError(
+            f"{name!r} lacks {', '.join(map(repr, missing))}; it has {', '.join(record) or 'no key'}"
+        )
+    if record["schema"] != SCHEMA or isinstance(record["schema"], bool):
+        raise UserError(f"{name!r} has schema {record['schema']!r}; this version reads schema {SCHEMA}")
+    _check(name, "space", record["space"], str, "a text")
+    _check(name, "arch", record["arch"], dict, "an object of label: value")
+    _check(name, "imgsz", record["imgsz"], int, "a whole number of pixels")
+    if record["imgsz"] <= 0:
+        raise UserError(f"{name!r} has imgsz {record['imgsz']}; it must be above 0")
+    for label, value in record["arch"].items():
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise UserError(f"{name!r}: arch value of {label!r} is {value!r}; expected a number or a text")
+    empty: dict[str, Any] = {"metrics": {}, "reward": None, "trial": None, "data": None, "versions": {}}
+    record = empty | record
+    _check(name, "metrics", record["metrics"], dict, "an object of name: number")
+    return record
+
+
+def _check(name: str, key: str, value: Any, kind: type, expected: str) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(f"{name!r}: {key} is {value!r}; expected {expected}")
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON value")
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def status(run_dir: str | Path) -> str:
+    """One screen on a live, finished or killed run: state, trials against budget, time, best so far."""
+    run = read_run(run_dir)
+    failed = [t for t in run.trials if t.state == "failed"]
+    running = _in_flight(run)
+    alive = process_alive(run.meta)
+    cost = search_cost(run.trials)
+    lines = [f"run         {run.name}  ({run.folder})", f"state       {run_state(run)}"]
+
+    budget = run.search.get("max_trials")
+    done = f"{len(run.trials)} of {budget}" if isinstance(budget, int) else str(len(run.trials))
+    counts = [f"{len(run.complete)} complete", f"{len(failed)} failed"]
+    if running:
+        counts.append(f"{len(running)} {'running' if alive else 'unfinished'}")
+    lines.append(f"trials      {done}: {', '.join(counts)}; {len(run.infeasible)} infeasible")
+    if running and alive:
+        lines.append(f"running     {', '.join(map(str, running))}")
+
+    limit = run.search.get("max_seconds")
+    wall = "unknown" if cost.wall_seconds is None else duration(cost.wall_seconds)
+    used = f"{wall} of {duration(limit)}" if isinstance(limit, int | float) else wall
+    lines.append(f"time        {used}; {duration(cost.trial_seconds)} in trials")
+
+    lines += ["", results_table(run.trials, run.objectives, baseline=run.has_baseline)]
+    if failed:
+        lines += ["", "failed"] + [f"{t.number:>5}  {t.reason or 'no reason given'}" for t in failed[-5:]]
+    return "\n".join(lines)
+
+
+def _in_flight(run: Run) -> list[int]:
+    """Numbers that were handed out (`asked.jsonl`) and have no line of history."""
+    done = {t.number for t in run.trials}
+    asked = []
+    for line in read_lines(run.folder / "asked.jsonl"):
+        try:
+            asked.append(json.loads(line)["number"])
+        except (ValueError, TypeError, KeyError):
+            continue
+    return sorted(n for n in set(asked) if isinstance(n, int) and n not in done)
