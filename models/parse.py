@@ -1,0 +1,505 @@
+"""The one reader of detector YAML: YOLOv5 v6 files as people have them, and Ultralytics' own v5 files.
+
+A file is resolved to plain rows (channels, repeats and `None` strings worked out, inputs checked); `NASConv`
+and `NASC3` rows carry what they may become. No torch here: a mistake in a YAML is answered at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.blocks import BLOCKS, Shape, Tally, check_arguments, repeats_inside, scales_width
+from utils.errors import UserError, did_you_mean, unknown
+
+Value = str | int | float
+
+ACTIVATIONS = ("SiLU", "Identity", "ReLU", "ReLU6", "LeakyReLU", "Hardswish", "GELU", "Mish")
+PROBE = 256  # side of the image with which shapes and strides are worked out, as Ultralytics does
+
+# What the NAS blocks offer unless the file's `choices:` or the row's own {...} says otherwise.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "NASConv": {"kernel": ["k", "k-2", "k+2"], "act": ["SiLU", "Identity", "ReLU"]},
+    "NASC3": {
+        "width": [1.0, 1.5, 2.0],
+        "kernel": [1, 3],
+        "act": ["SiLU", "Identity", "ReLU"],
+        "bottleneck": [1.0, 1.5, 2.0],
+        "depth": "1..n",
+    },
+}
+KEYS = [
+    "nc",
+    "ch",
+    "channels",
+    "depth_multiple",
+    "width_multiple",
+    "scales",
+    "scale",
+    "anchors",
+    "activation",
+]
+KEYS += ["reg_max", "backbone", "head", "choices", "name"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision: its label in an arch and what it may be, default first. A single value is no choice."""
+
+    label: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class ConvOptions:
+    """A searchable Conv: c1 -> c2 channels, kernel k, stride s, padding p, g groups.
+
+    `kernel` values are names such as "3x3"; `act` values are names of torch.nn activations.
+    """
+
+    c1: int
+    c2: int
+    k: int
+    s: int
+    p: int
+    g: int
+    kernel: Choice
+    act: Choice
+
+    def kernel_padding(self, name: Value) -> tuple[int, int]:
+        """(kernel, padding) of a candidate: p' = p + (k' - k) / 2 keeps the output size at any stride."""
+        k = int(str(name).split("x")[0])
+        return k, self.p + (k - self.k) // 2
+
+
+@dataclass(frozen=True)
+class C3Options:
+    """A searchable C3: `n` repeats in the file, `e` its hidden share of c2.
+
+    `width` and `bottlenecks[j]` multiply hidden channels, `depth` counts bottlenecks; bottleneck j exists,
+    and its choice means something, only when j < depth.
+    """
+
+    c1: int
+    c2: int
+    n: int
+    shortcut: bool
+    g: int
+    e: float
+    width: Choice
+    cv1_kernel: Choice
+    cv1_act: Choice
+    cv2_kernel: Choice
+    cv2_act: Choice
+    depth: Choice
+    bottlenecks: tuple[Choice, ...]
+
+    def hidden(self, width: Value) -> int:
+        return int(self.c2 * (self.e * float(width)))
+
+    def cv(self, which: str, width: Value) -> ConvOptions:
+        """cv1 or cv2 at a width: a 1x1 convolution in the stock block."""
+        kernel, act = (self.cv1_kernel, self.cv1_act) if which == "cv1" else (self.cv2_kernel, self.cv2_act)
+        return ConvOptions(self.c1, self.hidden(width), 1, 1, 0, 1, kernel, act)
+
+    def bottleneck_hidden(self, width: Value, factor: Value) -> int:
+        return int(self.hidden(width) * float(factor))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer with everything resolved: its args are what the stock module takes after c1 and n."""
+
+    index: int
+    source: int | list[int]
+    number: int
+    module: str
+    args: list[Any]
+    options: ConvOptions | C3Options | None = None
+
+    def choices(self) -> list[Choice]:
+        """The row's real choices, in the order of the network."""
+        o = self.options
+        if isinstance(o, ConvOptions):
+            found = [o.kernel, o.act]
+        elif isinstance(o, C3Options):
+            found = [o.width, o.cv1_kernel, o.cv1_act, o.cv2_kernel, o.cv2_act, o.depth, *o.bottlenecks]
+        else:
+            found = []
+        return [c for c in found if len(c.values) > 1]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A parsed detector: rows of backbone then head, the last one Detect."""
+
+    name: str
+    nc: int
+    ch: int
+    rows: tuple[Row, ...]
+    strides: tuple[int, ...]  # of Detect's inputs
+    max_stride: int  # image sides must be multiples of it
+    activation: str | None  # of stock convolutions, e.g. "nn.ReLU()"; None is SiLU
+    reg_max: int
+    notices: tuple[str, ...]
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The YAML file as a dict, with `name` and, for files with `scales`, the `scale` its file name asks for.
+
+    `yolov5n.yaml` also finds `yolov5.yaml` beside it or among the files that come with ultralytics, scale n.
+    """
+    path = Path(path).expanduser()
+    file = next((p for p in _places(path) if p.is_file()), None)
+    if file is None:
+        raise UserError(f"no model file {str(path)!r}" + ("; it is a folder" if path.is_dir() else ""))
+    try:
+        # Author names in people's headers are often not UTF-8; nothing that we read is outside ASCII.
+        model = yaml.safe_load(file.read_text(encoding="utf-8", errors="ignore"))
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path} is not YAML: {getattr(error, 'problem', None) or error}{where}") from None
+    if not isinstance(model, dict):
+        raise UserError(f"{path} is not a detector: expected nc, backbone and head, got {_short(model)}")
+    letter = re.search(r"yolov?\d+([nslmx])", path.stem)
+    if "scales" in model and letter:
+        model.setdefault("scale", letter[1])
+    model.setdefault("name", path.stem)
+    return model
+
+
+def _places(path: Path) -> list[Path]:
+    unified = re.sub(r"^(yolov?\d+)[nslmx](.*)$", r"\1\2", path.name)
+    package = find_spec("ultralytics")  # located, not imported
+    shipped = [
+        Path(p) / "cfg/models/v5" / unified for p in (package and package.submodule_search_locations) or ()
+    ]
+    return [path, path.with_name(unified), *(shipped if path.parent == Path() else ())]
+
+
+def parse(model: dict[str, Any], nc: int | None = None, ch: int | None = None) -> Network:
+    """Resolve a detector YAML. `nc` and `ch` override the file's, which usually say 80 and nothing.
+
+    Raises UserError naming the row for anything that cannot be built.
+    """
+    if not isinstance(model, dict):
+        raise UserError(f"not a detector: expected nc, backbone and head, got {_short(model)}")
+    notices = []
+    for key in model:
+        if key not in KEYS and did_you_mean(key, KEYS):
+            raise unknown("key of a model YAML", key, KEYS)
+        if key not in KEYS:
+            notices.append(f"key {key!r} set aside: it means nothing here")
+    if model.get("anchors") is not None:
+        notices.append("anchors set aside: the head is Ultralytics' anchor-free Detect")
+    nc = _count("nc", model.get("nc") if nc is None else nc)
+    ch = _count("ch", ch or model.get("ch") or model.get("channels") or 3)
+    reg_max = _count("reg_max", model.get("reg_max", 16))
+    activation = _activation(model.get("activation"))
+    depth, width, widest = _multiples(model, notices)
+    options = _options(model.get("choices"))
+    stock_act = activation[3:].split("(")[0] if activation else "SiLU"
+
+    rows: list[Row] = []
+    shapes: list[Shape] = []
+    for raw in _raw_rows(model):
+        row = _resolve(raw, len(rows), nc, depth, width, widest)
+        with _naming(row.index, row.module):
+            shape = run(row, (ch, PROBE), shapes, Tally(), reg_max)
+            if row.module in OPTIONS:
+                c1 = inputs(row, (ch, PROBE), shapes)[0][0]
+                given = raw[3][-1] if raw[3] and isinstance(raw[3][-1], dict) else {}
+                row = replace(row, options=_choices(row, c1, _merge(options, row.module, given), stock_act))
+        rows.append(row)
+        shapes.append(shape)
+    if [r.index for r in rows if r.module == "Detect"] != [len(rows) - 1]:
+        raise UserError(f"not a detector: the last row, and only it, must be Detect, got {rows[-1].module}")
+    seen = inputs(rows[-1], (ch, PROBE), shapes[:-1])
+    return Network(
+        name=str(model.get("name") or "detector"),
+        nc=nc,
+        ch=ch,
+        rows=tuple(rows),
+        strides=tuple(PROBE // side for _, side in seen),
+        max_stride=max(PROBE // side for _, side in shapes),
+        activation=activation,
+        reg_max=reg_max,
+        notices=tuple(notices),
+    )
+
+
+def inputs(row: Row, image: Shape, shapes: Sequence[Shape]) -> list[Shape]:
+    """The shapes that the row reads, given those of all rows before it."""
+    if row.index == 0:
+        return [image]
+    return [shapes[j] for j in (row.source if isinstance(row.source, list) else [row.source])]
+
+
+def run(row: Row, image: Shape, shapes: Sequence[Shape], tally: Tally, reg_max: int) -> Shape:
+    """Count one row's stock block on the shapes of the rows before it; returns its own shape."""
+    block, xs = BLOCKS[row.module], inputs(row, image, shapes)
+    if row.module == "Detect":
+        return block(tally, xs, *row.args, reg_max)
+    if row.module == "Concat":
+        return block(tally, xs, *row.args)
+    if repeats_inside(row.module):
+        return block(tally, xs[0], row.args[0], row.number, *row.args[1:])
+    y = block(tally, xs[0], *row.args)
+    for _ in range(row.number - 1):
+        if y[0] != xs[0][0]:  # the stock parser would build copies that do not fit each other
+            raise UserError(
+                f"{row.number} copies in a row need as many channels in as out, got {xs[0][0]} -> {y[0]}"
+            )
+        y = block(tally, y, *row.args)
+    return y
+
+
+def _raw_rows(model: dict[str, Any]) -> list[list[Any]]:
+    rows = []
+    for part in ("backbone", "head"):
+        given = model.get(part)
+        if not isinstance(given, list) or not given:
+            raise UserError(f"not a detector: {part!r} should be a list of rows, got {_short(given)}")
+        rows += given
+    for i, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != 4 or not isinstance(row[3], list):
+            raise UserError(f"row {i} should read [from, number, module, [args]], got {_short(row)}")
+    return rows
+
+
+def _resolve(raw: list[Any], i: int, nc: int, depth: float, width: float, widest: float) -> Row:
+    """Names and `None` strings to values, the width multiple on channels, the depth multiple on repeats."""
+    source, number, module, args = raw
+    if module not in BLOCKS:
+        raise unknown(f"module in row {i}", module, BLOCKS)
+    with _naming(i, module):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise UserError(f"number should be 1 or more, got {number!r}")
+        _check_source(source, i, many=module in ("Concat", "Detect"))
+        args = [_literal(a, nc) for a in args]
+        if module in OPTIONS and args and isinstance(args[-1], dict):
+            args = args[:-1]  # its choices, read later
+        if module == "Detect" and len(args) == 2:
+            args = args[:1]  # [nc, anchors] of YOLOv5 v6
+        check_arguments(module, args)
+        if module == "Detect" and args[0] != nc:
+            raise UserError(f"predicts {args[0]} classes where nc is {nc}; write Detect [nc]")
+        if number > 1:
+            number = max(round(number * depth), 1)
+        if module == "NASConv" and number > 1:
+            raise UserError(f"cannot be repeated, got number {number}; write {number} rows")
+        if scales_width(module):
+            args[0] = ceil(min(args[0], widest) * width / 8) * 8
+    return Row(i, source, number, module, args)
+
+
+def _check_source(source: Any, i: int, many: bool) -> None:
+    listed = source if isinstance(source, list) else [source]
+    if many != isinstance(source, list) or not listed:
+        raise UserError(f"`from` should be {'a list of rows' if many else 'one row'}, got {source!r}")
+    for j in listed:
+        if isinstance(j, bool) or not isinstance(j, int):
+            raise UserError(f"`from` should be row numbers, got {j!r}")
+        if not (-i <= j < i or (i == 0 and j == -1)):
+            exist = f"rows 0 to {i - 1}" if i else "only the image, -1,"
+            raise UserError(f"reads row {j}, but {exist} exist before it")
+
+
+def _literal(arg: Any, nc: int) -> Any:
+    """YAML strings that mean something: nc, 'None', 'True', '[5, 9, 13]'; others stay strings."""
+    if not isinstance(arg, str):
+        return list(arg) if isinstance(arg, tuple) else arg
+    if arg == "nc":
+        return nc
+    try:
+        return ast.literal_eval(arg)
+    except (ValueError, SyntaxError):
+        return arg
+
+
+def _count(key: str, value: Any) -> int:
+    if value is None:
+        raise UserError(f"the model YAML does not say {key}; add e.g. `{key}: 80`")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{key} should be a whole number, 1 or more, got {value!r}")
+    return value
+
+
+def _multiples(model: dict[str, Any], notices: list[str]) -> tuple[float, float, float]:
+    """(depth multiple, width multiple, most channels before scaling)."""
+    scales = model.get("scales")
+    if scales is None:
+        found = [model.get("depth_multiple", 1.0), model.get("width_multiple", 1.0), float("inf")]
+    else:
+        if not isinstance(scales, dict) or not scales:
+            raise UserError(f"scales should be like {{n: [0.33, 0.25, 1024]}}, got {_short(scales)}")
+        scale = model.get("scale")
+        if not scale:
+            scale = next(iter(scales))
+            notices.append(
+                f"no scale in the file's name, taking {scale!r}; set `scale:` to one of {', '.join(scales)}"
+            )
+        if scale not in scales:
+            raise unknown("scale", scale, scales)
+        found = scales[scale]
+    if not isinstance(found, list) or len(found) != 3 or not all(_positive(v) for v in found):
+        raise UserError(f"depth and width multiples should be positive numbers, got {_short(found)}")
+    return found[0], found[1], found[2]
+
+
+def _activation(given: Any) -> str | None:
+    """`activation: nn.LeakyReLU(0.1)` of a file. Ultralytics evaluates the text, so only plain calls pass."""
+    if given is None:
+        return None
+    match = re.fullmatch(r"(?:torch\.)?(nn\.(\w+)\([\d.]*\))", str(given).replace(" ", ""))
+    if not match or match[2] not in ACTIVATIONS:
+        raise unknown("activation", given, [f"nn.{a}()" for a in ACTIVATIONS])
+    return match[1]
+
+
+def _options(given: Any) -> dict[str, dict[str, Any]]:
+    if given is None:
+        return OPTIONS
+    if not isinstance(given, dict):
+        raise UserError(f"choices should be like {{NASConv: {{kernel: [k, k+2]}}}}, got {_short(given)}")
+    for block in given:
+        if block not in OPTIONS:
+            raise unknown("block in choices", block, OPTIONS)
+    return {block: _merge(OPTIONS, block, given.get(block)) for block in OPTIONS}
+
+
+def _merge(options: dict[str, dict[str, Any]], block: str, given: Any) -> dict[str, Any]:
+    if given is None:
+        return options[block]
+    if not isinstance(given, dict):
+        raise UserError(f"choices of {block} should be like {{act: [SiLU, ReLU]}}, got {_short(given)}")
+    for option in given:
+        if option not in OPTIONS[block]:
+            raise unknown(f"choice of {block}", option, OPTIONS[block])
+    return {**options[block], **given}
+
+
+def _choices(row: Row, c1: int, options: dict[str, Any], act: str) -> ConvOptions | C3Options:
+    """What a NAS row may become. Labels come from the row's number, so they outlive every other edit."""
+    i = row.index
+    if row.module == "NASConv":
+        c2, k, s, p, g = (row.args + [1, 1, None, 1][len(row.args) - 1 :])[:5]
+        p = k // 2 if p is None else p
+        kernel = Choice(f"nasconv_{i}", _kernels(options["kernel"], k, s, p))
+        return ConvOptions(c1, c2, k, s, p, g, kernel, Choice(f"nasconv_{i}_act", _acts(options["act"], act)))
+
+    c2, shortcut, g, e = (row.args + [True, 1, 0.5][len(row.args) - 1 :])[:4]
+    kernels, acts = _kernels(options["kernel"], 1, 1, 0), _acts(options["act"], act)
+    # Narrow rows may round two widths to the same channels: the first stays.
+    widths = tuple({int(c2 * (e * w)): w for w in reversed(_factors("width", options["width"]))}.values())[
+        ::-1
+    ]
+    depths = _depths(options["depth"], row.number)
+    factors = _factors("bottleneck", options["bottleneck"])
+    found = C3Options(
+        *(c1, c2, row.number, bool(shortcut), g, e),
+        width=Choice(f"c3_{i}_width", widths),
+        cv1_kernel=Choice(f"c3_{i}_cv1", kernels),
+        cv1_act=Choice(f"c3_{i}_cv1_act", acts),
+        cv2_kernel=Choice(f"c3_{i}_cv2", kernels),
+        cv2_act=Choice(f"c3_{i}_cv2_act", acts),
+        depth=Choice(f"c3_{i}_depth", depths),
+        bottlenecks=tuple(Choice(f"c3_{i}_m{j}", factors) for j in range(max(depths))),
+    )
+    for w in widths:
+        for f in factors:
+            hidden = found.hidden(w), found.bottleneck_hidden(w, f)
+            if min(hidden) < 1 or hidden[0] % g or hidden[1] % g:
+                raise UserError(
+                    f"width {w} with bottleneck {f} gives {hidden} channels, which {g} groups cannot use"
+                )
+    return found
+
+
+def _kernels(given: Any, k: int, s: int, p: int) -> tuple[str, ...]:
+    found = []
+    for item in _items("kernel", given):
+        new = _relative("kernel", item, "k", k)
+        fits = new >= 1 and (new - k) % 2 == 0 and p + (new - k) // 2 >= 0
+        written = not isinstance(item, str)
+        if not fits and written:
+            raise UserError(
+                f"kernel {new} cannot keep the output size of kernel {k}, padding {p}; change it by 2, 4, ..."
+            )
+        # A relative one falls away where it cannot be, or where it would step over pixels unseen (1x1, stride 2).
+        if fits and (written or new >= s):
+            found.append(new)
+    return tuple(f"{n}x{n}" for n in _stock_first("kernel", found, k, given))
+
+
+def _depths(given: Any, n: int) -> tuple[int, ...]:
+    found = [_relative("depth", item, "n", n) for item in _items("depth", given, n)]
+    return tuple(_stock_first("depth", [d for d in found if d >= 1], n, given))
+
+
+def _acts(given: Any, stock: str) -> tuple[str, ...]:
+    found = _items("act", given)
+    for act in found:
+        if act not in ACTIVATIONS:
+            raise unknown("act", act, ACTIVATIONS)
+    return tuple(_stock_first("act", found, stock, given))
+
+
+def _factors(option: str, given: Any) -> tuple[float, ...]:
+    found = _items(option, given)
+    for factor in found:
+        if not _positive(factor):
+            raise UserError(f"{option} should be positive factors such as [1.0, 1.5], got {factor!r}")
+    return tuple(_stock_first(option, [float(f) for f in found], 1.0, given))
+
+
+def _items(option: str, given: Any, n: int = 0) -> list[Any]:
+    """A list as written, a single value as a list of one, and `1..n` spelled out."""
+    if isinstance(given, str) and ".." in given:
+        low, high = (_relative(option, part.strip(), "n", n) for part in given.split("..", 1))
+        return list(range(low, high + 1))
+    return given if isinstance(given, list) else [given]
+
+
+def _relative(option: str, item: Any, letter: str, value: int) -> int:
+    """A number as written, or `k`, `k+2`, `n-1` relative to the row's own."""
+    match = re.fullmatch(rf"{letter}(?:\s*([+-])\s*(\d+))?|(\d+)", str(item))
+    if not match or isinstance(item, bool):
+        raise UserError(f"{option} should be whole numbers or {letter}, {letter}+2, {letter}-2, got {item!r}")
+    if match[3]:
+        return int(match[3])
+    return value + int(f"{match[1]}{match[2]}" if match[1] else 0)
+
+
+def _stock_first(option: str, found: list[Any], stock: Any, given: Any) -> list[Any]:
+    """Without repeats, the unsearched network's value first where it is offered: it is the default."""
+    if not found:
+        raise UserError(f"{option} offers nothing: {given!r}")
+    return sorted(dict.fromkeys(found), key=lambda value: value != stock)
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@contextmanager
+def _naming(i: int, module: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"row {i}, {module}: {error}") from None
