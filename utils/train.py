@@ -302,8 +302,8 @@ def shard(loader: DataLoader, fabric: Fabric) -> DataLoader:
 
 
 class Shard(Sampler):
-    """Samples rank, rank + n, rank + 2n, ... of another sampler; the first ones again where they do not divide,
-    so that all devices take as many steps."""
+    """Samples rank, rank + n, rank + 2n, ... of another sampler; a few of the first ones again where they do
+    not divide, so that all devices take as many steps."""
 
     def __init__(self, sampler: Any, rank: int, n: int) -> None:
         self.sampler, self.rank, self.n = sampler, rank, n
