@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
@@ -95,18 +95,32 @@ class DetectionData(TorchDataset):
         calm = {**settings, "mosaic": 0.0, "mixup": 0.0, "cutmix": 0.0}
         self.calm_transforms = _training_transforms(self, calm) if train else self.transforms
         self.train = train
+        self._words: tuple[int, np.ndarray] = (-1, np.zeros(0, np.uint32))
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """The transformed image of (epoch, i), with its boxes."""
-        epoch, i = key
+        """The transformed image of (epoch, i), with its boxes, as numpy arrays; `collate` makes tensors."""
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        """A whole batch: torch's loader asks for it so, and the global generators need saving only once."""
         if not self.train:
-            return self.transforms(self.get_image_and_label(i))
-        with private_random(self.seed, epoch, i):
-            transforms = self.transforms if epoch < self.mosaic_until else self.calm_transforms
-            return transforms(self.get_image_and_label(i))
+            return [self.transforms(self.get_image_and_label(i)) for _, i in keys]
+        with private_random() as restart:
+            items = []
+            for epoch, i in keys:
+                restart(self._word(epoch, i))
+                transforms = self.transforms if epoch < self.mosaic_until else self.calm_transforms
+                items.append(transforms(self.get_image_and_label(i)))
+        return items
+
+    def _word(self, epoch: int, i: int) -> int:
+        """The random word that (seed, epoch, i) stands for."""
+        if self._words[0] != epoch:
+            self._words = (epoch, np.random.SeedSequence([self.seed, epoch]).generate_state(len(self)))
+        return int(self._words[1][i])
 
     def get_image_and_label(self, i: int) -> dict[str, Any]:
         """Image i before any transform; Mosaic and MixUp call this for their partners."""
@@ -126,39 +140,56 @@ class DetectionData(TorchDataset):
         }
 
 
-def _training_transforms(data: DetectionData, settings: dict[str, float]) -> Any:
+def _training_transforms(data: DetectionData, settings: dict[str, float]) -> Callable[[Any], dict[str, Any]]:
     quiet_ultralytics()
-    from ultralytics.data.augment import Albumentations, Compose, Format, v8_transforms
+    from ultralytics.data.augment import Albumentations, Compose, v8_transforms
 
     hyp = SimpleNamespace(**settings, copy_paste=0.0, copy_paste_mode="flip")  # copy-paste needs masks
     chain = v8_transforms(data, data.imgsz, hyp).transforms
-    # Albumentations acts only where the optional package happens to be installed, from a generator of its own:
-    # the same experiment must not train differently on two machines.
+    # Albumentations acts only where the optional package happens to be installed, from a generator of its
+    # own: the same experiment must not train differently on two machines.
     chain = [t for t in chain if not isinstance(t, Albumentations)]
-    return Compose([*chain, Format(bbox_format="xywh", normalize=True, batch_idx=True, bgr=settings["bgr"])])
+    return Compose([*chain, partial(to_arrays, bgr=settings["bgr"])])
 
 
-def _plain_transforms(imgsz: int) -> Any:
+def _plain_transforms(imgsz: int) -> Callable[[Any], dict[str, Any]]:
     quiet_ultralytics()
-    from ultralytics.data.augment import Compose, Format, LetterBox
+    from ultralytics.data.augment import Compose, LetterBox
 
-    return Compose(
-        [LetterBox((imgsz, imgsz), scaleup=False), Format(bbox_format="xywh", normalize=True, batch_idx=True)]
-    )
+    return Compose([LetterBox((imgsz, imgsz), scaleup=False), to_arrays])
+
+
+def to_arrays(labels: dict[str, Any], bgr: float = 0.0) -> dict[str, Any]:
+    """What Ultralytics' Format does for boxes, in numpy: on a few boxes tensor arithmetic costs ten times as much.
+
+    img: uint8 [H, W, 3] BGR -> [3, H, W] RGB (left BGR with probability `bgr`); instances -> bboxes float32 [n, 4],
+    xywh as fractions.
+    """
+    image, instances = labels.pop("img"), labels.pop("instances")
+    h, w = image.shape[:2]
+    instances.convert_bbox("xywh")
+    instances.denormalize(w, h)
+    keep_bgr = bgr > 0 and random.random() < bgr
+    labels["img"] = np.ascontiguousarray(image.transpose(2, 0, 1)[:: 1 if keep_bgr else -1])
+    labels["bboxes"] = instances.bboxes / np.array([w, h, w, h], np.float32)
+    return labels
 
 
 @contextmanager
-def private_random(*key: int) -> Iterator[None]:
-    """Inside, `random` and `np.random` draw from a stream of `key` alone; afterwards they go on as if nothing was.
+def private_random() -> Iterator[Callable[[int], None]]:
+    """Inside, `random` and `np.random` draw from a stream of our own; afterwards they go on as if nothing was.
 
-    Ultralytics' transforms use the two global generators. (A thread that draws from them meanwhile shares the stream.)
+    Yields restart(word), which begins the stream anew. Ultralytics' transforms use these two global generators.
+    (A thread that draws from them meanwhile shares the stream.)
     """
     outer, outer_np = random.getstate(), np.random.get_state()
-    word = int(np.random.SeedSequence(key).generate_state(1)[0])
-    random.seed(word)
-    np.random.seed(word)
+
+    def restart(word: int) -> None:
+        random.seed(word)
+        np.random.seed(word)
+
     try:
-        yield
+        yield restart
     finally:
         random.setstate(outer)
         np.random.set_state(outer_np)
@@ -215,16 +246,14 @@ def _one_thread(_: int) -> None:
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Stack images, join boxes and number them by their image."""
+    owner = np.repeat(np.arange(len(items), dtype=np.float32), [len(item["cls"]) for item in items])
     out: dict[str, Any] = {
-        "img": torch.stack([item["img"] for item in items]),
-        "bboxes": torch.cat([item["bboxes"].reshape(-1, 4).float() for item in items]),
-        "cls": torch.cat([item["cls"].reshape(-1, 1).float() for item in items]),
-        "batch_idx": torch.cat([item["batch_idx"] + i for i, item in enumerate(items)]),
+        "img": torch.from_numpy(np.stack([item["img"] for item in items])),
+        "bboxes": torch.from_numpy(np.concatenate([item["bboxes"] for item in items]).astype(np.float32)),
+        "cls": torch.from_numpy(np.concatenate([item["cls"].reshape(-1, 1) for item in items])),
+        "batch_idx": torch.from_numpy(owner),
     }
     for key in ("im_file", "ori_shape", "ratio_pad"):
         if all(key in item for item in items):
             out[key] = tuple(item[key] for item in items)
     return out
-
-
-Batch = dict[str, Tensor | tuple[Any, ...]]
