@@ -115,6 +115,11 @@ def load_json(file: Path) -> dict[str, Any]:
     ]
     if missing:
         raise UserError(f"data {file} is not a COCO detection file: it has no {' and no '.join(missing)}")
+    for kind, needed in (("images", ("id", "file_name")), ("categories", ("id", "name"))):
+        for number, entry in enumerate(content[kind]):
+            for key in needed:
+                if not isinstance(entry, dict) or key not in entry:
+                    raise UserError(f"data {file}: entry {number} of {kind} has no {key!r}")
     return content
 
 

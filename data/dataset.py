@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def _finish(reading: Reading, path: Path, seed: int, val_fraction: float) -> Dat
     """Check that the splits can be used, and carve those that the source does not declare."""
     from data.split import carve, shared_content
 
-    declared, account = dict(reading.splits), Account(**json.loads(json.dumps(vars(reading.account))))
+    declared, account = dict(reading.splits), deepcopy(reading.account)
     for split, samples in declared.items():
         if not samples:
             raise UserError(f"data {path}: no images in split {split!r}")
@@ -210,17 +211,17 @@ def read(path: Path, cache: Path) -> Reading:
     from data.card import load_card
 
     if path.is_dir():
-        if voc.looks_like(path):
+        card_file = yolo_format.yaml_inside(path)
+        if card_file is None and voc.looks_like(path):
             return voc.read_folder(path)
-        if coco.looks_like(path):
+        if card_file is None and coco.looks_like(path):
             return coco.read_folder(path)
-        card = yolo_format.yaml_inside(path)
-        if card is None:
+        if card_file is None:
             raise UserError(
-                f"data {path} is none of the known layouts: looked for Annotations/*.xml (Pascal VOC), "
-                "annotations/*.json or *.json (COCO) and data.yaml (YOLO)"
+                f"data {path} is none of the known layouts: looked for data.yaml (YOLO), Annotations/*.xml "
+                "(Pascal VOC), annotations/*.json and *.json (COCO)"
             )
-        path = card
+        path = card_file
     if path.suffix.lower() == ".json":
         return coco.read_file(path)
     if path.suffix.lower() not in {".yaml", ".yml"}:

@@ -58,7 +58,17 @@ def make_loader(
     dataset = DetectionData(
         samples, names, imgsz, train=train, hyp=hyp, seed=seed, epochs=epochs, pixels=pixels
     )
-    return DetectionLoader(dataset, batch, shuffle=train, seed=seed, workers=workers)
+    return DetectionLoader(
+        dataset,
+        batch_size=batch,
+        sampler=dataset.order,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        worker_init_fn=_one_thread,
+        generator=torch.Generator().manual_seed(seed),  # else each epoch draws from torch's global generator
+    )
 
 
 class DetectionData(TorchDataset):
@@ -95,10 +105,15 @@ class DetectionData(TorchDataset):
         calm = {**settings, "mosaic": 0.0, "mixup": 0.0, "cutmix": 0.0}
         self.calm_transforms = _training_transforms(self, calm) if train else self.transforms
         self.train = train
+        self.order = EpochOrder(len(self.samples), shuffle=train, seed=seed)
         self._words: tuple[int, np.ndarray] = (-1, np.zeros(0, np.uint32))
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next pass is that of `epoch`. Workers need not be told: their keys name the epoch."""
+        self.order.epoch = epoch
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """The transformed image of (epoch, i), with its boxes, as numpy arrays; `collate` makes tensors."""
@@ -212,32 +227,15 @@ class EpochOrder(Sampler):
         )
         return iter([(self.epoch, int(i)) for i in order])
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
 
 class DetectionLoader(DataLoader):
     """A DataLoader whose epochs can be named: `set_epoch(e)`, then iterate."""
 
-    def __init__(self, dataset: DetectionData, batch: int, *, shuffle: bool, seed: int, workers: int) -> None:
-        super().__init__(
-            dataset,
-            batch_size=batch,
-            sampler=EpochOrder(len(dataset), shuffle, seed),
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=workers > 0,
-            worker_init_fn=_one_thread,
-            generator=torch.Generator().manual_seed(
-                seed
-            ),  # else each epoch draws from torch's global generator
-        )
+    dataset: DetectionData
 
     def set_epoch(self, epoch: int) -> None:
         """Order and augmentation of the next iteration are those of `epoch` (from 0)."""
-        assert isinstance(self.sampler, EpochOrder)
-        self.sampler.set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
 
 
 def _one_thread(_: int) -> None:

@@ -80,7 +80,8 @@ def read_card(card: dict[str, Any], path: Path) -> Reading:
     root = root_of(card, path)
     parts: dict[str, list[Part]] = {}
     for split in ("train", "search_train", "search_val", "val", "test"):
-        for item in card.get(split) if isinstance(card.get(split), list) else filter(None, [card.get(split)]):
+        declared = card.get(split) or []
+        for item in declared if isinstance(declared, list) else [declared]:
             folder, _, name = str(item).rpartition("/")
             if not (root / folder / "ImageSets" / "Main" / f"{name}.txt").is_file():
                 raise UserError(
@@ -135,7 +136,7 @@ def _read(
     ids = {n: i for i, n in enumerate(names)}
     splits: dict[str, list[Sample]] = {}
     for split, some in parts.items():
-        corrupt, samples = 0, []
+        corrupt, samples = 0, list[Sample]()
         for part in some:
             got, bad = _samples(part, pages, ids, split, account)
             samples, corrupt = samples + got, corrupt + bad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,18 @@ TOLERANCE = 0.01  # how far outside 0..1 a written number may be, as Ultralytics
 
 
 def yaml_inside(folder: Path) -> Path | None:
-    """The data set YAML of a folder, if it holds exactly one that says `train:`."""
+    """The data set YAML of a folder: one with a line `train:`; data.yaml or dataset.yaml if there are several."""
     found = [
         p
         for p in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-        if "train" in p.read_text(errors="ignore")
+        if re.search(r"^train\s*:", p.read_text(encoding="utf-8", errors="ignore"), re.MULTILINE)
     ]
-    preferred = [p for p in found if p.stem in {"data", "dataset"}]
-    chosen = preferred or found
-    return chosen[0] if len(chosen) == 1 else None
+    chosen = [p for p in found if p.stem in {"data", "dataset"}] or found
+    if len(chosen) > 1:
+        raise UserError(
+            f"data {folder} holds several data set YAMLs; give one: {', '.join(p.name for p in chosen)}"
+        )
+    return chosen[0] if chosen else None
 
 
 def read_card(card: dict[str, Any], path: Path) -> Reading:
@@ -50,8 +54,9 @@ def read_card(card: dict[str, Any], path: Path) -> Reading:
         if card.get(split):
             images = images_of(card[split], split, root, path, card, watch)
             splits[split] = read_images(images, split, card["names"], root, account)
-    labels = {p.parent for images in splits.values() for p in (label_of(s.image) for s in images)}
-    watch += sorted(labels - set(watch))
+    watch += sorted(
+        {p.parent for samples in splits.values() for s in samples for p in (s.image, label_of(s.image))}
+    )
     return Reading(
         str(card.get("name") or path.stem),
         "YOLO",
