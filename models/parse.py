@@ -436,7 +436,7 @@ def _kernels(given: Any, k: int, s: int, p: int) -> tuple[str, ...]:
             raise UserError(
                 f"kernel {new} cannot keep the output size of kernel {k}, padding {p}; change it by 2, 4, ..."
             )
-        # A relative one falls away where it cannot be, or where it would step over pixels unseen (1x1, stride 2).
+        # A relative one falls away where it cannot be, or would step over pixels unseen (1x1, stride 2).
         if fits and (written or new >= s):
             found.append(new)
     return tuple(f"{n}x{n}" for n in _stock_first("kernel", found, k, given))

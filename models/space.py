@@ -1,8 +1,10 @@
 """What may vary in a detector, and what each choice costs: archs as plain dicts, no torch, no NNI.
 
-space = Space("models/yolov5s_nas.yaml", nc=20)
-arch = space.random(np.random.default_rng(0))     # {"nasconv_0": "4x4", "nasconv_0_act": "ReLU", ...}
-space.cost(arch, imgsz=640)                       # {"params_m": ..., "gflops": ...}, equal to the built network's
+    space = Space("models/yolov5s_nas.yaml", nc=20)
+    arch = space.random(np.random.default_rng(0))  # {"nasconv_0": "4x4", "nasconv_0_act": "ReLU", ...}
+    space.cost(arch, imgsz=640)  # {"params_m": ..., "gflops": ...}
+
+Costs are those of the built network, to the last digit.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ class Space:
         """`arch` without the genes that change nothing, in the order of the network, with our value types.
 
         Dropped: bottlenecks beyond the chosen depth. Replaced by the first equal one: a bottleneck width that
-        rounds to the same channels. Two archs are the same network exactly if their canonical forms are equal.
+        rounds to the same channels. Two archs are one network exactly if their canonical forms agree.
 
         Raises UserError for an unknown label or value, and for a missing label that matters.
         """
