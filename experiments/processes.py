@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -62,7 +63,7 @@ class ProcessRecord:
         return True
 
 
-def save_records(path: Path, facts: dict[str, object], records: list[ProcessRecord]) -> None:
+def save_records(path: Path, facts: dict[str, Any], records: list[ProcessRecord]) -> None:
     """Write facts and processes as one JSON file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
@@ -70,7 +71,7 @@ def save_records(path: Path, facts: dict[str, object], records: list[ProcessReco
     os.replace(draft, path)
 
 
-def load_records(path: Path) -> tuple[dict[str, object], list[ProcessRecord]]:
+def load_records(path: Path) -> tuple[dict[str, Any], list[ProcessRecord]]:
     """What `save_records` wrote; nothing if there is no such file or it is not readable."""
     try:
         raw = json.loads(path.read_text())

@@ -28,10 +28,10 @@ def main() -> None:
         manager = os.getppid()
         answer = b""
         while not answer.endswith(b"\n"):
-            ready, _, _ = select.select([sock, signals], [], [], 1.0)
+            ready, _, _ = select.select([sock.fileno(), signals], [], [], 1.0)
             if signals in ready:
                 sock.sendall(os.read(signals, 1))
-            if sock in ready:
+            if sock.fileno() in ready:
                 part = sock.recv(256)
                 if not part:
                     break

@@ -1,15 +1,14 @@
 """A process that has imported everything once and forks a trial in a tenth of a second.
 
-A cold trial spends 6 to 11 s on imports (torch, NNI, lightning) before it does anything. The server imports the
-same modules and the evaluator's own, calls the warm function (which loads data into memory that the forks then
-share) and forks on request. It never touches CUDA: a fork of a process with a CUDA context cannot use the GPU.
+A cold trial spends 6 to 11 s on imports (torch, NNI, lightning) before it does anything. The server imports
+the same modules and the evaluator's own, calls the warm function (which loads data into memory that the forks
+then share) and forks on request. It never touches CUDA: the fork of a process that did cannot use the GPU.
 
-`WarmServer` is the side of the search; the rest of the file is the server (`python -m experiments.warm_server`).
+`WarmServer` is the search's side; the rest is the server (`python -m experiments.warm_server`).
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -22,13 +21,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from experiments.runtime_settings import ROOT, THREAD_VARIABLES, resolve
+
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parent.parent
 CLIENT = Path(__file__).with_name("warm_client.py")
 
 
@@ -84,19 +83,10 @@ class WarmServer:
 
 
 def _server_environment() -> dict[str, str]:
-    """One thread while importing: a fork of a process whose OpenMP pool has run hangs in its first parallel loop."""
-    single = {name: "1" for name in THREAD_VARIABLES}
+    """One thread while importing: once OpenMP's pool has run, a fork hangs in its first parallel loop."""
+    single = dict.fromkeys(THREAD_VARIABLES, "1")
     path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
     return {**single, "PYTHONPATH": path, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-def resolve(name: str) -> Callable[..., Any]:
-    """`package.module:function` -> the function."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 # ---- the server ----
@@ -149,7 +139,8 @@ class Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self.close())
         while True:
-            ready, _, _ = select.select([0, woken, self.listener, *self.clients], [], [], 1.0)
+            watched: list[Any] = [0, woken, self.listener, *self.clients]
+            ready, _, _ = select.select(watched, [], [], 1.0)
             if os.getppid() != self.search or (0 in ready and not os.read(0, 64)):
                 self.close()
             if woken in ready:
@@ -298,7 +289,7 @@ def _die_with_parent() -> None:
 
 
 def _fresh_generators_and_threads() -> None:
-    """Random states as in a new process (else all trials would share ours), and the trial's share of the cores."""
+    """Random states as in a new process, not the server's, and the trial's share of the cores."""
     import random
 
     import numpy as np
