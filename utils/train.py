@@ -51,7 +51,7 @@ def train(
     settings: TrainSettings,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    evaluate: Callable[[nn.Module, bool], dict[str, float]] | None = None,
     on_epoch: Callable[[Row], None] | None = None,
     checkpoint: Path | None = None,
     progress: bool | None = None,
@@ -60,7 +60,7 @@ def train(
     """Train `detector` for `settings.epochs` passes over `train_loader`.
 
     detector:   `detector.loss(batch) -> dict[str, Tensor]`, scalars, mean per image; their sum is minimised
-    evaluate:   called with the averaged detector every `val_every` epochs and after the last one
+    evaluate:   called as (averaged detector, is it the last time) every `val_every` epochs and at the end
     on_epoch:   called after each epoch with its row: epoch (from 1), loss (mean over the epoch) and
                 loss/<item>, lr (of the last step), seconds (since the start) and, if it was validated, the
                 metrics without the per-class ones. Whatever it raises stops the training.
@@ -136,7 +136,7 @@ def train(
                 raise TrainingFailed("there is not one label in the training images: nothing to learn from")
             due = (epoch + 1) % settings.val_every == 0 or epoch + 1 == settings.epochs
             if evaluate and due and lead:
-                state.metrics = evaluate(ema.detector)
+                state.metrics = evaluate(ema.detector, epoch + 1 == settings.epochs)
                 row |= {k: v for k, v in state.metrics.items() if "/" not in k}
             state.close_epoch(row)
             if on_epoch and lead:
