@@ -84,19 +84,19 @@ def draw_parallel(info: ParallelInfo) -> Figure:
         best = place == len(ranked) - 1
         # trials that share a value are spread a little, so that lines can be told apart; display only
         spread = (place / max(1, len(ranked) - 1) - 0.5) * 0.5
-        xs = [_slot(p + spread, len(info.values[j])) for j, p in enumerate(info.positions[i])] + [levels[i]]
-        names = [f"{k} = {info.values[j][info.positions[i][j]]}" for j, k in enumerate(info.labels)]
-        head = f"trial {info.numbers[i]}, reward {info.rewards[i]:.4f}"
-        texts = [f"<b>{head}</b><br>{html.escape(n)}" for n in names] + [f"<b>{head}</b>"]
-        line = {"color": colour(levels[i]), "width": 3 if best else 1.4, "shape": "spline", "smoothing": 0.6}
+        stops = [_slot(p + spread, len(info.values[j])) for j, p in enumerate(info.positions[i])]
+        xs, ys = _flowing([*stops, levels[i]], steps=14 if len(ranked) <= 50 else 7)
+        head = f"<b>trial {info.numbers[i]}, reward {info.rewards[i]:.4f}</b>"
+        names = [f"{k} {info.values[j][info.positions[i][j]]}" for j, k in enumerate(info.labels)]
+        line = {"color": colour(levels[i]), "width": 3 if best else 1.4}
         data.append(
-            {"type": "scatter", "mode": "lines", "x": xs, "y": [*range(rows), rows], "line": line}
-            | {"opacity": 1.0 if best else faint, "text": texts, "showlegend": False}
-            | {"hovertemplate": "%{text}<extra></extra>", "name": head}
+            {"type": "scatter", "mode": "lines", "x": xs, "y": ys, "line": line, "showlegend": False}
+            | {"opacity": 1.0 if best else faint, "text": "<br>".join([head, *map(html.escape, names)])}
+            | {"hovertemplate": "%{text}<extra></extra>"}
         )
     ticks = [
-        {"x": _slot(p, len(values)), "y": j, "text": html.escape(v), "showarrow": False, "yshift": 11}
-        | {"font": {"size": 11}}
+        {"x": _slot(p, len(values)), "y": j, "text": html.escape(v), "showarrow": False, "yshift": 12}
+        | {"font": {"size": 11}, "bgcolor": "#ffffff", "borderpad": 0, "opacity": 0.85}
         for j, values in enumerate(info.values)
         for p, v in enumerate(values)
     ]
@@ -119,6 +119,15 @@ def draw_parallel(info: ParallelInfo) -> Figure:
     plan["annotations"] = ticks + (ends if info.rewards else [])
     plan["hovermode"] = "closest"
     return {"data": data, "layout": plan}
+
+
+def _flowing(stops: Sequence[float], steps: int) -> tuple[list[float], list[float]]:
+    """A curve through (stops[j], j) that crosses every row vertically and never overshoots (smoothstep)."""
+    t = np.arange(steps) / steps
+    ease = t * t * (3 - 2 * t)
+    xs = [a + (b - a) * e for a, b in zip(stops, stops[1:], strict=False) for e in ease]
+    ys = [j + part for j in range(len(stops) - 1) for part in t]
+    return [round(float(x), 4) for x in [*xs, stops[-1]]], [round(float(y), 3) for y in [*ys, len(stops) - 1]]
 
 
 def _slot(position: float, count: int) -> float:
@@ -171,8 +180,8 @@ def importance_info(
     """How much each choice matters for `target` (`reward` or a metric), largest first.
 
     epsilon^2 = (SSB - (k - 1) MSW) / SST of a one-way analysis of variance, k values of the choice (Kelley
-    1935): the main effect of fANOVA (Hutter et al. 2014), with the share that k groups explain by chance taken
-    off, which a forest on a few dozen trials does not do. Interactions are not seen; choices that the
+    1935): the main effect of fANOVA (Hutter et al. 2014), less the share that k groups explain by chance,
+    which a forest on a few dozen trials does not take off. Interactions are not seen; choices that the
     strategy always varied together cannot be told apart by any method.
     """
     done = [t for t in completed(trials) if target == "reward" or target in t.metrics]

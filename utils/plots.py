@@ -116,7 +116,7 @@ def draw_pareto(info: ParetoInfo) -> Figure:
     plan["annotations"] = [
         {"x": p.x, "y": p.y, "text": str(p.number), "showarrow": False, "yshift": 13, "font": {"size": 11}}
         for p in front
-        if p.number != info.baseline
+        if p.number != info.baseline and len(front) <= 15
     ]
     return {"data": data, "layout": plan}
 
@@ -279,7 +279,7 @@ def draw_curves(info: CurvesInfo) -> Figure:
             | {"name": name, "line": style, "opacity": 1.0 if marked else 0.55, "showlegend": marked}
             | {"hovertemplate": f"{name}, epoch %{{x}}: %{{y:.4f}}<extra></extra>"}
         )
-    plan = layout(height=360, xaxis={"title": {"text": "epoch"}}, yaxis=y_axis(title(info.metric)))
+    plan = layout(height=466, xaxis={"title": {"text": "epoch"}}, yaxis=y_axis(title(info.metric)))
     plan["hovermode"] = "closest"
     return {"data": data, "layout": plan}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from utils.choices import (
     importance_info,
     parallel_info,
 )
-from utils.drawing import Figure, difference, title
+from utils.drawing import Figure, title
 from utils.files import write_text
 from utils.history import History, Trial
 from utils.plots import (
@@ -35,25 +34,24 @@ from utils.plots import (
     pareto_info,
     save_pareto_png,
 )
-from utils.results import gain, highlights, percent, signed, write_csv
-from utils.runs import (
-    COSTS,
-    Objectives,
-    Run,
-    baseline_of,
-    completed,
-    device_hours,
-    duration,
-    front_of,
-    read_json,
-    read_run,
-    reward_of,
-    run_state,
-    search_cost,
-    top_trials,
+from utils.results import write_csv
+from utils.runs import COSTS, Run, completed, front_of, read_run, run_state, search_cost
+from utils.summary import (
+    cards,
+    cost_rows,
+    family_verdict,
+    highlight_rows,
+    mapping,
+    metric_keys,
+    number,
+    top_rows,
+    trial_rows,
+    verdict,
 )
 
-TOP_DEFAULT = 3
+CAUTION = (
+    "Every architecture was trained once, so the spread between seeds is unknown; small gains may be chance."
+)
 
 
 def write_report(
@@ -61,8 +59,8 @@ def write_report(
 ) -> Path:
     """Write `report.html`, `results.csv` and, with `png`, `pareto.png`; each replaced in one step.
 
-    baselines: a second series for the front, e.g. the run folder of the unsearched n/s/m family, or its trials;
-        by default `baselines.jsonl` in the run folder, when there is one.
+    baselines: a second series for the front, e.g. the run folder of the unsearched n/s/m family, or its
+        trials; by default `baselines.jsonl` in the run folder, when there is one.
     Raises UserError when `run_dir` holds no history.
     """
     run = read_run(run_dir)
@@ -102,75 +100,6 @@ def render(context: dict[str, Any]) -> str:
     return template.render(**context, figures_json=figures, plotly=script)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Did the search beat the unsearched baseline?
-
-    kind: `better` (some trial is nowhere worse and somewhere better), `trade` (only a higher reward),
-    `no`, or `open` when it cannot be said. trial: the one the sentence is about.
-    """
-
-    kind: str
-    text: str
-    trial: Trial | None = None
-
-
-def verdict(trials: Sequence[Trial], objectives: Objectives, *, baseline: bool = True) -> Verdict:
-    done = [t for t in completed(trials) if all(k in t.metrics for k in objectives)]
-    base = baseline_of(done) if baseline else None
-    if not completed(trials):
-        return Verdict("open", "No trial has completed, so there is nothing to compare yet.")
-    if base is None:
-        best = top_trials(trials, 1)[0]
-        return Verdict(
-            "open", f"Trial {best.number} is best by reward. There is no baseline to compare with.", best
-        )
-    searched = [t for t in done if t is not base]
-    if not searched:
-        return Verdict("open", "Only the unsearched baseline has completed so far.", base)
-    dominating = top_trials([t for t in searched if _dominates(t, base, objectives)])
-    if dominating:
-        best = dominating[0]
-        more = len(dominating) - 1
-        also = f" {more} more beat it in every objective." if more else ""
-        return Verdict(
-            "better", f"Yes: trial {best.number} has {_against(best, base, objectives)}.{also}", best
-        )
-    best = top_trials(searched, 1)[0]
-    if reward_of(best) > reward_of(base):
-        return Verdict(
-            "trade",
-            f"Partly: trial {best.number} has a higher reward with {_against(best, base, objectives)}, "
-            "but no trial beats the baseline in every objective.",
-            best,
-        )
-    return Verdict("no", "No: no trial reached the reward of the unsearched baseline.", best)
-
-
-def _dominates(t: Trial, base: Trial, objectives: Objectives) -> bool:
-    gains = [(t.metrics[k] - base.metrics[k]) * (1 if way == "max" else -1) for k, way in objectives.items()]
-    return min(gains) >= 0 and max(gains) > 0
-
-
-def _against(t: Trial, base: Trial, objectives: Objectives) -> str:
-    """`mAP50-95 0.612 (+0.034, +5.9 %) and GFLOPs 3.1 (-0.4, -11.4 %)`."""
-    parts = []
-    for key in objectives:
-        absolute, relative = gain(t.metrics[key], base.metrics[key])
-        change = (
-            "unchanged" if absolute == 0 else ", ".join(filter(None, [signed(absolute), percent(relative)]))
-        )
-        parts.append(f"{title(key)} {number(t.metrics[key])} ({change})")
-    return " and ".join(parts)
-
-
-def number(value: float | None) -> str:
-    """For people: four digits after the point below 1, four significant ones above."""
-    if value is None:
-        return "–"
-    return f"{value:.4f}" if abs(value) < 1 else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-
-
 def report_context(run: Run, others: Sequence[Trial] = ()) -> dict[str, Any]:
     """Everything the template shows, as plain values; no number is formatted before here."""
     cost = search_cost(run.trials)
@@ -182,27 +111,30 @@ def report_context(run: Run, others: Sequence[Trial] = ()) -> dict[str, Any]:
     front = {t.number for t in front_of(run.trials, run.objectives)}
     parallel = parallel_info(run.trials, [c.label for c in importance["reward"].choices])
     convergence = convergence_info(run.trials, run.objectives)
-    metric_keys = _metric_keys(run)
+    keys = metric_keys(run)
     return {
         "name": run.name,
         "state": state,
-        "live": state.startswith("running"),
+        "live": state == "running",
         "facts": _facts(run),
         "written": time.strftime("%Y-%m-%d %H:%M"),
+        "caution": CAUTION if len(run.complete) > 1 else "",
         "verdict": verdict(run.trials, run.objectives, baseline=run.has_baseline),
-        "cards": _cards(run),
-        "rows": _highlight_rows(run, metric_keys),
-        "metric_titles": [title(k) for k in metric_keys],
-        "top": _top_rows(run, metric_keys),
-        "trials": _trial_rows(run, metric_keys, front),
+        "family": family_verdict(run.trials, others, run.objectives),
+        "cards": cards(run),
+        "rows": highlight_rows(run, keys),
+        "metric_titles": [title(k) for k in keys],
+        "top": top_rows(run, keys),
+        "trials": trial_rows(run, keys, front),
         "failures": failures["failed"],
         "infeasible": {reason: len(numbers) for reason, numbers in failures["infeasible"].items()},
         "importance_note": importance["reward"].note,
+        "parallel_order": "importance" if importance["reward"].choices else "the network",
         "parallel_left_out": parallel.left_out,
         "reference": " and ".join(f"{title(k)} {number(v)}" for k, v in convergence.reference.items()),
         "figures": _figures(run, others, importance, parallel, convergence),
-        "cost": _cost_rows(run),
-        "versions": {str(k): str(v) for k, v in _mapping(run.meta.get("versions")).items()},
+        "cost": cost_rows(run),
+        "versions": {str(k): str(v) for k, v in mapping(run.meta.get("versions")).items()},
         "seeds": _seeds(run),
         "command": _command(run),
         "limits": _limits(run, bool(others)),
@@ -243,112 +175,6 @@ def _figures(
     return {k: v for k, v in figures.items() if v}
 
 
-def _metric_keys(run: Run) -> list[str]:
-    """Columns of the tables: quality, objectives, then the usual costs; per-class scores stay in the CSV."""
-    wanted = dict.fromkeys([run.quality, "map50", *run.objectives, "params_m", "gflops", "latency_ms"])
-    return [k for k in wanted if any(k in t.metrics for t in run.trials)]
-
-
-def _highlight_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
-    """One row a trial; a trial that is best in two ways carries both names."""
-    base = run.baseline
-    named: dict[int, list[str]] = {}
-    for name, t in highlights(run.trials, run.objectives, base):
-        named.setdefault(t.number, []).append(name)
-    by_number = {t.number: t for t in run.complete}
-    return [
-        {
-            "names": ", ".join(names),
-            "number": n,
-            "cells": [_cell(by_number[n], base, k, run.objectives) for k in [*keys, "reward"]],
-        }
-        for n, names in named.items()
-    ]
-
-
-def _cell(t: Trial, base: Trial | None, key: str, objectives: Objectives) -> dict[str, str]:
-    """A value and what it gains on the baseline; `tone` says whether that is good or bad."""
-    value = t.reward if key == "reward" else t.metrics.get(key)
-    start = None if base is None else base.reward if key == "reward" else base.metrics.get(key)
-    if value is None or start is None or base is t:
-        return {"value": number(value), "gain": "", "tone": ""}
-    absolute, relative = gain(value, start)
-    less_is_better = objectives.get(key) == "min" or key in COSTS
-    good = absolute < 0 if less_is_better else absolute > 0
-    tone = "" if absolute == 0 else "good" if good else "bad"
-    return {"value": number(value), "gain": percent(relative) or signed(absolute), "tone": tone}
-
-
-def _cards(run: Run) -> list[dict[str, str]]:
-    """The headline numbers."""
-    base, quality, cards = run.baseline, run.quality, []
-    scored = [t for t in run.complete if quality in t.metrics]
-    if scored:
-        best = min(scored, key=lambda t: (-t.metrics[quality], t.number))
-        cell = _cell(best, base, quality, run.objectives)
-        cards.append({"label": f"best {title(quality)}", "note": f"trial {best.number}"} | cell)
-    costs = [k for k, way in run.objectives.items() if way == "min"]
-    if costs and base is not None and costs[0] in base.metrics and quality in base.metrics:
-        able = [t for t in scored if costs[0] in t.metrics and t.metrics[quality] >= base.metrics[quality]]
-        cheap = min(able, key=lambda t: (t.metrics[costs[0]], t.number))
-        cell = _cell(cheap, base, costs[0], run.objectives)
-        note = "the baseline itself" if cheap is base else f"trial {cheap.number}"
-        label = f"fewest {title(costs[0])}" if costs[0] == "gflops" else f"lowest {title(costs[0])}"
-        cards.append({"label": f"{label} at no loss", "note": note} | cell)
-    failed = sum(t.state == "failed" for t in run.trials)
-    note = f"{len(run.complete)} complete, {failed} failed"
-    budget = run.search.get("max_trials")
-    value = f"{len(run.trials)} of {budget}" if isinstance(budget, int) else str(len(run.trials))
-    cards.append({"label": "trials", "value": value, "gain": "", "tone": "", "note": note})
-    cost = search_cost(run.trials)
-    wall = cost.trial_seconds if cost.wall_seconds is None else cost.wall_seconds
-    hours = device_hours(cost, run.meta)
-    cards.append({"label": "search took", "value": duration(wall), "gain": "", "tone": "", "note": hours})
-    return cards
-
-
-def _top_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
-    k = run.search.get("top_k")
-    base = run.baseline
-    rows = []
-    for rank, t in enumerate(top_trials(run.trials, k if isinstance(k, int) else TOP_DEFAULT), start=1):
-        record = read_json(run.folder / "top" / f"{rank}.json")
-        written = record.get("trial") == t.number  # files of an earlier ranking are not this trial's
-        files = sorted(p.name for p in (run.folder / "top").glob(f"{rank}.*") if p.name.count(".") == 1)
-        retrained = _mapping(_mapping(record.get("retrained")).get("metrics")) if written else {}
-        rows.append(
-            {
-                "rank": rank,
-                "number": t.number,
-                "cells": [_cell(t, base, key, run.objectives) for key in [*keys, "reward"]],
-                "files": files if written else [],
-                "genes": difference(t.arch, base.arch if base else None),
-                "retrained": number(retrained[run.quality]) if run.quality in retrained else "",
-            }
-        )
-    return rows
-
-
-def _trial_rows(run: Run, keys: list[str], front: set[int]) -> list[dict[str, Any]]:
-    base = run.baseline
-    arch = base.arch if base else None
-    return [
-        {
-            "number": t.number,
-            "state": t.state,
-            "front": t.number in front,
-            "values": [(t.metrics.get(k), number(t.metrics.get(k))) for k in keys],
-            "reward": (t.reward, number(t.reward)),
-            "seconds": t.seconds,
-            "parents": ", ".join(map(str, t.parents)),
-            "genes": difference(t.arch, arch),
-            "is_default": base is not None and t.arch == base.arch,
-            "reason": t.reason or "",
-        }
-        for t in run.trials
-    ]
-
-
 def _facts(run: Run) -> list[str]:
     """The line under the title: what was searched, on what, how."""
     facts = []
@@ -363,23 +189,6 @@ def _facts(run: Run) -> list[str]:
     if name:
         facts.append(f"strategy {name}")
     return facts
-
-
-def _cost_rows(run: Run) -> dict[str, str]:
-    cost = search_cost(run.trials)
-    rows = {"time in trials": duration(cost.trial_seconds), "device time": device_hours(cost, run.meta)}
-    if cost.wall_seconds is not None:
-        rows["wall time while trials ran"] = duration(cost.wall_seconds)
-    if cost.parallel is not None:
-        rows["trials at a time"] = f"{cost.parallel:.1f} on average"
-    if cost.trials:
-        rows["mean trial"] = duration(cost.trial_seconds / cost.trials)
-    lost = sum(t.seconds for t in run.trials if t.state == "failed")
-    if lost:
-        rows["of it in failed trials"] = duration(lost)
-    if run.meta.get("device"):
-        rows["device"] = str(run.meta["device"])
-    return rows
 
 
 def _seeds(run: Run) -> str:
@@ -407,31 +216,27 @@ def _limits(run: Run, has_family: bool) -> list[str]:
     """What the reader must not conclude, for this run."""
     done = len(run.complete)
     limits = [
-        "Each architecture was trained once. Two trainings of the same one with other seeds differ too; a gain "
-        "smaller than that spread (unknown here) is not a finding. Retrain the winner and the baseline with two "
-        "seeds or more before you rely on it.",
+        "Each architecture was trained once. Two trainings of the same one with other seeds differ too, and "
+        "a gain below that spread (unknown here) is not a finding. Retrain the winner and the baseline with "
+        "several seeds before you rely on it."
     ]
     if done > 1:
         limits.append(
-            f"The winner is the best of {done} noisy scores on the split the search was scored on, so its score "
-            "is optimistic. The held-out val split was not used in choosing."
+            f"The winner is the best of {done} noisy scores, so its own score is optimistic. Judge it on "
+            "data that the search never scored: retrain it, and evaluate on the val split."
         )
-    epochs = _mapping(run.experiment.get("train")).get("epochs")
+    epochs = mapping(run.experiment.get("train")).get("epochs")
     if isinstance(epochs, int):
         limits.append(
-            f"Trials trained for {epochs} epoch{'s' * (epochs != 1)}. An order after a short training need not "
-            "be the order after a long one."
+            f"Trials trained for {epochs} epoch{'s' * (epochs != 1)}. The order after a short training need "
+            "not be the order after a long one."
         )
     if any("latency_ms" in t.metrics for t in run.complete):
         limits.append("Latency holds for the device it was measured on, and for no other.")
     if not has_family:
         limits.append(
-            "The unsearched n/s/m family is not drawn, so this page cannot say whether searching beat scaling."
+            "The unsearched n/s/m family is not drawn, so nothing here says whether searching beat scaling."
         )
     if run.baseline is None:
-        limits.append("The unsearched baseline did not complete, so gains cannot be given.")
+        limits.append("There is no complete unsearched baseline, so gains cannot be given.")
     return limits
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

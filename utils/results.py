@@ -250,7 +250,12 @@ def status(run_dir: str | Path) -> str:
     running = _in_flight(run)
     alive = process_alive(run.meta)
     cost = search_cost(run.trials)
-    lines = [f"run         {run.name}  ({run.folder})", f"state       {run_state(run)}"]
+    state = run_state(run) or "unknown (no run.json)"
+    if state == "running":
+        state += f", process {run.meta.get('pid')}"
+    if state == "killed":
+        state += f", process {run.meta.get('pid')} is gone; go on with --run-dir {run.folder} --resume"
+    lines = [f"run         {run.name}  ({run.folder})", f"state       {state}"]
 
     budget = run.search.get("max_trials")
     done = f"{len(run.trials)} of {budget}" if isinstance(budget, int) else str(len(run.trials))

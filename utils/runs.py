@@ -187,14 +187,11 @@ def process_alive(meta: Mapping[str, Any]) -> bool:
 
 
 def run_state(run: Run) -> str:
-    """`running (process 12)`, `killed: ...`, or the state that `run.json` gives."""
-    alive = process_alive(run.meta)
-    pid, said = run.meta.get("pid"), run.meta.get("state")
-    if alive and said in (None, "running"):
-        return f"running (process {pid})"
-    if said == "running":
-        return f"killed: process {pid} is gone; go on with --run-dir {run.folder} --resume"
-    return str(said) if said else "unknown (no run.json)"
+    """`running`, `killed` (said to run, but its process is gone), or what `run.json` says; "" without one."""
+    said = str(run.meta.get("state") or "")
+    if process_alive(run.meta):
+        return said or "running"
+    return "killed" if said == "running" else said
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
