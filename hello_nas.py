@@ -55,18 +55,14 @@ def run(
     host: the address the web UI listens on. It has no password: leave it on loopback.
     no_ui: serve no web UI on a known port.
     """
-    from experiments.run import run_experiment
+    from experiments.run import WebUi, run_experiment
 
     path, overrides = _experiment_and_overrides(args)
-    run_experiment(
-        path or (None if resume and run_dir else DEFAULT),
-        overrides,
-        run_dir=run_dir,
-        resume=resume,
-        steps=steps.split(",") if steps else None,
-        port=None if no_ui else port,
-        host=host,
-    )
+    if steps:
+        overrides.append(f"steps=[{steps}]")
+    ui = WebUi(None if no_ui else port, host)
+    stored = resume and run_dir  # then the run knows its experiment
+    run_experiment(path or (None if stored else DEFAULT), overrides, run_dir=run_dir, resume=resume, ui=ui)
 
 
 @app.command

@@ -1,0 +1,222 @@
+"""What a trial does: train the architecture it was given, measure it, write its line of history, report."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.dataset import Dataset, open_dataset
+from data.hyp import load_hyp
+from data.loader import DetectionLoader, make_loader
+from data.pixels import PIXELS
+from experiments.config import Experiment
+from experiments.run_folder import RunFolder
+from experiments.trial import report_final, report_intermediate
+from models.nas import YoloSpace
+from models.space import Space
+from models.weights import save_weights
+from models.yolo import build
+from utils.errors import UserError
+from utils.evaluate import QUICK, evaluate
+from utils.history import Arch, Trial
+from utils.measure import Calibration, calibrate, latency, resolve_device
+from utils.rewards import COST_KEYS, build_reward
+from utils.train import TrainingFailed, train
+
+COCO_CLASSES = 80
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a run share."""
+
+    run: RunFolder
+    dataset: Dataset
+    space: Space
+    hyp: dict[str, float]
+
+    @property
+    def exp(self) -> Experiment:
+        return self.run.experiment
+
+    @property
+    def device(self) -> torch.device:
+        return resolve_device(self.exp.device)
+
+
+@functools.cache
+def prepare(run_dir: str) -> Job:
+    """Open a run for its trials. Initialises no CUDA, so a process that did this can still be forked."""
+    run = RunFolder.open(Path(run_dir))
+    exp = run.experiment
+    dataset = open_dataset(exp.data, run.cache, seed=exp.seed, val_fraction=exp.search.val_fraction)
+    return Job(run, dataset, open_space(exp, dataset), load_hyp(exp.train.hyp))
+
+
+def open_space(exp: Experiment, dataset: Dataset) -> Space:
+    """The experiment's space with the data's classes. Raises UserError when its `nc` says otherwise.
+
+    Published files all say nc: 80, whatever they are used on, so 80 is no statement about the data.
+    """
+    said = Space(exp.space).nc
+    if said not in (COCO_CLASSES, dataset.nc):
+        raise UserError(
+            f"{exp.space} says nc: {said}, but {dataset.name} has {dataset.nc} classes "
+            f"({', '.join(dataset.names)}); remove nc from the file, or correct it"
+        )
+    return Space(exp.space, nc=dataset.nc)
+
+
+def warm_up(run_dir: str) -> None:
+    """Everything a forked trial inherits: the imports of this module, and the pixels, decoded once."""
+    job = prepare(run_dir)
+    for split in ("search_train", "search_val"):
+        PIXELS.preload(job.dataset.splits[split], job.exp.imgsz)
+
+
+def evaluate_trial(model: YoloSpace, run_dir: str) -> None:
+    """NNI's evaluator. `model` is the space frozen at this trial's architecture.
+
+    The line of history is on disk, with the arch that really ran, before NNI hears of the result. A training
+    that fails is a line too; the exception goes on to NNI, which marks the trial as failed.
+    """
+    job = prepare(run_dir)
+    arch = model.arch
+    number, parents = job.run.asked(arch)
+    started, clock = time.time(), time.perf_counter()
+
+    def line(**outcome: Any) -> Trial:
+        seconds = time.perf_counter() - clock
+        return Trial(
+            number, arch, seed=job.exp.seed, parents=parents, started=started, seconds=seconds, **outcome
+        )
+
+    curve: list[dict[str, float]] = []
+    try:
+        metrics = train_and_measure(job, arch, job.run.trial_dir(number), curve)
+        reward = reward_of(job)(metrics)
+        if not math.isfinite(reward):
+            raise TrainingFailed(f"the reward is {reward}")
+    except Exception as error:
+        if not isinstance(error, TrainingFailed):
+            traceback.print_exc()  # a bug or a broken machine: NNI keeps it in the trial's stderr
+        reason = str(error) if isinstance(error, TrainingFailed) else f"{type(error).__name__}: {error}"
+        job.run.history.append(line(state="failed", reason=" ".join(reason.split()), curve=curve))
+        raise
+    job.run.history.append(line(state="complete", metrics=metrics, reward=reward, curve=curve))
+    report_final(reward, metrics)
+
+
+def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, float]]) -> dict[str, float]:
+    """Train `arch` on search_train, score it on search_val, measure its costs; weights go to `folder`.
+
+    curve: filled with a row an epoch while the training goes on.
+    Every trial of a run has the same seed, so that architectures differ by what they are, not by luck.
+    """
+    exp = job.exp
+    torch.set_num_threads(threads_of(exp))
+    torch.manual_seed(exp.seed)
+    detector = build(job.space, arch, job.dataset.names)
+    detector.set_gains(**{gain: job.hyp[gain] for gain in ("box", "cls", "dfl")})
+    train_loader, val_loader = loaders(job, "search_train", "search_val")
+
+    def score(net: torch.nn.Module, last: bool) -> dict[str, float]:
+        how: dict[str, Any] = {} if last else QUICK
+        return evaluate(net, val_loader, job.dataset.names, job.device, **how)
+
+    def on_epoch(row: dict[str, float]) -> None:
+        curve.append(row)
+        if "map50_95" in row:
+            report_intermediate(row["map50_95"])
+
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.pt"
+    result = train(
+        detector,
+        train_loader,
+        settings=exp.train,
+        seed=exp.seed,
+        device=job.device,
+        evaluate=score,
+        on_epoch=on_epoch,
+        checkpoint=checkpoint,
+        progress=False,
+    )
+    metrics = result.metrics | costs(job, arch)
+    save_weights(folder / "weights.pt", result.detector, job.space, arch, imgsz=exp.imgsz)
+    checkpoint.unlink(missing_ok=True)
+    return metrics
+
+
+def loaders(job: Job, train_split: str, val_split: str) -> tuple[DetectionLoader, DetectionLoader]:
+    """(augmented and shuffled, plain) batches of two splits, as the experiment says."""
+    exp, splits, names = job.exp, job.dataset.splits, job.dataset.names
+    on_gpu = job.device.type == "cuda"
+    workers = exp.train.workers if exp.train.workers is not None else 4 * on_gpu
+    train_loader = make_loader(
+        splits[train_split],
+        names,
+        exp.imgsz,
+        exp.train.batch,
+        train=True,
+        hyp=job.hyp,
+        seed=exp.seed,
+        workers=workers,
+        epochs=exp.train.epochs,
+    )
+    val_batch = 2 * exp.train.batch
+    return train_loader, make_loader(
+        splits[val_split], names, exp.imgsz, val_batch, train=False, workers=workers
+    )
+
+
+def costs(job: Job, arch: Arch) -> dict[str, float]:
+    """params_m and gflops from the cost model; latency_ms and its spread only where the experiment asks."""
+    exp = job.exp
+    found = job.space.cost(arch, exp.imgsz)
+    if "latency_ms" in wanted_costs(exp):
+        net = build(job.space, arch).model
+        found |= latency(net, exp.imgsz, job.device, calibration=calibration(job))
+    return found
+
+
+def wanted_costs(exp: Experiment) -> set[str]:
+    """The costs that the experiment's reward, limits, objectives or `search.measure` speak of."""
+    search = exp.search
+    named = {*search.objectives, *search.limits, *search.measure, search.reward.options.get("cost", "gflops")}
+    return named & set(COST_KEYS)
+
+
+def calibration(job: Job) -> Calibration:
+    """What the latency reference takes on this machine, measured once a run and kept in its folder."""
+    path = job.run.path / "latency.json"
+    if not path.is_file():
+        calibrate(job.exp.imgsz, job.device).save(path)
+    return Calibration.load(path)
+
+
+def baseline_costs(job: Job) -> dict[str, float]:
+    """Costs of the unsearched network, measured once a run: what `target: baseline` stands for."""
+    if "baseline_costs" not in job.run.meta:
+        job.run.update_meta(baseline_costs=costs(job, job.space.default()))
+    return job.run.meta["baseline_costs"]
+
+
+def reward_of(job: Job) -> Callable[[dict[str, float]], float]:
+    """The experiment's reward with its target resolved."""
+    reward = job.exp.search.reward
+    return build_reward(reward.name, reward.options, baseline=baseline_costs(job))
+
+
+def threads_of(exp: Experiment) -> int:
+    """CPU threads of one trial: what the experiment says, else its share of the cores."""
+    return exp.threads or max(1, (os.cpu_count() or 1) // exp.search.concurrency)
