@@ -1,0 +1,380 @@
+"""Weights in files: ours, a plain state dict, or a stranger's checkpoint. Nothing in a file is ever executed.
+
+A pickled network (an Ultralytics or YOLOv5 `.pt`) is read by torch's weights-only reader with an inert shell
+in the place of every class it names: its tensors can be taken out, its code never runs, and the package that
+wrote it need not be installed.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.space import Arch, Space
+from models.stock_yaml import expand
+from utils.errors import UserError
+from utils.files import write_bytes
+from utils.measure import device_info
+
+FORMAT = "hello_nas weights"
+SCHEMA = 1
+SAID = ("arch", "space", "nc", "ch", "names", "imgsz")
+
+# Where classes of pickled networks and of their settings live. Names from anywhere else (os, builtins) have
+# no business in a weight file, so such a file is refused although a shell would do no harm.
+PACKAGES = ("torch.nn.", "ultralytics.", "models.", "utils.", "pathlib.", "numpy.", "collections.", "types.")
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """What a weight file holds.
+
+    state:   tensors by name, on the CPU, as stored
+    arch, space (the YAML as a dict), nc, ch, names, imgsz: what the file says about its network; None (or [])
+             where it says nothing
+    classes: module name -> class name, where the file holds a pickled network
+    meta:    whatever else was saved beside the weights
+    """
+
+    path: Path
+    kind: str
+    state: dict[str, Tensor]
+    arch: Arch | None = None
+    space: dict[str, Any] | None = None
+    nc: int | None = None
+    ch: int | None = None
+    names: list[str] = field(default_factory=list)
+    imgsz: int | None = None
+    classes: dict[str, str] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoadAccount:
+    """What was and was not loaded. shape_differs: (name, shape in the file, shape wanted)."""
+
+    path: Path
+    kind: str
+    loaded: list[str]
+    shape_differs: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    absent: list[str]
+    left_over: list[str]
+    share: float  # of the detector's elements
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.shape_differs) + len(self.absent)
+        lines = [
+            f"weights {self.path} ({self.kind}): loaded {len(self.loaded)} of {total} tensors, "
+            f"{100 * self.share:.1f} % of the numbers"
+        ]
+        differs = [f"{n} {list(theirs)}, here {list(ours)}" for n, theirs, ours in self.shape_differs]
+        for what, items in (
+            ("shape differs", differs),
+            ("absent from the file", self.absent),
+            ("left over in the file", self.left_over),
+        ):
+            lines += [f"  {what}: {item}" for item in items]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a result JSON."""
+        return {
+            "path": str(self.path),
+            "kind": self.kind,
+            "loaded": len(self.loaded),
+            "share": self.share,
+            "shape_differs": [[n, list(theirs), list(ours)] for n, theirs, ours in self.shape_differs],
+            "absent": self.absent,
+            "left_over": self.left_over,
+        }
+
+
+# Writing ----------------------------------------------------------------------------------------------------
+
+
+def save_weights(
+    path: Path,
+    detector: nn.Module,
+    space: Space,
+    arch: Mapping[str, Any],
+    *,
+    imgsz: int,
+    names: Sequence[str] | None = None,
+    **meta: Any,
+) -> None:
+    """Write the state dict and what it belongs to, whole or not at all.
+
+    names: of the classes; by default the detector's own. meta: anything of text, numbers, lists and dicts.
+    Any torch can read the file weights-only.
+    """
+    content = io.BytesIO()
+    state = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
+    torch.save(
+        {FORMAT: identity(detector, space, arch, imgsz, names) | {"meta": plain(meta)}, "state": state},
+        content,
+    )
+    write_bytes(path, content.getvalue())
+
+
+def identity(
+    detector: Any, space: Space, arch: Mapping[str, Any], imgsz: int, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """What a weight file says about its network, enough to build it again: JSON values only."""
+    return {
+        "schema": SCHEMA,
+        "arch": plain(arch),
+        "space": plain(space.model),
+        "nc": space.nc,
+        "ch": space.ch,
+        "names": list(detector.names if names is None else names),
+        "imgsz": imgsz,
+        "versions": {p: v for p, v in device_info().items() if p in ("python", "torch", "ultralytics")},
+    }
+
+
+def plain(value: Any) -> Any:
+    """The same value made of what weights-only files may hold; tuples become lists, paths text."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+# Reading ----------------------------------------------------------------------------------------------------
+
+
+def read_weights(path: str | Path) -> WeightFile:
+    """Read any weight file without executing anything in it.
+
+    UserError, one line: no such file, truncated, not a weight file, names foreign code, holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights {str(path)!r}; expected a .pt file")
+    content = _load(path)
+    network = content
+    if isinstance(content, dict):
+        # Ultralytics keeps the averaged weights, if any, under "ema"; our checkpoints do as well.
+        keys = ("ema", "model", "state_dict", "model_state_dict", "detector", "state")
+        network = next((content[k] for k in keys if isinstance(content.get(k), dict | Shell)), content)
+    kind, classes, names = "state dict", {}, []
+    if isinstance(network, Shell):
+        kind = "pickled network"
+        state, classes = dict(network.tensors()), dict(network.classes())
+        names = _names(vars(network).get("names"))
+    else:
+        state = (
+            {k: v for k, v in network.items() if isinstance(v, Tensor)} if isinstance(network, dict) else {}
+        )
+    if not state:
+        raise UserError(
+            f"{path} holds no weights; expected a state dict, an Ultralytics .pt or a file of ours"
+        )
+    said = content.get(FORMAT) if isinstance(content, dict) else None
+    if said is None:
+        return WeightFile(path, kind, state, names=names, classes=classes)
+    if said.get("schema") != SCHEMA:
+        raise UserError(f"{path} has schema {said.get('schema')!r}; this version reads schema {SCHEMA}")
+    return WeightFile(
+        path, FORMAT, state, classes=classes, **{k: said[k] for k in SAID}, meta=said.get("meta", {})
+    )
+
+
+def _names(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [str(v) for v in value] if isinstance(value, list) else []
+
+
+class Shell:
+    """Stands where a pickle names a class: keeps what it is given and does nothing."""
+
+    kind = ""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    def __new__(cls, *args: Any) -> Shell:
+        return object.__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            vars(self).update({str(k): v for k, v in state.items()})
+
+    def children(self) -> list[tuple[str, Shell]]:
+        """Submodules by name, where this stands for an nn.Module."""
+        modules = vars(self).get("_modules")
+        modules = modules.items() if isinstance(modules, dict) else []
+        return [(str(k), v) for k, v in modules if isinstance(v, Shell)]
+
+    def tensors(self, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+        """What `state_dict()` of the module would hold."""
+        if id(self) in above:  # a file may be built to contain itself
+            return
+        transient = vars(self).get("_non_persistent_buffers_set") or ()
+        for group in ("_parameters", "_buffers"):
+            members = vars(self).get(group)
+            for name, value in members.items() if isinstance(members, dict) else ():
+                if isinstance(value, Tensor) and name not in transient:
+                    yield f"{prefix}{name}", value.detach()
+        for name, child in self.children():
+            yield from child.tensors(f"{prefix}{name}.", (*above, id(self)))
+
+    def classes(self, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, str]]:
+        """Class name of every submodule."""
+        if id(self) in above:
+            return
+        for name, child in self.children():
+            yield f"{prefix}{name}", child.kind.rpartition(".")[2]
+            yield from child.classes(f"{prefix}{name}.", (*above, id(self)))
+
+
+_lock = threading.Lock()  # torch's allow-list belongs to the process
+
+
+@contextmanager
+def _shells_only(names: list[str]) -> Iterator[None]:
+    """Within: the named globals are shells, and nothing else that somebody allowed before is allowed."""
+    with _lock:
+        before = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        shells = [(type("Shell", (Shell,), {"kind": name}), name) for name in names]
+        try:
+            torch.serialization.add_safe_globals(shells)  # type: ignore[arg-type]
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
+
+
+def _load(path: Path) -> Any:
+    try:
+        with _shells_only([]):
+            named = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except ValueError:  # no zip: what torch wrote before 1.6, or no weights at all; the reader below decides
+        named = []
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+        raise UserError(f"{path} is no whole weight file: {_first_line(error)}") from None
+    foreign = sorted(name for name in named if not name.startswith(PACKAGES))
+    if foreign:
+        raise UserError(
+            f"{path} was not loaded: {', '.join(foreign[:4])} is code that has no place in a weight file"
+        )
+    try:
+        with _shells_only(named):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} cannot be read as weights only: {_first_line(error)}") from None
+    except Exception as error:
+        raise UserError(f"{path} is no whole weight file: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+# Loading ----------------------------------------------------------------------------------------------------
+
+LEAST = 0.1  # a file that fits less of a detector than this is of another network
+
+
+def load_weights(detector: nn.Module, source: str | Path | WeightFile, *, whole: bool = False) -> LoadAccount:
+    """Copy into `detector` every tensor that fits by name and shape; returns the account of it, for printing.
+
+    whole: the file must be of this very network (to evaluate, export or predict with): everything has to fit,
+           and the activations that the file tells of have to be the same.
+    UserError when less than a tenth of the detector's numbers fit, or when `whole` does not hold; the
+    detector is unchanged then.
+    """
+    file = source if isinstance(source, WeightFile) else read_weights(source)
+    wanted = detector.state_dict()
+    state, classes = _in_our_names(file, detector)
+    fits = [k for k, v in wanted.items() if k in state and state[k].shape == v.shape]
+    elements = sum(v.numel() for v in wanted.values())
+    account = LoadAccount(
+        file.path,
+        file.kind,
+        loaded=fits,
+        shape_differs=[
+            (k, tuple(state[k].shape), tuple(v.shape))
+            for k, v in wanted.items()
+            if k in state and state[k].shape != v.shape
+        ],
+        absent=[k for k in wanted if k not in state],
+        left_over=[k for k in state if k not in wanted],
+        share=sum(wanted[k].numel() for k in fits) / max(1, elements),
+    )
+    if whole:
+        _check_whole(file, account, classes)
+    if account.share < LEAST:
+        raise UserError(
+            f"weights {file.path} ({file.kind}) do not fit: {len(fits)} of {len(wanted)} tensors have the "
+            f"name and shape needed here, {100 * account.share:.1f} % of the numbers"
+        )
+    with torch.no_grad():
+        for name in fits:
+            wanted[name].copy_(state[name])
+    return account
+
+
+def _in_our_names(file: WeightFile, detector: Any) -> tuple[dict[str, Tensor], dict[str, tuple[str, str]]]:
+    """The file's tensors by our names, and (class in the file, class here) of each module both know.
+
+    Besides our own names we know those of our exports, whose rows are taken apart, so that what stock
+    Ultralytics made of an export can come back.
+    """
+    state, classes, hits = _match(file, detector, {})
+    net: Any = getattr(detector, "model", None)
+    if hits < len(detector.state_dict()) and hasattr(net, "yaml"):
+        apart = expand(net)
+        found = _match(file, apart.net, {new: f"model.{old}" for new, old in apart.renamed.items()})
+        if found[2] > hits:
+            state, classes, _ = found
+    return state, classes
+
+
+def _match(
+    file: WeightFile, net: nn.Module, rename: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, tuple[str, str]], int]:
+    """As `_in_our_names` for one naming, and how many tensors then fit.
+
+    Networks are often wrapped once more (`module.`, `model.`) on one side: the best prefix is looked for.
+    """
+    ours = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    heads = {""} | {k.split(".", 1)[0] + "." for k in file.state}
+    adds = {""} | {k.split(".", 1)[0] + "." for k in ours}
+
+    def moved(key: str, head: str, add: str) -> str:
+        return add + key[len(head) :] if key.startswith(head) else key
+
+    pairs = sorted(((h, a) for h in heads for a in adds), key=lambda p: (len(p[0] + p[1]), p))
+    hits = {p: sum(ours.get(moved(k, *p)) == v.shape for k, v in file.state.items()) for p in pairs}
+    best = max(pairs, key=hits.__getitem__)  # the shortest of equals
+    state = {rename.get(moved(k, *best), moved(k, *best)): v for k, v in file.state.items()}
+    here = {name: type(module).__name__ for name, module in net.named_modules(remove_duplicate=False)}
+    classes = {moved(k, *best): v for k, v in file.classes.items()}
+    return state, {k: (v, here[k]) for k, v in classes.items() if k in here}, hits[best]
+
+
+def _check_whole(file: WeightFile, account: LoadAccount, classes: Mapping[str, tuple[str, str]]) -> None:
+    wrong = [f"{n} is {list(t)}, here {list(o)}" for n, t, o in account.shape_differs]
+    wrong += [f"{n} is absent" for n in account.absent] + [f"{n} is left over" for n in account.left_over]
+    # Activations have no weights: another one would fit by name and shape and compute nonsense.
+    wrong += [f"{n} is {t}, here {o}" for n, (t, o) in classes.items() if t != o]
+    if wrong:
+        raise UserError(
+            f"weights {file.path} ({file.kind}) are of another network, {len(wrong)} parts differ: {wrong[0]}"
+        )
