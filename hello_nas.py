@@ -68,7 +68,7 @@ def run(
 @app.command
 def space(experiment: Path = DEFAULT, *overrides: str) -> None:
     """What an experiment may vary: its choices, how many architectures, the smallest and largest cost."""
-    from experiments.run import describe_space
+    from experiments.sample import describe_space
 
     print(describe_space(experiment, overrides))
 
@@ -82,7 +82,7 @@ def sample(
     seed: int = 0,
 ) -> None:
     """Costs of random architectures without training: OUT/sample.csv and OUT/sample.png."""
-    from experiments.run import sample_costs
+    from experiments.sample import sample_costs
 
     print(sample_costs(experiment, overrides, n=n, out=out, seed=seed))
 

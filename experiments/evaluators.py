@@ -14,25 +14,23 @@ from typing import Any
 
 import torch
 
-from data.dataset import Dataset, open_dataset
+from data.dataset import Dataset
 from data.hyp import load_hyp
 from data.loader import DetectionLoader, make_loader
 from data.pixels import PIXELS
 from experiments.config import Experiment
+from experiments.inputs import open_data, open_space
 from experiments.run_folder import RunFolder
 from experiments.trial import report_final, report_intermediate
 from models.nas import YoloSpace
 from models.space import Space
 from models.weights import save_weights
 from models.yolo import build
-from utils.errors import UserError
 from utils.evaluate import QUICK, evaluate
 from utils.history import Arch, Trial
 from utils.measure import Calibration, calibrate, latency, resolve_device
 from utils.rewards import COST_KEYS, build_reward
 from utils.train import TrainingFailed, train
-
-COCO_CLASSES = 80
 
 
 @dataclass(frozen=True)
@@ -58,22 +56,8 @@ def prepare(run_dir: str) -> Job:
     """Open a run for its trials. Initialises no CUDA, so a process that did this can still be forked."""
     run = RunFolder.open(Path(run_dir))
     exp = run.experiment
-    dataset = open_dataset(exp.data, run.cache, seed=exp.seed, val_fraction=exp.search.val_fraction)
+    dataset = open_data(exp, run.cache)
     return Job(run, dataset, open_space(exp, dataset), load_hyp(exp.train.hyp))
-
-
-def open_space(exp: Experiment, dataset: Dataset) -> Space:
-    """The experiment's space with the data's classes. Raises UserError when its `nc` says otherwise.
-
-    Published files all say nc: 80, whatever they are used on, so 80 is no statement about the data.
-    """
-    said = Space(exp.space).nc
-    if said not in (COCO_CLASSES, dataset.nc):
-        raise UserError(
-            f"{exp.space} says nc: {said}, but {dataset.name} has {dataset.nc} classes "
-            f"({', '.join(dataset.names)}); remove nc from the file, or correct it"
-        )
-    return Space(exp.space, nc=dataset.nc)
 
 
 def warm_up(run_dir: str) -> None:

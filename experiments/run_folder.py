@@ -100,7 +100,7 @@ class RunFolder:
     @property
     def cache(self) -> Path:
         """Where data sets are converted to; shared by the runs beside this one."""
-        return Path(os.environ.get("HELLO_NAS_CACHE", self.path.parent / ".cache"))
+        return cache_beside(self.path)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -121,6 +121,11 @@ class RunFolder:
             if arch_key(entry["arch"]) == key:
                 return entry["number"], tuple(entry.get("parents") or ())
         raise AssertionError(f"arch was never asked for: {key}")
+
+
+def cache_beside(run_dir: Path) -> Path:
+    """`.cache` next to the run folders, or $HELLO_NAS_CACHE."""
+    return Path(os.environ.get("HELLO_NAS_CACHE") or run_dir.absolute().parent / ".cache")
 
 
 def flatten(experiment: Experiment) -> dict[str, Any]:
