@@ -116,7 +116,8 @@ def data(src: Path, to: Path) -> None:
     """Pascal VOC, COCO or YOLO data -> a YOLO folder, with a summary of what was dropped and why."""
     import tempfile
 
-    from data.dataset import export_yolo, open_dataset
+    from data.dataset import open_dataset
+    from data.yolo_format import export_yolo
 
     with tempfile.TemporaryDirectory() as cache:
         dataset = open_dataset(src, Path(cache))

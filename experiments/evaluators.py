@@ -75,6 +75,7 @@ def evaluate_trial(model: YoloSpace, run_dir: str) -> None:
     """
     job = prepare(run_dir)
     arch = model.arch
+    assert arch is not None, "NNI gave a space that is not frozen"
     number, parents = job.run.asked(arch)
     started, clock = time.time(), time.perf_counter()
 

@@ -1,6 +1,6 @@
 """The folder of one run, `runs/<name>/`: everything a search knows, in files that can be read without us.
 
-experiment.yaml   the experiment as it was resolved    space.yaml     the detector YAML as it was
+experiment.yaml   the experiment as it was resolved    space/         the detector YAML as it was
 asked.jsonl       archs in the order of submission     history.jsonl  finished trials, one JSON line each
 trials/0007/      weights.pt, log.csv of one trial     meta.json      data, costs of the baseline, versions
 top_models.json  top/1.json 1.pt ...  results.csv  report.html  log.txt
@@ -56,8 +56,8 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             space = Path(experiment.space).read_text(encoding="utf-8", errors="ignore")
-            write_text(path / "space.yaml", space)
             run = cls(path.resolve(), experiment)
+            write_text(run.space_file, space)
             run.save_experiment()
         except OSError as error:
             raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
@@ -71,7 +71,7 @@ class RunFolder:
             known = f"; runs in {path.parent}: {', '.join(runs)}" if runs else ""
             raise UserError(f"{path} is no run folder (it holds no experiment.yaml){known}")
         raw = read_yaml_mapping(path / "experiment.yaml", "experiment")
-        raw["space"] = str((path / "space.yaml").resolve())
+        raw["space"] = str(path.resolve() / "space" / Path(raw["space"]).name)
         return cls(path.resolve(), check_experiment(raw, str(path / "experiment.yaml")))
 
     def resume_with(self, wanted: Experiment) -> None:
@@ -79,19 +79,24 @@ class RunFolder:
         before, after = flatten(self.experiment), flatten(wanted)
         for key in sorted(before.keys() | after.keys()):
             if key == "space":
-                was = (self.path / "space.yaml").read_text(encoding="utf-8", errors="ignore")
+                was = self.space_file.read_text(encoding="utf-8", errors="ignore")
                 if was != Path(wanted.space).read_text(encoding="utf-8", errors="ignore"):
                     raise UserError(
                         f"cannot resume {self.path}: {wanted.space} is not the space of that run "
-                        f"(its own copy is {self.path / 'space.yaml'}); start a new run with --run-dir"
+                        f"(its own copy is {self.space_file}); start a new run with --run-dir"
                     )
             elif before.get(key) != after.get(key) and key not in MAY_CHANGE:
                 raise UserError(
                     f"cannot resume {self.path}: {key} was {before.get(key)!r} and is now "
                     f"{after.get(key)!r}; start a new run with --run-dir"
                 )
-        self.experiment = wanted.model_copy(update={"space": str(self.path / "space.yaml")})
+        self.experiment = wanted.model_copy(update={"space": str(self.space_file)})
         self.save_experiment()
+
+    @property
+    def space_file(self) -> Path:
+        """The run's own copy of the detector YAML: editing the original does not change a run."""
+        return self.path / "space" / Path(self.experiment.space).name
 
     def save_experiment(self) -> None:
         text = yaml.safe_dump(self.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

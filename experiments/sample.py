@@ -74,7 +74,8 @@ def sample_costs(experiment: Path, overrides: Sequence[str], *, n: int, out: Pat
         low, middle, high = np.percentile(values, [0, 50, 100])
         lines.append(
             f"{key:9} smallest {low:.4g}, median {middle:.4g}, largest {high:.4g}; "
-            f"unsearched {sample.default[key]:.4g}, not exceeded by {np.mean(values <= sample.default[key]):.1%}"
+            f"unsearched {sample.default[key]:.4g}, "
+            f"which {np.mean(values <= sample.default[key]):.1%} do not exceed"
         )
     return "\n".join([*lines, f"written: {table}, {picture}"])
 
