@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.measure import fused_copy
 
 # Intermediate validations keep fewer boxes: an untrained network sends thousands per image through NMS.
-QUICK = {"conf": 0.01, "max_det": 100}
+QUICK: dict[str, Any] = {"conf": 0.01, "max_det": 100}
 
 
 class Boxes(TypedDict, total=False):
