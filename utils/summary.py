@@ -72,7 +72,7 @@ def verdict(trials: Sequence[Trial], objectives: Objectives, *, baseline: bool =
 
 
 def family_verdict(trials: Sequence[Trial], family: Sequence[Trial], objectives: Objectives) -> str:
-    """How many members of an unsearched family some trial beats: nowhere worse, somewhere better. "" without one."""
+    """How many members of an unsearched family a trial dominates, and the other way round; "" without one."""
     members = [t for t in completed(family) if all(k in t.metrics for k in objectives)]
     done = [t for t in completed(trials) if all(k in t.metrics for k in objectives)]
     if not members or not done:
@@ -181,14 +181,18 @@ def top_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
     for rank, t in enumerate(top_trials(run.trials, k if isinstance(k, int) else TOP_DEFAULT), start=1):
         record = read_json(run.folder / "top" / f"{rank}.json")
         written = record.get("trial") == t.number  # files of an earlier ranking are not this trial's
-        files = sorted(p.name for p in (run.folder / "top").glob(f"{rank}.*") if p.name.count(".") == 1)
+        found = sorted((run.folder / "top").glob(f"{rank}.*")) if written else []
+        files = {p.name: f"top/{p.name}" for p in found if p.name.count(".") == 1}
+        weights = f"trials/{t.number:04d}/weights.pt"
+        if f"{rank}.pt" not in files and (run.folder / weights).exists():
+            files["weights"] = weights
         retrained = mapping(mapping(record.get("retrained")).get("metrics")) if written else {}
         rows.append(
             {
                 "rank": rank,
                 "number": t.number,
                 "cells": [cell(t, base, key, run.objectives) for key in [*keys, "reward"]],
-                "files": files if written else [],
+                "files": files,
                 "genes": difference(t.arch, base.arch if base else None),
                 "retrained": number(retrained[run.quality]) if run.quality in retrained else "",
             }
