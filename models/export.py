@@ -123,7 +123,7 @@ def _export_pt(
 def _write_pt(
     detector: YoloDetector, folder: Path, about: dict[str, Any], data: str | None
 ) -> tuple[Path, list[str]]:
-    """(path, what stock training would lose). float32, where Ultralytics rounds to half and moves mAP a bit."""
+    """(path, what stock training would lose). float32: Ultralytics rounds to half, which moves mAP."""
     import ultralytics
 
     apart = expand(detector.model)
