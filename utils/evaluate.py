@@ -49,17 +49,14 @@ def evaluate(
     Returns the metrics of `coco_map`, plus val_images and val_ms_per_image (network and NMS).
     """
     device = torch.device(device)
-    net: Any = fused_copy(detector).to(device)
-    channels_last = device.type == "cuda" or bf16
-    if channels_last:
-        net = net.to(memory_format=torch.channels_last)
+    net: Any = fused_copy(detector).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     truths: list[Boxes] = []
     found: list[Boxes] = []
     seconds = 0.0
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
         for batch in loader:
             start = time.perf_counter()
-            ready = prepare(batch, device, channels_last)
+            ready = prepare(batch, device)
             outputs = net.predict(ready["img"], conf=conf, iou=iou, max_det=max_det)
             seconds += time.perf_counter() - start
             truths += truths_of(batch)
