@@ -46,8 +46,9 @@ class Sample:
 class Dataset:
     """Named splits of samples over one list of class names.
 
-    splits: 'train' (all that may be learned from), 'search_train' and 'search_val' (disjoint parts of it: a search
-    learns from one and scores on the other), 'val' (reported on, never searched on), sometimes 'test'.
+    splits: 'train' (all that may be learned from), 'search_train' and 'search_val' (disjoint parts of it:
+    a search learns from one and scores on the other), 'val' (reported on, never searched on), sometimes
+    'test'.
     """
 
     name: str
@@ -112,8 +113,8 @@ def open_dataset(source: str | Path, cache: Path, *, seed: int = 0, val_fraction
 
     source: path of the YAML, JSON or folder; `data/digits.yaml` needs no files besides itself.
     cache: folder of ours to remember the conversion in; the second opening of unchanged data reads only that.
-    seed, val_fraction: how 'search_train' and 'search_val' are carved from 'train' (and 'val' too, with a notice,
-    where the source declares none). Same source, seed and fraction: same splits.
+    seed, val_fraction: how 'search_train' and 'search_val' are carved from 'train' (and 'val' too, with a
+    notice, where the source declares none). Same source, seed and fraction: same splits.
 
     Raises UserError, in one line, for everything that can be wrong with the user's data.
     """
@@ -141,9 +142,14 @@ def _finish(reading: Reading, path: Path, seed: int, val_fraction: float) -> Dat
     from data.split import carve, shared_content
 
     declared, account = dict(reading.splits), deepcopy(reading.account)
+    if not declared.get("test", True):
+        account.say("split test is empty and left out")
+        del declared["test"]
     for split, samples in declared.items():
         if not samples:
-            raise UserError(f"data {path}: no images in split {split!r}")
+            gone = account.examples.get("missing image", [])
+            hint = f": none of those listed was found, not even {gone[0]}" if gone else ""
+            raise UserError(f"data {path}: no images in split {split!r}{hint}")
         if split != "test" and not any(len(s.cls) for s in samples):
             raise UserError(
                 f"data {path}: no labels at all in split {split!r} ({len(samples)} images without boxes)"
@@ -176,9 +182,8 @@ def _finish(reading: Reading, path: Path, seed: int, val_fraction: float) -> Dat
         if not c
     ]
     if unseen:
-        account.say(
-            f"no box in train for {len(unseen)} of {len(reading.names)} classes: {', '.join(unseen[:8])}{', ...' if len(unseen) > 8 else ''}"
-        )
+        shown = ", ".join(unseen[:8]) + (", ..." if len(unseen) > 8 else "")
+        account.say(f"no box in train for {len(unseen)} of {len(reading.names)} classes: {shown}")
     return Dataset(reading.name, reading.names, splits, str(path), reading.format, reading.licence, account)
 
 
@@ -186,7 +191,7 @@ def _class_counts(samples: list[Sample], nc: int) -> list[int]:
     return np.bincount(np.concatenate([s.cls for s in samples]), minlength=nc).tolist()
 
 
-# Reading once ---------------------------------------------------------------------------------------------------
+# Reading once --------------------------------------------------------------------------------------------
 
 
 def _read_or_recall(path: Path, cache: Path) -> Reading:
@@ -225,9 +230,8 @@ def read(path: Path, cache: Path) -> Reading:
     if path.suffix.lower() == ".json":
         return coco.read_file(path)
     if path.suffix.lower() not in {".yaml", ".yml"}:
-        raise UserError(
-            f"data {path}: expected a .yaml, a .json or a folder, got a {path.suffix or 'file without suffix'}"
-        )
+        kind = path.suffix or "file without suffix"
+        raise UserError(f"data {path}: expected a .yaml, a .json or a folder, got a {kind}")
     card_dict = load_card(path)
     readers: dict[str, Callable[[dict[str, Any], Path], Reading]] = {
         "yolo": yolo_format.read_card,

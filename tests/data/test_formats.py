@@ -21,7 +21,8 @@ def boxes(dataset: Dataset, split: str, name: str) -> list[list[float]]:
     return np.column_stack([sample.cls, sample.boxes]).tolist()
 
 
-# YOLO ------------------------------------------------------------------------------------------------------------
+# YOLO -----------------------------------------------------------------------------------------------------
+# -------
 
 
 def test_yolo_labels_come_out_as_written(tmp_path):
@@ -88,7 +89,8 @@ def test_roboflow_paths_that_point_one_folder_too_high(tmp_path):
     )  # the folder will do for its data.yaml
 
 
-# Pascal VOC ------------------------------------------------------------------------------------------------------
+# Pascal VOC
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_voc_by_hand(tmp_path):
@@ -113,8 +115,8 @@ def test_voc_by_hand(tmp_path):
     assert boxes(data, "train", "c.jpg") == []
     assert boxes(data, "val", "b.png") == [pytest.approx([1, 0.2, 0.3, 0.4, 0.2])]  # -10..20 cut to 0..20
     assert data.account.counts == {
-        "degenerate": 1, "missing image": 1, "no annotation": 1, "listed twice": 1, "difficult": 1, "clipped": 1,
-        "outside": 1,
+        "degenerate": 1, "missing image": 1, "no annotation": 1, "listed twice": 1, "difficult": 1,
+        "clipped": 1, "outside": 1,
     }  # fmt: skip
 
 
@@ -173,7 +175,8 @@ def test_voc_card_joins_years(tmp_path):
         )
     card = tmp_path / "card.yaml"
     card.write_text(
-        "format: voc\npath: kit\ntrain: [VOC2007/trainval, VOC2012/trainval]\nval: VOC2007/trainval\nnames: [cat, dog]\n"
+        "format: voc\npath: kit\ntrain: [VOC2007/trainval, VOC2012/trainval]\nval: VOC2007/trainval\n"
+        "names: [cat, dog]\n"
     )
     data = open_dataset(card, tmp_path / "cache")
     assert len(data.splits["train"]) == 4 and boxes(data, "val", "a.jpg") == [[1, 0.25, 0.25, 0.5, 0.5]]
@@ -195,7 +198,8 @@ def test_bccd(tmp_path):
     assert 0.15 < share < 0.25  # the rarer classes are dealt out evenly
 
 
-# COCO ------------------------------------------------------------------------------------------------------------
+# COCO -----------------------------------------------------------------------------------------------------
+# -------
 
 
 def test_coco_by_hand(tmp_path):
@@ -246,10 +250,12 @@ def test_coco_splits_by_file_name_and_by_folder(tmp_path):
         assert [len(data.splits[s]) for s in ("train", "val", "test")] == [3, 2, 1]
 
 
-# EXIF ------------------------------------------------------------------------------------------------------------
+# EXIF -----------------------------------------------------------------------------------------------------
+# -------
 
-# The object fills the left half of the top quarter, as the picture is stored (64 wide, 32 high): x 0..32, y 0..8.
-# Where it is seen after the turn that each orientation asks for (EXIF 2.3, tag 0x0112), as x, y, w, h fractions:
+# The object fills the left half of the top quarter, as the picture is stored (64 wide, 32 high): x 0..32, y
+# 0..8. Where it is seen after the turn that each orientation asks for (EXIF 2.3, tag 0x0112), as x, y, w, h
+# fractions:
 TURNED = {
     5: [0.125, 0.25, 0.25, 0.5],  # transposed: left edge, upper half
     6: [0.875, 0.25, 0.25, 0.5],  # clockwise: the top goes right, the left goes up
@@ -281,7 +287,8 @@ def test_boxes_drawn_on_a_stored_picture_turn_with_it(tmp_path, orientation):
     assert data.account.counts == {"turned": 2}
 
 
-# The cache and the user's folder ---------------------------------------------------------------------------------
+# The cache and the user's folder
+# ---------------------------------------------------------------------------------
 
 
 def test_the_source_is_not_touched_and_the_cache_notices_changes(tmp_path, monkeypatch):
@@ -310,7 +317,8 @@ def test_the_source_is_not_touched_and_the_cache_notices_changes(tmp_path, monke
     assert len(open_dataset(root / "data.yaml", cache).splits["train"]) == len(first.splits["train"]) + 1
 
 
-# Carving ---------------------------------------------------------------------------------------------------------
+# Carving
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_carved_parts_are_disjoint_repeatable_and_hold_rare_classes(tmp_path):
@@ -338,7 +346,8 @@ def test_copies_of_an_image_stay_on_one_side(tmp_path):
     assert not a & b
 
 
-# Export ----------------------------------------------------------------------------------------------------------
+# Export
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("link", [False, True])

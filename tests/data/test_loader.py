@@ -78,7 +78,8 @@ def test_predictions_map_back_to_the_original_pixels(odd):
             boxes = xywh2xyxy(batch["bboxes"][batch["batch_idx"] == i]) * 128
             back = scale_boxes((128, 128), boxes, shape, ratio_pad=pad)
             truth = xywh2xyxy(torch.from_numpy(samples[file].boxes)) * torch.tensor([w, h, w, h])
-            # the longer side is scaled exactly; the shorter one to whole pixels, which is less than one of them
+            # the longer side is scaled exactly; the shorter one to whole pixels, which is less than one of
+            # them
             assert torch.allclose(back, truth, atol=max(h, w) / 128)
 
 
@@ -121,11 +122,8 @@ def test_the_process_random_numbers_are_left_alone(odd):
 
 
 def test_mosaic_closes_for_the_last_epochs(odd):
-    mosaic_only, nothing = {"mosaic": 1.0, "close_mosaic": 2}, {}
-    loaders = [
-        make_loader(odd.splits["train"], odd.names, 64, 8, train=True, hyp=h, epochs=5)
-        for h in (mosaic_only, nothing)
-    ]
+    hyps: list[dict] = [{"mosaic": 1.0, "close_mosaic": 2}, {}]
+    loaders = [make_loader(odd.splits["train"], odd.names, 64, 8, train=True, hyp=h, epochs=5) for h in hyps]
     equal = []
     for number in range(5):
         for loader in loaders:
