@@ -91,9 +91,18 @@ class Pixels:
 
 
 def _available_memory() -> int:
+    """Bytes we may use: half of what the machine has free, or of what its container's limit leaves."""
     import psutil
 
-    return int(psutil.virtual_memory().available * SHARE_OF_MEMORY)
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")  # version 2; psutil sees the whole machine and would have us killed
+    try:
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        if limit != "max":
+            free = min(free, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):
+        pass
+    return int(free * SHARE_OF_MEMORY)
 
 
 PIXELS = Pixels()

@@ -131,7 +131,7 @@ def test_the_challenges_own_files_count_pixels_from_one(tmp_path):
     data = open_dataset(root, tmp_path / "cache")
     rows = [row for s in data.splits["train"] + data.splits["val"] for row in boxes_of(s)]
     assert rows == [[0, 0.25, 0.5, 0.5, 1.0]] * 4
-    assert "no val split declared: 1 of the images set aside for it by seed 0" in data.summary()
+    assert "no val split declared: 1 of the images set aside for it" in data.summary()
 
 
 def boxes_of(sample) -> list[list[float]]:
@@ -180,6 +180,40 @@ def test_voc_card_joins_years(tmp_path):
     )
     data = open_dataset(card, tmp_path / "cache")
     assert len(data.splits["train"]) == 4 and boxes(data, "val", "a.jpg") == [[1, 0.25, 0.25, 0.5, 0.5]]
+
+
+def test_our_cards_read_what_their_downloads_hold(tmp_path, monkeypatch):
+    datasets = tmp_path / "datasets"
+    for year in ("VOC2007", "VOC2012"):
+        kit = datasets / "VOCdevkit" / year
+        (kit / "ImageSets" / "Main").mkdir(parents=True)
+        for part in ("trainval", "test")[: 1 + (year == "VOC2007")]:
+            (kit / "ImageSets" / "Main" / f"{part}.txt").write_text(f"{part}0\n{part}1\n")
+            for i in range(2):
+                image(kit / "JPEGImages" / f"{part}{i}.jpg", 10, 10, shade=i)
+                voc_xml(
+                    kit, f"{part}{i}", (10, 10), [("tvmonitor", 1, 1, 5, 5)], database=f"The {year} Database"
+                )
+    for split in ("train", "val"):
+        image(datasets / "coco" / f"{split}2017" / "1.jpg", 10, 10, shade=1)
+        image(datasets / "coco" / f"{split}2017" / "2.jpg", 10, 10, shade=2)
+        file = datasets / "coco" / "annotations" / f"instances_{split}2017.json"
+        coco_json(
+            file, [(1, "1.jpg", 10, 10), (2, "2.jpg", 10, 10)], [(1, 90, [0, 0, 5, 5])], {90: "toothbrush"}
+        )
+    for i in range(2):
+        image(datasets / "coco128" / "images" / "train2017" / f"{i}.jpg", shade=i)
+    (datasets / "coco128" / "labels" / "train2017").mkdir(parents=True)
+    (datasets / "coco128" / "labels" / "train2017" / "1.txt").write_text("79 0.5 0.5 0.5 0.5\n")
+    monkeypatch.chdir(tmp_path)
+    voc, coco, coco128 = (
+        open_dataset(f"data/{c}.yaml", tmp_path / "cache") for c in ("VOC", "coco", "coco128")
+    )
+    assert (voc.nc, coco128.nc, coco128.names[79]) == (20, 80, "toothbrush")
+    assert [len(voc.splits[s]) for s in ("train", "val")] == [4, 2]
+    assert boxes(voc, "val", "test0.jpg") == [pytest.approx([19, 0.25, 0.25, 0.5, 0.5])]
+    assert boxes(coco, "val", "1.jpg") == [[0, 0.25, 0.25, 0.5, 0.5]]
+    assert "2 images of val are also in train" in coco128.summary()
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="the BCCD data set is not here")
@@ -337,6 +371,17 @@ def test_carved_parts_are_disjoint_repeatable_and_hold_rare_classes(tmp_path):
     assert parts[0] != parts[1]
     again = open_dataset(root / "data.yaml", tmp_path / "elsewhere", seed=1, val_fraction=0.25)
     assert {s.image.name for s in again.splits["search_val"]} == parts[1]
+
+
+def test_a_carved_val_does_not_move_with_the_search(tmp_path):
+    root = yolo_set(tmp_path, labels={f"t{i}": "0 0.5 0.5 0.5 0.5\n" for i in range(20)})
+    (root / "data.yaml").write_text("train: images/train\nnames: [cat, dog]\n")
+    sets = [open_dataset(root, tmp_path / "cache", seed=s, val_fraction=f) for s, f in ((0, 0.2), (1, 0.4))]
+    names = [{k: {s.image.name for s in data.splits[k]} for k in data.splits} for data in sets]
+    assert names[0]["val"] == names[1]["val"] and len(names[0]["val"]) == 4
+    assert len(names[0]["search_val"]) == 3 and len(names[1]["search_val"]) == 6
+    for parts in names:
+        assert not parts["val"] & parts["train"]
 
 
 def test_copies_of_an_image_stay_on_one_side(tmp_path):
