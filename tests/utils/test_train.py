@@ -216,7 +216,9 @@ def test_accumulated_small_batches_equal_one_large(optimizer):
 def test_a_shorter_last_window_is_a_mean_over_what_it_has():
     """Three batches in windows of two: the last step of an epoch is over one batch, not half of one."""
     net, by_hand = Toy(norm=False), Toy(norm=False)
-    s = settings(epochs=1, optimizer="SGD", lr=0.1, lr_final=1.0, momentum=0, weight_decay=0, warmup_epochs=0)
+    s = settings(
+        epochs=1, optimizer="SGD", lr=0.1, lr_final=1.0, momentum=0, weight_decay=0, warmup_epochs=0, clip=0
+    )
     result = train(net, loader(batch=4), settings=s.model_copy(update={"accumulate": 2}))
     assert result.steps == 2
     batches = [b["img"].float() / 255 for b in loader(batch=4)]
