@@ -59,8 +59,7 @@ class TensorBoardLogger:
     """Event files in `<folder>/tensorboard`."""
 
     def __init__(self, folder: Path) -> None:
-        _need("tensorboard", "tensorboard")
-        self.writer = import_module("torch.utils.tensorboard").SummaryWriter(str(folder / "tensorboard"))
+        self.writer = _need("tensorboard.summary", "tensorboard").Writer(str(folder / "tensorboard"))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -155,5 +154,5 @@ def _need(module: str, package: str) -> Any:
         return import_module(module)
     except ImportError:
         raise UserError(
-            f"logger {module!r} needs a package that is not installed: pip install {package}"
+            f"logger {package!r} needs a package that is not installed: pip install {package}"
         ) from None

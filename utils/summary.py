@@ -80,8 +80,8 @@ def family_verdict(trials: Sequence[Trial], family: Sequence[Trial], objectives:
     beaten = [m for m in members if any(_dominates(t, m, objectives) for t in done)]
     beating = [t for t in done if any(_dominates(m, t, objectives) for m in members)]
     return (
-        f"Against the unsearched family: {len(beaten)} of its {len(members)} members are beaten in every "
-        f"objective by a trial; its members beat {len(beating)} of the {len(done)} trials."
+        f"Against the unsearched family: trials beat {len(beaten)} of its {len(members)} members in every "
+        f"objective, and its members beat {len(beating)} of the {len(done)} trials so."
     )
 
 
@@ -231,7 +231,7 @@ def cost_rows(run: Run) -> dict[str, str]:
         rows["mean trial"] = duration(cost.trial_seconds / cost.trials)
     lost = sum(t.seconds for t in run.trials if t.state == "failed")
     if lost:
-        rows["of it in failed trials"] = duration(lost)
+        rows["time in failed trials"] = duration(lost)
     if run.meta.get("device"):
         rows["device"] = str(run.meta["device"])
     return rows

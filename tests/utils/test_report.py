@@ -283,8 +283,8 @@ def test_family_verdict_counts_who_beats_whom() -> None:
     # n (4, .52) is beaten by trial 2 and beats trials 0 and 3; s (6, .7) neither
     family = [trial(0, 0.52, 4.0), trial(1, 0.7, 6.0)]
     assert family_verdict(TRIALS, family, OBJECTIVES) == (
-        "Against the unsearched family: 1 of its 2 members are beaten in every objective by a trial; "
-        "its members beat 2 of the 5 trials."
+        "Against the unsearched family: trials beat 1 of its 2 members in every objective, "
+        "and its members beat 2 of the 5 trials so."
     )
     assert family_verdict(TRIALS, [], OBJECTIVES) == ""
 
@@ -419,11 +419,36 @@ def test_infinite_and_missing_metrics_do_not_break_the_page(tmp_path: Path) -> N
     assert "4 complete, 0 failed" in shown.text
 
 
+def test_values_of_the_wrong_kind_in_a_foreign_history_are_left_out(tmp_path: Path) -> None:
+    lines = [
+        {
+            "number": 0,
+            "arch": {},
+            "metrics": {"map50_95": "0.5", "gflops": 4},
+            "reward": 0.5,
+            "started": None,
+        },
+        {
+            "number": 1,
+            "arch": {},
+            "metrics": {"map50_95": 0.6, "gflops": 3},
+            "reward": "0.6",
+            "seconds": None,
+        },
+        {"number": "2", "arch": {}, "reward": 0.1},
+        {"number": 3, "arch": {"a": [1]}, "metrics": {"map50_95": 0.7}, "reward": 0.7, "curve": [None, 3]},
+    ]
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = page(tmp_path)
+    assert "2 complete, 0 failed" in shown.text  # 1 has no reward that is a number, 2 no number at all
+    assert "from 3 trials" in shown.text
+
+
 def test_the_family_is_drawn_when_given_or_found(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", TRIALS)
     family = make_run(tmp_path / "family", [trial(0, 0.52, 4.0, arch={"scale": "n"})], bare=True)
     assert "unsearched family" not in page(run).text
-    assert "1 of its 1 members" in page(run, baselines=family).text
+    assert "trials beat 1 of its 1 members" in page(run, baselines=family).text
     (family / "history.jsonl").rename(run / "baselines.jsonl")
     shown = page(run)
     assert [s["name"] for s in shown.figures["pareto"]["GFLOPs"]["data"]][2] == "unsearched family"
@@ -512,6 +537,18 @@ def test_csv_is_always_on_and_names_are_opened_once(tmp_path: Path) -> None:
         log.log(0, {"loss": 1.0})
     assert len(log.loggers) == 1
     assert (tmp_path / "new" / "log.csv").read_text() == "step,loss\n0,1.0\n"
+
+
+def test_tensorboard_holds_what_was_logged(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    with open_loggers(["tensorboard"], tmp_path) as log:
+        log.log(2, {"map50_95": 0.5})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, make_ndarray(e.tensor_proto).item()) for e in events.Tensors("map50_95")] == [(2, 0.5)]
 
 
 def test_wandb_and_mlflow_get_what_was_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
