@@ -15,6 +15,9 @@ from data.pixels import Pixels, decode
 from data.yolo_format import export_yolo
 from tests.data.make import image, voc_xml, yolo_set
 from utils.errors import UserError
+from utils.offline import quiet_ultralytics
+
+quiet_ultralytics()  # before any test imports ultralytics itself
 
 EVERYTHING = {
     "hsv_h": 0.1, "hsv_s": 0.7, "hsv_v": 0.4, "degrees": 10, "translate": 0.1, "scale": 0.5, "shear": 2,
@@ -44,9 +47,6 @@ def same(a: dict, b: dict) -> bool:
 def test_batches_without_augmentation_equal_ultralytics_own(odd, tmp_path):
     from torch.utils.data import DataLoader
 
-    from utils.offline import quiet_ultralytics
-
-    quiet_ultralytics()
     from ultralytics.cfg import get_cfg
     from ultralytics.data import build_yolo_dataset
 
