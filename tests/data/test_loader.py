@@ -46,7 +46,6 @@ def same(a: dict, b: dict) -> bool:
 
 def test_batches_without_augmentation_equal_ultralytics_own(odd, tmp_path):
     from torch.utils.data import DataLoader
-
     from ultralytics.cfg import get_cfg
     from ultralytics.data import build_yolo_dataset
 
