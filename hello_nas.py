@@ -10,6 +10,7 @@ python hello_nas.py COMMAND --help                      what a command takes
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -88,11 +89,136 @@ def sample(
 
 
 @app.command
-def report(run_dir: Path) -> None:
-    """report.html, pareto.png and results.csv of a run, from its history alone."""
+def evaluate(
+    arch: Path,
+    *overrides: str,
+    data: str | None = None,
+    weights: Path | None = None,
+    split: str = "val",
+    out: Path | None = None,
+) -> None:
+    """mAP, parameters, GFLOPs and latency of one architecture with its weights.
+
+    Parameters
+    ----------
+    arch: an architecture file, like runs/<name>/top/1.json.
+    overrides: key=value for data, imgsz, device, seed, threads and train.*; else as its search had them.
+    data: the same as data=...
+    weights: default those of its trial.
+    split: val, or test where the data have one.
+    out: a JSON file for the result.
+    """
+    from experiments.handover import evaluate_arch
+
+    evaluate_arch(arch, _with_data(overrides, data), weights=weights, split=split, out=out)
+
+
+@app.command
+def retrain(
+    arch: Path,
+    *overrides: str,
+    data: str | None = None,
+    out: Path | None = None,
+    weights: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Train one architecture on all of train: last.pt, best.pt, result.json, log.csv in OUT.
+
+    Parameters
+    ----------
+    arch: an architecture file, like runs/<name>/top/1.json.
+    overrides: key=value, e.g. train.epochs=100 imgsz=320 seed=1; else as its search had them.
+    data: the same as data=...
+    out: a new folder; default runs/retrain-<run>-<N>.
+    weights: to start from instead of from scratch; any .pt whose tensors fit by name and shape.
+    resume: go on with OUT after an interruption.
+    """
+    from experiments.handover import retrain as train
+
+    train(arch, _with_data(overrides, data), out=out, weights=weights, resume=resume)
+
+
+@app.command
+def finetune(
+    arch: Path,
+    *overrides: str,
+    weights: Path,
+    data: str | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """A short training from WEIGHTS: a quarter of the epochs, a tenth of the learning rate. See retrain."""
+    from experiments.handover import finetune as train
+
+    train(arch, weights, _with_data(overrides, data), out=out, resume=resume)
+
+
+@app.command
+def export(
+    arch: Path,
+    *,
+    weights: Path | None = None,
+    format: str = "onnx",
+    out: Path | None = None,
+    imgsz: int | None = None,
+    threads: int = 1,
+) -> None:
+    """One architecture for other tools; re-loaded and compared before it is called saved.
+
+    Parameters
+    ----------
+    arch: an architecture file, like runs/<name>/top/1.json.
+    weights: default those of its trial.
+    format: pt (for stock Ultralytics), onnx or openvino.
+    out: a new file; default beside ARCH.
+    imgsz: default that of its search.
+    threads: of the runtime whose latency is printed.
+    """
+    from experiments.handover import export_arch
+
+    export_arch(arch, format, weights=weights, out=out, imgsz=imgsz, threads=threads)
+
+
+@app.command
+def predict(
+    weights: Path,
+    source: Path,
+    *,
+    out: Path = Path("predictions"),
+    conf: float = 0.25,
+    iou: float = 0.7,
+    imgsz: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Boxes drawn into a picture, a video, or a folder of them.
+
+    Parameters
+    ----------
+    weights: a .pt of ours: of a trial, of a retraining, or exported for Ultralytics.
+    source: a picture, a video or a folder.
+    out: a new folder.
+    conf: least score of a box that is drawn.
+    iou: overlap above which the weaker of two boxes is dropped.
+    imgsz: default that of the training.
+    device: auto, cpu, cuda, cuda:1.
+    """
+    from experiments.predict import predict as draw
+
+    draw(weights, source, out, conf=conf, iou=iou, imgsz=imgsz, device=device)
+
+
+@app.command
+def report(run_dir: Path, baselines: Path | None = None) -> None:
+    """report.html, pareto.png and results.csv of a run, from its history alone.
+
+    Parameters
+    ----------
+    run_dir: of any run, finished or not.
+    baselines: the run folder of experiments/baselines.yaml, to draw its line beside the trials.
+    """
     from utils.report import write_report
 
-    print(f"written: {write_report(run_dir)}")
+    print(f"written: {write_report(run_dir, baselines=baselines)}")
 
 
 @app.command
@@ -123,6 +249,11 @@ def data(src: Path, to: Path) -> None:
         dataset = open_dataset(src, Path(cache))
         print(dataset.summary())
         print(f"written: {export_yolo(dataset, to)}")
+
+
+def _with_data(overrides: tuple[str, ...], data: str | None) -> list[str]:
+    """`--data D` is `data=D`."""
+    return [*overrides, *([f"data={json.dumps(data)}"] if data is not None else [])]
 
 
 def _experiment_and_overrides(args: tuple[str, ...]) -> tuple[Path | None, list[str]]:

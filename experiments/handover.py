@@ -1,7 +1,7 @@
 """From a found architecture to a detector in use: retrain, finetune, evaluate, export.
 
 Each takes an architecture file (`top/N.json`) and leaves a folder or file that did not exist before. The
-search never saw the `val` split; everything here is scored on it, and kept apart from the search's own scores.
+search never saw the `val` split; everything here is scored on it, apart from the scores of the search.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from models.export import Exported
     from models.weights import WeightFile
     from models.yolo import YoloDetector
+    from utils.measure import Calibration
 
 RESULT_SCHEMA = 1
 KEYS = ("data", "imgsz", "device", "seed", "threads", "train")  # of an experiment, that mean something here
@@ -77,7 +78,7 @@ def find(arch_file: Path) -> Found:
     inside = arch_file.resolve().parent.name == "top" and (run / "experiment.yaml").is_file()
     said = Path(record["space"]).expanduser()
     # A run keeps a copy of its space, which outlives the file it was made of.
-    places = [run / "space.yaml"] if inside else []
+    places = [run / "space" / said.name] if inside else []
     places += [arch_file.parent / said, said, ROOT / said, arch_file.parent / said.name]
     space = next((p for p in places if p.is_file()), None)
     if space is None:
@@ -330,7 +331,12 @@ def evaluate_arch(
 
 
 def measure(
-    detector: YoloDetector, exp: Experiment, dataset: Dataset, found: Found, split: str
+    detector: YoloDetector,
+    exp: Experiment,
+    dataset: Dataset,
+    found: Found,
+    split: str,
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """Score and costs of a trained detector, as a JSON-able result."""
     import torch
@@ -347,7 +353,7 @@ def measure(
     metrics |= {
         "params_m": count_params(detector.model) / 1e6,
         "gflops": count_flops(detector.model, exp.imgsz) / 1e9,
-        **latency(detector.model, exp.imgsz, device),
+        **latency(detector.model, exp.imgsz, device, calibration=calibration),
     }
     return {
         "schema": RESULT_SCHEMA,

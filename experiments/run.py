@@ -262,7 +262,25 @@ def report(run: RunFolder, ui: WebUi) -> None:
     print(f"report: {write_report(run.path)}")
 
 
-STEP_FUNCTIONS: dict[str, Callable[[RunFolder, WebUi], None]] = {"search": search, "report": report}
+def after(name: str) -> Callable[[RunFolder, WebUi], None]:
+    """A step of experiments/steps.py, imported only when it runs."""
+
+    def step(run: RunFolder, ui: WebUi) -> None:
+        from experiments import steps
+
+        getattr(steps, name)(run)
+
+    return step
+
+
+STEP_FUNCTIONS: dict[str, Callable[[RunFolder, WebUi], None]] = {
+    "search": search,
+    "baselines": after("train_family"),
+    "retrain": after("retrain_top"),
+    "evaluate": after("evaluate_top"),
+    "export": after("export_top"),
+    "report": report,
+}
 
 
 @contextmanager
