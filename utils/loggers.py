@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from utils.drawing import is_number
 from utils.errors import UserError, unknown
 
 
@@ -36,9 +37,11 @@ class CsvLogger:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         row = {"step": step, **metrics}
-        self.rows.append(row)
+        kept = [r for r in self.rows if int(r["step"]) < step]  # a resumed training repeats its last steps
         new = [k for k in row if k not in self.columns]
-        if new or len(self.rows) == 1:
+        again = new or not kept or len(kept) < len(self.rows)
+        self.rows = [*kept, row]
+        if again:
             self.columns += new
             self._write(self.rows, "w")
         else:
@@ -112,8 +115,10 @@ class Loggers:
         self.loggers = list(loggers)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Finite numbers only go on; anything else (None, NaN, a text) is left out."""
+        numbers = {k: v for k, v in metrics.items() if is_number(v)}
         for logger in self.loggers:
-            logger.log(step, metrics)
+            logger.log(step, numbers)
 
     def close(self) -> None:
         for logger in self.loggers:

@@ -11,7 +11,7 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Trial
 from utils.results import gain, load_arch_file, percent
-from utils.runs import Run, device_hours, duration, read_run, search_cost
+from utils.runs import Run, device_hours, duration, read_run, retrained, search_cost
 from utils.summary import mapping, number
 
 
@@ -66,9 +66,13 @@ tags: [object-detection, neural-architecture-search, yolo]
 
 def _metrics(run: Run, record: dict[str, Any]) -> str:
     base = run.baseline
-    retrained = mapping(record.get("retrained"))
-    final, spread = mapping(retrained.get("metrics")), mapping(retrained.get("spread"))
-    heads = ["metric", "in the search", "gain on the baseline"] + (["retrained"] if final else [])
+    later = mapping(record.get("retrained"))
+    final, spread = mapping(later.get("metrics")), mapping(later.get("spread"))
+    other = retrained(run).get(0) if run.has_baseline and record["trial"] != 0 else None
+    rival = other["metrics"] if other else {}
+    heads = ["metric", "in the search", "gain on the baseline"]
+    heads += ["retrained"] if final else []
+    heads += ["baseline retrained"] if final and rival else []
     rows = [heads, ["---"] * len(heads)]
     keys = [k for k in dict.fromkeys([*record["metrics"], *final]) if not k.endswith("_spread")]
     for key in keys:
@@ -79,6 +83,7 @@ def _metrics(run: Run, record: dict[str, Any]) -> str:
         row = [title(key), number(value) + (f" ± {number(own)}" if own is not None else ""), change]
         if final:
             row.append(number(final.get(key)) + (f" ± {number(spread[key])}" if key in spread else ""))
+            row += [number(rival.get(key))] if rival else []
         rows.append(row)
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     epochs = mapping(run.experiment.get("train")).get("epochs")
@@ -87,9 +92,11 @@ def _metrics(run: Run, record: dict[str, Any]) -> str:
     if not spread.get(run.quality):
         notes.append("The spread between seeds is not known: small gains may be chance.")
     if final:
-        seeds = retrained.get("seeds")
+        seeds = later.get("seeds")
         on = f" with seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) and seeds else ""
-        notes.append(f"Retrained for {retrained.get('epochs', '?')} epochs on the full training split{on}.")
+        notes.append(
+            f"Retrained for {later.get('epochs', '?')} epochs on the full training split{on}, scored on val."
+        )
     if "latency_ms" in record["metrics"]:
         notes.append(f"Latency was measured on {run.meta.get('device') or 'an unrecorded device'}.")
     return f"{table}\n\n{' '.join(notes)}\n"

@@ -199,6 +199,17 @@ def process_alive(meta: Mapping[str, Any]) -> bool:
         return False
 
 
+def retrained(run: Run) -> dict[int, dict[str, Any]]:
+    """trial number -> `retrain/<number>/result.json`: full trainings, scored on val; {} before any."""
+    found = {}
+    for path in sorted(run.folder.glob("retrain/*/result.json")):
+        result = read_json(path)
+        if path.parent.name.isdigit() and isinstance(result.get("metrics"), dict):
+            result["metrics"] = {k: v for k, v in result["metrics"].items() if is_number(v)}
+            found[int(path.parent.name)] = result
+    return found
+
+
 def run_state(run: Run) -> str:
     """`running`, `killed` (said to run, but its process is gone), or what `run.json` says; "" without one."""
     said = str(run.meta.get("state") or "")

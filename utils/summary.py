@@ -18,6 +18,7 @@ from utils.runs import (
     device_hours,
     duration,
     read_json,
+    retrained,
     reward_of,
     search_cost,
     top_trials,
@@ -81,7 +82,7 @@ def family_verdict(trials: Sequence[Trial], family: Sequence[Trial], objectives:
     beating = [t for t in done if any(_dominates(m, t, objectives) for m in members)]
     return (
         f"Against the unsearched family: trials beat {len(beaten)} of its {len(members)} members in every "
-        f"objective, and its members beat {len(beating)} of the {len(done)} trials so."
+        f"objective; {len(beating)} of the {len(done)} trials are beaten by a member."
     )
 
 
@@ -186,7 +187,6 @@ def top_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
         weights = f"trials/{t.number:04d}/weights.pt"
         if f"{rank}.pt" not in files and (run.folder / weights).exists():
             files["weights"] = weights
-        retrained = mapping(mapping(record.get("retrained")).get("metrics")) if written else {}
         rows.append(
             {
                 "rank": rank,
@@ -194,10 +194,26 @@ def top_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
                 "cells": [cell(t, base, key, run.objectives) for key in [*keys, "reward"]],
                 "files": files,
                 "genes": difference(t.arch, base.arch if base else None),
-                "retrained": number(retrained[run.quality]) if run.quality in retrained else "",
             }
         )
     return rows
+
+
+def retrained_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
+    """The full trainings by quality, each against the baseline that was retrained in the same way."""
+    results = retrained(run)
+    trials = {n: Trial(n, {}, metrics=r["metrics"]) for n, r in results.items()}
+    base = trials.get(0) if run.has_baseline else None
+    ranked = sorted(trials.values(), key=lambda t: (-t.metrics.get(run.quality, 0.0), t.number))
+    return [
+        {
+            "name": "baseline" if t is base else f"trial {t.number}",
+            "epochs": mapping(results[t.number].get("train")).get("epochs", "–"),
+            "seed": results[t.number].get("seed", "–"),
+            "cells": [cell(t, base, key, run.objectives) for key in keys],
+        }
+        for t in ranked
+    ]
 
 
 def trial_rows(run: Run, keys: list[str], front: set[int]) -> list[dict[str, Any]]:

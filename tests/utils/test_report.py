@@ -41,7 +41,8 @@ from utils.plots import (
 )
 from utils.report import write_report
 from utils.results import extend_top, write_top
-from utils.summary import family_verdict, number, verdict
+from utils.runs import read_run
+from utils.summary import family_verdict, number, retrained_rows, verdict
 
 OBJECTIVES = {"map50_95": "max", "gflops": "min"}
 
@@ -283,8 +284,8 @@ def test_family_verdict_counts_who_beats_whom() -> None:
     # n (4, .52) is beaten by trial 2 and beats trials 0 and 3; s (6, .7) neither
     family = [trial(0, 0.52, 4.0), trial(1, 0.7, 6.0)]
     assert family_verdict(TRIALS, family, OBJECTIVES) == (
-        "Against the unsearched family: trials beat 1 of its 2 members in every objective, "
-        "and its members beat 2 of the 5 trials so."
+        "Against the unsearched family: trials beat 1 of its 2 members in every objective; "
+        "2 of the 5 trials are beaten by a member."
     )
     assert family_verdict(TRIALS, [], OBJECTIVES) == ""
 
@@ -401,6 +402,25 @@ def test_report_of_a_run_in_which_all_failed_is_small_and_escapes_reasons(tmp_pa
     assert path.stat().st_size < 100_000
 
 
+def test_full_trainings_are_compared_with_the_retrained_baseline(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", TRIALS)
+    assert "Retrained in full" not in page(run).text
+    for n, score in ((0, 0.8), (2, 0.9)):
+        (run / "retrain" / f"{n:04d}").mkdir(parents=True)
+        result = {"metrics": {"map50_95": score, "gflops": 4.0 - n}, "train": {"epochs": 50}, "seed": 3}
+        (run / "retrain" / f"{n:04d}" / "result.json").write_text(json.dumps(result))
+    (run / "retrain" / "0005").mkdir()
+    (run / "retrain" / "0005" / "result.json").write_text("{torn")
+    assert "Retrained in full" in page(run).text
+    winner, base = retrained_rows(read_run(run), ["map50_95", "gflops"])
+    assert (winner["name"], winner["epochs"], winner["seed"]) == ("trial 2", 50, 3)
+    assert winner["cells"] == [
+        {"value": "0.9000", "gain": "+12.5 %", "tone": "good"},
+        {"value": "2", "gain": "-50.0 %", "tone": "good"},
+    ]
+    assert (base["name"], [c["gain"] for c in base["cells"]]) == ("baseline", ["", ""])
+
+
 def test_a_hostile_label_cannot_close_the_script(tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script>"
     trials = [trial(i, 0.1 * i, 1.0 + i, arch={"a": f"{evil}{i}"}) for i in range(9)]
@@ -498,7 +518,7 @@ def test_model_card(tmp_path: Path) -> None:
     extend_top(run, 1, retrained=more)
     text = write_model_card(run, 1).read_text()
     assert "| 0.8000 ± 0.0100 |" in text
-    assert "Retrained for 50 epochs on the full training split with seeds 0, 1." in text
+    assert "Retrained for 50 epochs on the full training split with seeds 0, 1, scored on val." in text
     assert "not known" not in text and "export" not in text
     with pytest.raises(UserError, match="no top model 7 in .*; there are: 1, 2"):
         write_model_card(run, 7)
@@ -522,6 +542,8 @@ def test_csv_log_grows_columns_and_goes_on_after_a_restart(tmp_path: Path) -> No
         "2,1.0,0.5",
         "3,,0.6",
     ]
+    CsvLogger(tmp_path).log(2, {"loss": 0.9})  # resumed from a checkpoint after step 1
+    assert (tmp_path / "log.csv").read_text().splitlines()[1:] == lines[1:3] + ["2,0.9,"]
 
 
 def test_an_unknown_or_absent_logger_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
