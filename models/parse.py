@@ -166,6 +166,8 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         # Author names in people's headers are often not UTF-8; nothing that we read is outside ASCII.
         model = yaml.safe_load(file.read_text(encoding="utf-8", errors="ignore"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
@@ -183,10 +185,9 @@ def read(path: str | Path) -> dict[str, Any]:
 def _places(path: Path) -> list[Path]:
     unified = re.sub(r"^(yolov?\d+)[nslmx](.*)$", r"\1\2", path.name)
     package = find_spec("ultralytics")  # located, not imported
-    shipped = [
-        Path(p) / "cfg/models/v5" / unified for p in (package and package.submodule_search_locations) or ()
-    ]
-    return [path, path.with_name(unified), *(shipped if path.parent == Path() else ())]
+    roots = (package and package.submodule_search_locations) or ()
+    shipped = [Path(root) / "cfg/models/v5" / unified for root in roots if path.parent == Path()]
+    return [path, path.with_name(unified), *shipped]
 
 
 def parse(model: dict[str, Any], nc: int | None = None, ch: int | None = None) -> Network:
@@ -233,7 +234,7 @@ def parse(model: dict[str, Any], nc: int | None = None, ch: int | None = None) -
         ch=ch,
         rows=tuple(rows),
         strides=tuple(PROBE // side for _, side in seen),
-        max_stride=max(PROBE // side for _, side in shapes),
+        max_stride=max(1, *(PROBE // side for _, side in shapes)),
         activation=activation,
         reg_max=reg_max,
         notices=tuple(notices),
@@ -282,7 +283,7 @@ def _raw_rows(model: dict[str, Any]) -> list[list[Any]]:
 def _resolve(raw: list[Any], i: int, nc: int, depth: float, width: float, widest: float) -> Row:
     """Names and `None` strings to values, the width multiple on channels, the depth multiple on repeats."""
     source, number, module, args = raw
-    if module not in BLOCKS:
+    if not isinstance(module, str) or module not in BLOCKS:
         raise unknown(f"module in row {i}", module, BLOCKS)
     with naming(i, module):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:

@@ -51,20 +51,14 @@ class Space:
     def __init__(
         self, source: str | Path | dict[str, Any], nc: int | None = None, ch: int | None = None
     ) -> None:
-        self.model: dict[str, Any] = (
-            read(source) if isinstance(source, (str, Path)) else copy.deepcopy(source)
-        )
-        self.network = parse(self.model, nc, ch)
-        self.name, self.nc, self.ch = self.network.name, self.network.nc, self.network.ch
-        self.rows, self.strides, self.max_stride = (
-            self.network.rows,
-            self.network.strides,
-            self.network.max_stride,
-        )
-        self.notices = list(self.network.notices)
-        self.choices: dict[str, list[Value]] = {
-            c.label: list(c.values) for r in self.rows for c in r.choices()
-        }
+        is_file = isinstance(source, (str, Path))
+        self.model: dict[str, Any] = read(source) if is_file else copy.deepcopy(source)  # type: ignore
+        self.network = network = parse(self.model, nc, ch)
+        self.name, self.nc, self.ch, self.rows = network.name, network.nc, network.ch, network.rows
+        self.strides, self.max_stride = network.strides, network.max_stride
+        self.notices = list(network.notices)
+        found = [choice for row in self.rows for choice in row.choices()]
+        self.choices: dict[str, list[Value]] = {choice.label: list(choice.values) for choice in found}
         self._values = {label: {v: v for v in values} for label, values in self.choices.items()}
         self._sizes = np.array([len(values) for values in self.choices.values()], dtype=np.int64)
         self._searched = [_Searched(row) for row in self.rows if row.options]
@@ -115,9 +109,8 @@ class Space:
 
     def size(self) -> tuple[int, int]:
         """(raw, distinct): combinations of all choices, and networks that really differ. Both exact."""
-        return prod(len(v) for v in self.choices.values()), prod(
-            r.distinct(self.choices) for r in self._searched
-        )
+        raw = prod(len(values) for values in self.choices.values())
+        return raw, prod(row.distinct(self.choices) for row in self._searched)
 
     def cost(self, arch: Mapping[str, Value], imgsz: int) -> dict[str, float]:
         """Parameters in millions and GFLOPs (2 x MACs of one imgsz x imgsz image), without building anything.

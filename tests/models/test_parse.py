@@ -173,6 +173,7 @@ def broken(i, row):
         (tiny(reg_max=-1), "reg_max should be"),
         (broken(0, [-1, 1, "NASCnov", [8, 3, 2]]), "module in row 0 'NASCnov'; did you mean 'NASConv'"),
         (broken(0, [-1, 1, "os.system", ["ls"]]), "unknown module in row 0 'os.system'"),
+        (broken(0, [-1, 1, ["NASConv"], [8]]), "unknown module in row 0"),
         (broken(0, [-1, 1, 7, [8]]), "unknown module in row 0 '7'"),
         (broken(0, [-1, "NASConv", [8, 3, 2]]), "row 0 should read \\[from, number, module, \\[args\\]\\]"),
         (broken(0, [-1, 0, "NASConv", [8, 3, 2]]), "row 0, NASConv: number should be 1 or more, got 0"),

@@ -222,6 +222,14 @@ def test_every_stock_block_costs_what_it_costs(row, keys):
     assert space.cost({}, 64) == counted(build(space, {}), 64)
 
 
+def test_a_network_without_choices():
+    space = Space("yolov5n.yaml", nc=2)
+    assert space.random(np.random.default_rng(0)) == space.smallest() == space.largest() == {}
+    assert space.size() == (1, 1)
+    with pytest.raises(UserError, match="unknown choice in an arch of yolov5n 'nasconv_0'"):
+        space.canonical({"nasconv_0": "6x6"})
+
+
 def test_extremes_bound_every_arch():
     space, rng = Space(SEED), np.random.default_rng(0)
     low, high = space.cost(space.smallest(), 640), space.cost(space.largest(), 640)
