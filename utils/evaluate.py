@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypedDict
 
 import numpy as np
@@ -84,6 +85,22 @@ def coco_map(truths: Sequence[Boxes], found: Sequence[Boxes], names: Sequence[st
     assert len(truths) == len(found), (len(truths), len(found))
     if not any(len(t["labels"]) for t in truths):
         raise UserError("the validation images have no labelled objects, so their mAP is not defined")
+    with without_gc():
+        precision = coco_precision(truths, found, names)
+    parts = {
+        "map50_95": precision[:, :, :, 0, -1],
+        "map50": precision[:1, :, :, 0, -1],
+        "map50_95_small": precision[:, :, :, 1, -1],
+        "map50_95_medium": precision[:, :, :, 2, -1],
+        "map50_95_large": precision[:, :, :, 3, -1],
+        **{f"map50_95/{name}": precision[:, :, i, 0, -1] for i, name in enumerate(names)},
+    }
+    known = {key: part[part > -1] for key, part in parts.items()}
+    return {key: float(part.mean()) for key, part in known.items() if part.size}
+
+
+def coco_precision(truths: Sequence[Boxes], found: Sequence[Boxes], names: Sequence[str]) -> np.ndarray:
+    """Precision [IoU 10, recall 101, class, area 4 (all, S, M, L), boxes 3 (1, 10, 100)]; -1: no objects."""
     objects: list[dict[str, Any]] = []
     for image, truth in enumerate(truths, start=1):
         wh = _xywh(truth["boxes"])
@@ -116,20 +133,19 @@ def coco_map(truths: Sequence[Boxes], found: Sequence[Boxes], names: Sequence[st
     run = COCOeval_faster(coco, coco.loadRes(detections), "bbox")
     run.evaluate()
     run.accumulate()
-    precision = run.eval[
-        "precision"
-    ]  # [IoU 10, recall 101, class K, area 4, max_det 3]; -1 = no true objects
+    return run.eval["precision"]
 
-    parts = {
-        "map50_95": precision[:, :, :, 0, -1],
-        "map50": precision[:1, :, :, 0, -1],
-        "map50_95_small": precision[:, :, :, 1, -1],
-        "map50_95_medium": precision[:, :, :, 2, -1],
-        "map50_95_large": precision[:, :, :, 3, -1],
-        **{f"map50_95/{name}": precision[:, :, i, 0, -1] for i, name in enumerate(names)},
-    }
-    known = {key: part[part > -1] for key, part in parts.items()}
-    return {key: float(part.mean()) for key, part in known.items() if part.size}
+
+@contextmanager
+def without_gc() -> Iterator[None]:
+    """Tens of thousands of small dicts set off collections that walk through all of torch."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def truths_of(batch: Mapping[str, Any]) -> list[Boxes]:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from utils.batch import prepare
 from utils.errors import UserError
 from utils.files import write_bytes
-from utils.optimize import Ema, Schedule, build_optimizer
+from utils.optimize import Ema, Flat, Schedule, build_optimizer
 from utils.precision import choose_precision, make_fabric
 from utils.settings import TrainSettings
 
@@ -80,16 +80,16 @@ def train(
     device, lead = fabric.device, fabric.is_global_zero
     silent = None if progress is None else not progress  # None: tqdm shows the bar only on a terminal
     seed_everything(seed)
-    detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
+    detector = detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    flat = Flat(detector)
     scaler = getattr(fabric._precision, "scaler", None)  # a fused step unscales too late for clipping
-    optimizer = build_optimizer(detector, settings, fused=scaler is None)
+    optimizer = build_optimizer(flat, settings, fused=scaler is None)
     model, optimizer = fabric.setup(LossOf(detector), optimizer)
     loader = shard(train_loader, fabric)
     batches, clip = len(loader), settings.clip
     steps_per_epoch = math.ceil(batches / settings.accumulate)
     schedule = Schedule(settings, steps_per_epoch)
-    ema = Ema(detector, settings.ema_decay, settings.ema_tau or min(2000.0, schedule.steps / 2))
+    ema = Ema(detector, flat, settings.ema_decay, settings.ema_tau or min(2000.0, schedule.steps / 2))
     state = State(detector, ema, optimizer, fabric, checkpoint, settings, seed)
     state.load()
 
@@ -118,7 +118,7 @@ def train(
                     if clip:
                         fabric.clip_gradients(model, optimizer, max_norm=clip, error_if_nonfinite=False)
                     optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+                    optimizer.zero_grad(set_to_none=False)
                     ema.update(state.step)
                     state.step += 1
 
@@ -133,6 +133,8 @@ def train(
             if on_epoch and lead:
                 on_epoch(dict(state.curve[-1]))
             fabric.barrier()
+    flat.release()
+    ema.flat.release()
     return TrainResult(ema.detector, state.curve, state.metrics, state.seconds, state.step)
 
 

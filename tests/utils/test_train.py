@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from utils.errors import UserError
-from utils.optimize import Ema, Schedule, build_optimizer
+from utils.optimize import Ema, Flat, Schedule, build_optimizer, weight_groups
 from utils.precision import make_fabric
 from utils.settings import TrainSettings
 from utils.train import TrainingFailed, train
@@ -122,26 +122,56 @@ def test_last_row_tells_the_last_rate():
 
 def test_only_weights_with_two_dimensions_decay():
     net = Toy()
-    groups = build_optimizer(net, settings(weight_decay=0.1)).param_groups
-    assert [g["weight_decay"] for g in groups] == [0.1, 0.0, 0.0]
-    assert [[id(p) for p in g["params"]] for g in groups] == [
-        [id(net.conv.weight), id(net.head.weight)],
-        [id(net.bn.weight)],
-        [id(net.conv.bias), id(net.bn.bias), id(net.head.bias)],
+    ids = {name: [id(t) for t in group] for name, group in weight_groups(net).items()}
+    assert ids == {
+        "decayed": [id(net.conv.weight), id(net.head.weight)],
+        "others": [id(net.bn.weight)],
+        "biases": [id(net.conv.bias), id(net.bn.bias), id(net.head.bias)],
+        "buffers": [id(net.bn.running_mean), id(net.bn.running_var)],
+    }
+    groups = build_optimizer(Flat(net), settings(weight_decay=0.1)).param_groups
+    assert [(g["weight_decay"], g["bias"], g["params"][0].numel()) for g in groups] == [
+        (0.1, False, 4 * 27 + 4),
+        (0.0, False, 4),
+        (0.0, True, 4 + 4 + 1),
     ]
 
 
 def test_frozen_weights_are_left_out():
     net = Toy()
     net.conv.requires_grad_(False)
-    groups = build_optimizer(net, settings(optimizer="SGD")).param_groups
-    assert sum(len(g["params"]) for g in groups) == 4
+    before = net.conv.weight.clone()
+    train(net, loader(), settings=settings(optimizer="SGD"))
+    assert torch.equal(net.conv.weight, before)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+def test_flat_weights_take_the_steps_that_single_ones_would(optimizer):
+    plain, net = (Toy().to(memory_format=torch.channels_last) for _ in range(2))  # type: ignore[call-overload]
+    flat = Flat(net)
+    assert net.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    s = settings(optimizer=optimizer, weight_decay=0.1)
+    single = [{"params": p, "weight_decay": 0.1 * (p.dim() > 1)} for p in plain.parameters()]
+    stock = (
+        torch.optim.AdamW(single, s.lr)
+        if optimizer == "AdamW"
+        else torch.optim.SGD(single, s.lr, momentum=0.9, nesterov=True)
+    )
+    for step in (stock, build_optimizer(flat, s)):
+        for batch in loader():
+            loss = (plain if step is stock else net).loss({"img": batch["img"].float() / 255})
+            (loss["fit"] + loss["size"]).backward()
+            step.step()
+            step.zero_grad(set_to_none=step is stock)
+    torch.testing.assert_close(weights(net), weights(plain), rtol=1e-5, atol=1e-7)
+    flat.release()
+    assert net.conv.weight.untyped_storage().nbytes() == 4 * net.conv.weight.numel()
 
 
 def test_ema_by_hand():
     net = nn.Linear(1, 1, bias=False)
     nn.init.constant_(net.weight, 0.0)
-    ema = Ema(net, decay=0.5, tau=2.0)
+    ema = Ema(net, Flat(net), decay=0.5, tau=2.0)
     expected = 0.0
     for step, value in enumerate([1.0, 3.0, -2.0]):
         nn.init.constant_(net.weight, value)
@@ -153,7 +183,7 @@ def test_ema_by_hand():
 
 def test_ema_averages_the_statistics_and_copies_the_counter():
     net = nn.BatchNorm2d(2)
-    ema = Ema(net, decay=0.5, tau=1e-9)
+    ema = Ema(net, Flat(net), decay=0.5, tau=1e-9)
     net(torch.ones(4, 2, 3, 3) * 10)  # running_mean 0 -> 1
     ema.update(0)
     assert ema.detector.state_dict()["running_mean"].tolist() == [0.5, 0.5]
