@@ -147,7 +147,7 @@ def view(
     quiet_nni()
     nodes: list[subprocess.Popen[bytes]] = []
     with interruptible() as interruption:
-        interruption.hurry = lambda: [node.kill() for node in nodes]
+        interruption.hurry = lambda: nodes[0].kill() if nodes else None
         try:
             with ready_for_manager(runtime, None, nodes.append):
                 launcher.start_experiment(

@@ -14,6 +14,8 @@ import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -40,9 +42,9 @@ class Watched:
     def __init__(self, look=lambda engine: None):
         self.strategy = Random(seed=0)
         self.look = look
-        self.ends = {}  # arch -> status, metric
-        self.reasons = {}
-        self.seen = None
+        self.ends: dict[str, tuple[str, float | None]] = {}  # arch -> status, metric
+        self.reasons: dict[str, str | None] = {}
+        self.seen: Any = None
         initialize = self.strategy._initialize
 
         def initialize_and_watch(space, engine):
@@ -68,7 +70,7 @@ def search(tmp_path):
     def run(evaluate, strategy, **settings):
         settings = {"run_dir": tmp_path, "port": None, "warm_import": WARM, **settings}
         arguments = settings.pop("arguments", {"folder": str(tmp_path / "out")})
-        said = []
+        said: list[str] = []
         outcome = run_search(
             toy_space.ToySpace(), evaluate, arguments, strategy, SearchRuntime(**settings), said.append
         )
@@ -88,9 +90,9 @@ def warm_process(tmp_path_factory):
     log_file = tmp_path_factory.mktemp("warm") / "warm.log"
     server = WarmServer("tests.experiments.toy_space:evaluate", WARM, {}, log_file)
     assert server.wait() is None
-    stop, server.stop, server.wait = server.stop, lambda: None, lambda: None
-    yield server
-    stop()
+    lent = SimpleNamespace(socket=server.socket, process=server.process, stop=lambda: None, wait=lambda: None)
+    yield lent
+    server.stop()
 
 
 @pytest.fixture
@@ -336,7 +338,8 @@ def test_nnictl_stop_ends_the_search_with_one_line_and_view_shows_it_again(
     assert "stopped from outside" in said[-1]
     assert [status for status, _ in watched.ends.values()] == ["trained", "interrupted"]
 
-    port, seen = free_port(), {}
+    port = free_port()
+    seen: dict[str, Any] = {}
 
     def look():
         def shown():
@@ -358,6 +361,41 @@ def test_nnictl_stop_ends_the_search_with_one_line_and_view_shows_it_again(
     assert (tmp_path / "nni.json").read_text() == before
     with pytest.raises(UserError, match="no NNI experiment to show"):
         view(tmp_path / "out", port)
+
+
+@pytest.mark.slow
+def test_nnictl_knows_the_search(search, shared_warm_process, tmp_path):
+    """list, status, trial ls, export and stop, while the second trial runs."""
+    said = {}
+
+    def nnictl(*words):
+        command = [str(Path(sys.executable).with_name("nnictl")), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def ask():
+        wait_until(lambda: len(list((tmp_path / "out").iterdir())) == 2, "no trial has started", 60)
+        name = json.loads((tmp_path / "nni.json").read_text())["experiment_id"]
+        try:
+            said["list"] = nnictl("experiment", "list")
+            said["status"] = nnictl("experiment", "status", name)
+            said["trials"] = nnictl("trial", "ls", name)
+            nnictl("experiment", "export", name, "--type", "csv", "--filename", str(tmp_path / "x.csv"))
+        finally:
+            said["stop"] = nnictl("stop", name)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    outcome, _, lines = search(toy_space.hang_later, Random(seed=0), name="toy")
+    thread.join()
+    assert outcome.status == "stopped" and "stopped from outside" in lines[-1]
+    assert outcome.experiment_id in said["list"] and "toy" in said["list"]
+    assert "RUNNING" in said["status"]
+    assert said["trials"].count("trialJobId") == 2 and "SUCCEEDED" in said["trials"]
+    header, row = (tmp_path / "x.csv").read_text().splitlines()[:2]
+    assert {"a", "b", "c", "cost"} <= set(header.split(",")) and "on" in row
+    assert "Stop experiment success" in said["stop"]
 
 
 @pytest.mark.parametrize(
