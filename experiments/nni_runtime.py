@@ -41,7 +41,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.processes import ProcessRecord, interruptible, load_records, save_records
+from experiments.processes import ProcessRecord, interruptible, load_records, save_records, stop_leftovers
 from experiments.runtime_settings import (
     Outcome,
     SearchRuntime,
@@ -99,7 +99,7 @@ def run_search(
     """
     target = importable(evaluate)
     json.dumps(dict(arguments))
-    stop_leftovers(runtime)
+    stop_leftovers(runtime.record)
     runtime = check_runtime(runtime)
     evaluator = FunctionalEvaluator(evaluate, **arguments)
     experiment = SafeExperiment(space, evaluator, strategy, build_config(runtime), runtime, announce)
@@ -184,13 +184,6 @@ def quiet_nni() -> None:
     """What NNI has to say goes to its own log file; what matters of it, we say."""
     nni_log.silence_stdout()
     logging.getLogger("nni").propagate = False
-
-
-def stop_leftovers(runtime: SearchRuntime) -> None:
-    """End what a killed search of this run has left: its manager, which ends its trials; its warm process."""
-    for record in load_records(runtime.record)[1]:
-        if record.stop():
-            log.warning("stopped the %s (pid %d) of a killed search", record.role, record.pid)
 
 
 def build_config(runtime: SearchRuntime) -> NasExperimentConfig:

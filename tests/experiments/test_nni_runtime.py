@@ -21,13 +21,13 @@ import psutil
 import pytest
 
 from experiments import nni_runtime
-from experiments.processes import ProcessRecord, free_port, load_records, save_records
+from experiments.processes import ProcessRecord, free_port, load_records, save_records, stop_leftovers
 from experiments.runtime_settings import ROOT, check_runtime
 from experiments.warm_server import WarmServer
 from tests.experiments import toy_space
 from utils.errors import UserError
 
-from experiments.nni_runtime import NNI_HOME, SearchRuntime, build_config, run_search, stop_leftovers, view  # isort: skip
+from experiments.nni_runtime import NNI_HOME, SearchRuntime, build_config, run_search, view  # isort: skip
 from nni.nas.strategy import GridSearch, Random
 from nni.tools.nnictl.config_utils import Experiments
 
@@ -271,7 +271,7 @@ def test_leftovers_are_stopped_and_strangers_are_not(tmp_path):
             ProcessRecord("NNI manager", stranger.pid, 1.0, "time.sleep"),
         ]
         save_records(tmp_path / "nni.json", {}, records)
-        stop_leftovers(SearchRuntime(run_dir=tmp_path))
+        stop_leftovers(tmp_path / "nni.json")
         assert child.poll() is not None
         assert stranger.poll() is None
     finally:
@@ -392,7 +392,7 @@ def test_nnictl_knows_the_search(search, shared_warm_process, tmp_path):
     assert outcome.status == "stopped" and "stopped from outside" in lines[-1]
     assert outcome.experiment_id in said["list"] and "toy" in said["list"]
     assert "RUNNING" in said["status"]
-    assert said["trials"].count("trialJobId") == 2 and "SUCCEEDED" in said["trials"]
+    assert said["trials"].count('"sequenceId"') == 2 and "SUCCEEDED" in said["trials"]
     header, row = (tmp_path / "x.csv").read_text().splitlines()[:2]
     assert {"a", "b", "c", "cost"} <= set(header.split(",")) and "on" in row
     assert "Stop experiment success" in said["stop"]
