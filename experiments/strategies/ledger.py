@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nni.nas.space import ModelStatus
 from nni.nas.strategy.middleware import Chain, FailureHandler, Filter, StrategyMiddleware
@@ -81,7 +81,7 @@ class Ledger(StrategyMiddleware):
         self.results: dict[str, Trial] = {}  # complete and failed, by arch
         self.infeasible: dict[str, Trial] = {}
         self._read_bytes = 0
-        self._read_history()
+        self.read_history()
         self._asked = _read_asked(self._asked_path)
         numbers = [asked.number for asked in self._asked.values()] + [t.number for t in self.results.values()]
         self._next_number = 1 + max(numbers, default=-1)
@@ -105,13 +105,11 @@ class Ledger(StrategyMiddleware):
         engine.register_model_event_callback("training_end", self._on_end)
 
     def _on_metric(self, event: Any) -> None:
-        # Metric and status reach the model when the strategy is told of them, not now: PolicyBasedRL looks
-        # at models whenever it likes and would take one that is complete but not yet rewarded for a
-        # failure.
-        event.prevent_default()
         self._reported[event.model] = event.metric
 
     def _on_end(self, event: Any) -> None:
+        # The status reaches the model when the strategy is told of it, not now: PolicyBasedRL looks at its
+        # models whenever it likes, and from another thread than this one.
         event.prevent_default()
         self._events.append((event.model, event.status))
 
@@ -197,6 +195,7 @@ class Ledger(StrategyMiddleware):
             if self._script and self._script[0][0] in self.results:
                 return True  # a replay needs no worker
             if self.engine.idle_worker_available():
+                self._tell()  # of what has freed the worker
                 return True
             if time.monotonic() - asked_budget > BUDGET_POLL:
                 asked_budget = time.monotonic()
@@ -248,9 +247,15 @@ class Ledger(StrategyMiddleware):
         while self._events:
             model, status = self._events.popleft()
             key = arch_key(self.space.canonical(model.sample))
-            self._read_history()
+            if key not in self._flight:
+                continue  # told already
+            self.read_history()
+            if key not in self.results and status == ModelStatus.Interrupted:
+                self._flight.pop(key)  # the search was stopped: it runs again on resume
+                continue
             if key not in self.results:
                 self._write_result(model, key, status)
+            self._reported.pop(model, None)
             self._finish(key)
         for key in self._due():
             self._recorded.remove(key)
@@ -278,6 +283,7 @@ class Ledger(StrategyMiddleware):
     def _answer(self, model: Any, trial: Trial) -> None:
         model.trial = trial
         good = trial.state == "complete" and trial.reward is not None
+        model.metrics.clear()  # what the history says counts, in a replay as in the first run
         if good:
             self.dispatch_model_event("final_metric", model=model, metric=trial.reward)
         status = ModelStatus.Trained if good else ModelStatus.Failed
@@ -287,13 +293,13 @@ class Ledger(StrategyMiddleware):
         """For a trial that left no line of its own: it was killed, or its evaluator leaves the writing to
         us.
         """
-        reported = self._reported.pop(model, None)
+        reported = self._reported.get(model)
         values = reported if isinstance(reported, dict) else {"default": reported}
         metrics = {name: float(v) for name, v in values.items() if _is_number(v)}
         reward = metrics.pop("default", None)
         reason = None
         if status != ModelStatus.Trained:
-            reason = f"the trial ended without a result (status {status.value}); its log may say why"
+            reason = getattr(model, "failure_reason", None) or f"it ended with status {status.value}"
         elif reward is None:
             reason = f"the trial reported {reported!r}, which holds no finite reward"
         asked = self._asked[key]
@@ -312,7 +318,7 @@ class Ledger(StrategyMiddleware):
         self.history.append(trial)
         self.results[key] = trial
 
-    def _read_history(self) -> None:
+    def read_history(self) -> None:
         """Take in the lines that were appended since the last look, by this process or by trials."""
         if not self.history.path.exists():
             return
@@ -342,12 +348,16 @@ class Search(Chain):
         if reward_for_failure is not None:
             failures = (ModelStatus.Failed, ModelStatus.Invalid)
             filters.insert(0, FailureHandler(metric=reward_for_failure, failure_types=failures))
+        for middleware in filters:
+            # Theirs looks at the models' status once a second, which does not change unless the ledger looks.
+            middleware.wait_models = ledger.wait_models
         super().__init__(strategy, *filters)
         self.ledger = ledger
         self.baseline = baseline
         self.message: str | None = None
 
     def run(self) -> None:
+        self.ledger.read_history()  # trials of a killed start may have ended since the ledger was made
         if self.baseline:
             model = self.model_space.freeze(self.ledger.space.complete(self.ledger.space.default()))
             if hasattr(self._strategy, "adopt"):
@@ -403,5 +413,5 @@ def _read_asked(path: Path) -> dict[str, Asked]:
     return asked
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
