@@ -117,7 +117,7 @@ def _export_pt(
         ]
     else:
         notes = ["stock YOLO(...).train() keeps this architecture: the YAML inside says all of it"]
-    # By default YOLO.val pads to rectangles with half a stride of grey around, which moves mAP on small images.
+    # YOLO.val pads to rectangles with half a stride of grey around by default: mAP moves on small images.
     notes.append("YOLO(...).val(data=..., rect=False) scores it as we do")
     return Exported(path, "pt", difference, sizes, notes, {"stock_train_keeps_it": not lost, "lost": lost})
 

@@ -1,10 +1,6 @@
 """Exports compute what the detector computes, and stock Ultralytics can do everything with them."""
 
 import copy
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +14,7 @@ from models.space import Space
 from models.stock_yaml import expand, signature
 from models.weights import load_weights, read_weights
 from models.yolo import build
+from tests.models.stock import isolated
 from utils.errors import UserError
 
 NAMES = ["a", "b", "c"]
@@ -204,44 +201,6 @@ def test_an_export_that_differs_is_not_kept(exported, space, monkeypatch, tmp_pa
 
 
 # Stock Ultralytics, where this package does not exist --------------------------------------------------
-
-ISOLATED = """
-import json, sys
-try:
-    import models
-    print("models is importable"); sys.exit(1)
-except ImportError:
-    pass
-import torch
-torch.set_num_threads(1)
-from ultralytics import YOLO
-{body}
-"""
-
-
-def isolated(body: str, cwd: Path) -> dict:
-    """Run Python code elsewhere with an empty environment; its last line is JSON."""
-    environment = {
-        "HOME": str(cwd),
-        "PATH": os.environ["PATH"],
-        "YOLO_CONFIG_DIR": str(cwd),
-        "YOLO_OFFLINE": "True",
-        "YOLO_AUTOINSTALL": "False",
-    }
-    font = Path(np.__file__).parent.parent / "matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf"
-    (cwd / "Ultralytics").mkdir(exist_ok=True)  # else Ultralytics looks for a font on the network
-    (cwd / "Ultralytics" / "Arial.ttf").write_bytes(font.read_bytes())
-    code = ISOLATED.format(body=body)
-    run = subprocess.run(
-        [sys.executable, "-I", "-c", code],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-3000:]
-    return json.loads(run.stdout.strip().splitlines()[-1])
 
 
 def write_data(folder: Path, n: int = 8) -> Path:
