@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.errors import UserError
 from utils.optimize import Ema, Flat, Schedule, build_optimizer, weight_groups
-from utils.precision import make_fabric
+from utils.precision import choose_precision, make_fabric
 from utils.settings import TrainSettings
 from utils.train import TrainingFailed, train
 
@@ -384,6 +384,17 @@ def test_other_errors_pass():
 def test_fp16_on_cpu_is_a_user_error():
     with pytest.raises(UserError, match="fp16 needs CUDA"):
         make_fabric(torch.device("cpu"), "fp16")
+
+
+def test_auto_takes_bf16_where_it_pays(monkeypatch):
+    """2 million parameters at 64 px, or as much work by a larger image; never without the hardware."""
+    net, cpu = nn.Linear(1000, 999), torch.device("cpu")  # 1.0 M
+    monkeypatch.setattr("utils.precision.has_bf16", lambda device: True)
+    assert [choose_precision("auto", cpu, net, size) for size in (64, 90, 96)] == ["fp32", "fp32", "bf16"]
+    assert choose_precision("fp32", cpu, net, 640) == "fp32"
+    monkeypatch.setattr("utils.precision.has_bf16", lambda device: False)
+    assert choose_precision("auto", cpu, net, 640) == "fp32"
+    assert choose_precision("bf16", cpu, net, 64) == "bf16"
 
 
 def test_settings_are_strict():
