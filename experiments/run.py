@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.random import default_rng
+
 from experiments.config import Experiment, load_experiment
+from experiments.inputs import open_data, open_space
 from experiments.processes import check_port
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, cache_beside
 from models.space import Space
 from utils.errors import UserError, unknown
 from utils.files import write_text
-from utils.limits import parse_limits
+from utils.limits import check_limits, parse_limits
 from utils.rewards import COST_KEYS, QUALITY_KEYS, check_reward
 
 
@@ -48,8 +51,9 @@ def run_experiment(
         assert run_dir is not None
         path = RunFolder.open(run_dir).path / "experiment.yaml"
     experiment = load_experiment(path, overrides)
-    check_before_work(experiment, ui)
+    check_names(experiment)
     folder = run_dir or Path("runs") / experiment.name
+    check_inputs(experiment, cache_beside(folder), ui)
     run = RunFolder.open(folder) if resume else RunFolder.create(folder, experiment)
     if resume:
         run.resume_with(experiment)
@@ -59,21 +63,37 @@ def run_experiment(
     return run
 
 
-def check_before_work(exp: Experiment, ui: WebUi) -> None:
-    """What can be known to be wrong before anything heavy is imported. Raises UserError."""
+def check_names(exp: Experiment) -> None:
+    """Names and values that can be wrong by themselves. Takes milliseconds. Raises UserError."""
     from experiments.strategies import check_strategy
 
     search = exp.search
     check_strategy(search.strategy.name, search.strategy.options)
     check_reward(search.reward.name, search.reward.options)
     parse_limits(search.limits)
-    for key, known in ((search.objectives, (*QUALITY_KEYS, *COST_KEYS)), (search.measure, COST_KEYS)):
-        for name in key:
-            if name not in known:
-                raise unknown("metric", name, known)
+    for key in search.objectives:
+        if key not in (*QUALITY_KEYS, *COST_KEYS):
+            raise unknown("metric", key, (*QUALITY_KEYS, *COST_KEYS))
+    for key in search.measure:
+        if key not in COST_KEYS:
+            raise unknown("cost to measure", key, COST_KEYS)
     Space(exp.space)
-    if "search" in exp.steps and search.engine == "nni" and ui.port is not None:
+
+
+def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
+    """Do data, space, limits, device and port fit together? Before anything is written. Raises UserError."""
+    if "search" in exp.steps and exp.search.engine == "nni" and ui.port is not None:
         check_port(ui.host, ui.port)
+    space = open_space(exp, open_data(exp, cache))
+    limits = parse_limits(exp.search.limits)
+    share = check_limits(space, limits, exp.imgsz, default_rng(exp.seed))
+    if limits:
+        said = ", ".join(f"{limit.key} {limit}" for limit in limits)
+        print(f"limits: {share:.1%} of random architectures meet {said}")
+    if exp.device not in ("auto", "cpu"):
+        from utils.measure import resolve_device  # imports torch
+
+        resolve_device(exp.device)
 
 
 def search(run: RunFolder, ui: WebUi) -> None:

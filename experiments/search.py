@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from numpy.random import default_rng
 from tqdm.auto import tqdm
 
 from experiments.evaluators import Job, baseline_costs, costs, evaluate_trial, prepare, threads_of
@@ -17,7 +16,7 @@ from experiments.run_folder import RunFolder
 from experiments.strategies import build_strategy
 from models.nas import YoloSpace
 from utils.history import Trial
-from utils.limits import check_limits, parse_limits
+from utils.limits import parse_limits
 from utils.measure import device_info
 from utils.pareto import pareto_front
 from utils.report import write_report
@@ -32,8 +31,8 @@ def search(run: RunFolder, port: int | None, host: str) -> None:
 
     port, host: of the web UI; port None = any free one. Raises KeyboardInterrupt when it was interrupted.
     """
-    exp = run.experiment
-    job = prepare(str(run.path))
+    prepare.cache_clear()  # this process may have opened the run before it was resumed with other settings
+    exp, job = run.experiment, prepare(str(run.path))
     print(job.dataset.summary())
     print(opening(job))
     strategy = strategy_of(job)
@@ -64,12 +63,8 @@ def search(run: RunFolder, port: int | None, host: str) -> None:
 
 
 def strategy_of(job: Job) -> Any:
-    """The experiment's strategy inside the rules of a search, after a check that the limits can be met."""
+    """The experiment's strategy inside the rules of a search (experiments/strategies)."""
     exp, search = job.exp, job.exp.search
-    limits = parse_limits(search.limits)
-    share = check_limits(job.space, limits, exp.imgsz, default_rng(exp.seed))
-    if limits:
-        print(f"limits: {share:.0%} of random architectures meet {', '.join(f'{x.key} {x}' for x in limits)}")
     return build_strategy(
         search.strategy.name,
         search.strategy.options,
@@ -78,7 +73,7 @@ def strategy_of(job: Job) -> Any:
         budget=search.max_trials,
         run_dir=job.run.path,
         objectives=search.objectives,
-        limits=limits,
+        limits=parse_limits(search.limits),
         cost=lambda arch: costs(job, arch),
         baseline=search.baseline,
     )
@@ -147,7 +142,7 @@ def follow(job: Job) -> Iterator[None]:
 
     def watch() -> None:
         written = time.monotonic()
-        with tqdm(total=job.exp.search.max_trials, unit="trial", initial=len(seen), leave=False) as bar:
+        with tqdm(total=job.exp.search.max_trials, unit="trial", initial=len(seen), disable=None) as bar:
             while not done.wait(1.0):
                 new = [t for t in run.history.load() if t.key not in seen]
                 for trial in new:
