@@ -15,6 +15,7 @@ import pickletools
 import statistics
 import tempfile
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -229,9 +230,12 @@ def _by_ultralytics(
     from ultralytics import YOLO
 
     source, _ = _write_pt(detector, folder, about, data)
-    with contextlib.redirect_stdout(io.StringIO()):  # torch's tracer and the exporter talk a lot
+    # onnxslim, which `simplify` asks for, gains nothing measurable here and is one more thing to go wrong.
+    extra = {"simplify": False} if format == "onnx" else {}
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # both talk a lot
+        warnings.simplefilter("ignore")
         made = YOLO(str(source)).export(
-            format=format, imgsz=about["imgsz"], dynamic=True, device="cpu", verbose=False, simplify=False
+            format=format, imgsz=about["imgsz"], dynamic=True, device="cpu", verbose=False, **extra
         )
     return Path(made)
 
