@@ -10,8 +10,10 @@ python hello_nas.py COMMAND --help                      what a command takes
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -268,7 +270,7 @@ def _experiment_and_overrides(args: tuple[str, ...]) -> tuple[Path | None, list[
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 on success, 2 with one line for a mistake of the user's, 130 on Ctrl-C."""
+    """0 on success, 2 with one line for a mistake of the user's, 130 on Ctrl-C, 143 on SIGTERM."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         app(argv, exit_on_error=False, print_error=False, result_action="return_value")
@@ -276,9 +278,14 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, cyclopts.CycloptsError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: the disk is full: {error}; what was finished is kept", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print("interrupted; --resume goes on", file=sys.stderr)
+        return 128 + (interrupt.args[0] if interrupt.args and interrupt.args[0] else signal.SIGINT)
 
 
 if __name__ == "__main__":

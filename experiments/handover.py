@@ -172,7 +172,7 @@ def _train(
     weights: Path | None,
     resume: bool,
 ) -> dict[str, Any]:
-    from experiments.run import running
+    from experiments.run import locked, running
 
     name = f"{kind}-{found.run.name if found.run else found.space.stem}-{found.path.stem}"
     exp = settle(found, overrides, name=name, train=changes)
@@ -196,7 +196,7 @@ def _train(
     if (folder / "result.json").is_file():
         print(f"{folder} is finished already")
         return json.loads((folder / "result.json").read_text())
-    with running(run):
+    with locked(run), running(run):
         return train_in_full(open_job(run, split_seed), found.arch, run.path, weights, kind=kind)
 
 

@@ -18,7 +18,7 @@ from numpy.random import default_rng
 
 from experiments.config import Experiment, load_experiment
 from experiments.inputs import open_data, open_space
-from experiments.processes import check_port
+from experiments.processes import check_port, stop_leftovers
 from experiments.run_folder import RunFolder, cache_beside
 from models.space import Space
 from utils.errors import UserError, unknown
@@ -53,14 +53,51 @@ def run_experiment(
     experiment = load_experiment(path, overrides)
     check_names(experiment)
     folder = run_dir or Path("runs") / experiment.name
-    check_inputs(experiment, cache_beside(folder), ui)
-    run = RunFolder.open(folder) if resume else RunFolder.create(folder, experiment)
-    if resume:
+    if not resume:
+        RunFolder.check_free(folder)
+        check_inputs(experiment, cache_beside(folder), ui)
+        run = RunFolder.create(folder, experiment)
+        with locked(run):
+            run_steps(run, ui)
+        return run
+    run = RunFolder.open(folder)
+    with locked(run):
+        stop_leftovers(run.path / "nni.json")  # of a process that was killed: they may hold the port
+        check_inputs(experiment, cache_beside(folder), ui)
         run.resume_with(experiment)
+        run_steps(run, ui)
+    return run
+
+
+def run_steps(run: RunFolder, ui: WebUi) -> None:
+    """One step after the other."""
     with running(run):
         for step in run.experiment.steps:
             STEP_FUNCTIONS[step](run, ui)
-    return run
+
+
+@contextmanager
+def running(run: RunFolder) -> Iterator[None]:
+    """Keep `run.json` true for `status`: who works on this run, since when, and how it ended."""
+    facts: dict[str, Any] = {
+        "pid": os.getpid(),
+        "started": time.time(),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+    }
+
+    def say(state: str) -> None:
+        write_text(run.path / "run.json", json.dumps(facts | {"state": state}, indent=2) + "\n")
+
+    say("running")
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted")
+        raise
+    except BaseException as error:
+        say(f"failed: {' '.join(str(error).split()) or type(error).__name__}")
+        raise
+    say("finished")
 
 
 def check_names(exp: Experiment) -> None:
@@ -135,29 +172,11 @@ STEP_FUNCTIONS: dict[str, Callable[[RunFolder, WebUi], None]] = {
 
 
 @contextmanager
-def running(run: RunFolder) -> Iterator[None]:
-    """Hold the run folder for this process alone, and keep `run.json` true for `status`."""
+def locked(run: RunFolder) -> Iterator[None]:
+    """Hold the run folder for this process alone. UserError when another one has it."""
     with open(run.path / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"{run.path} is in use by another process; `status` shows what it does") from None
-        facts: dict[str, Any] = {
-            "pid": os.getpid(),
-            "started": time.time(),
-            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        }
-
-        def say(state: str) -> None:
-            write_text(run.path / "run.json", json.dumps(facts | {"state": state}, indent=2) + "\n")
-
-        say("running")
-        try:
-            yield
-        except KeyboardInterrupt:
-            say("interrupted")
-            raise
-        except BaseException as error:
-            say(f"failed: {' '.join(str(error).split()) or type(error).__name__}")
-            raise
-        say("finished")
+        yield

@@ -48,11 +48,7 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, experiment: Experiment) -> RunFolder:
         """A new folder. Raises UserError when there is something at `path` already."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(
-                f"{path} exists and is never overwritten; go on with it by --resume, "
-                "or choose another with --run-dir DIR or name=NAME"
-            )
+        cls.check_free(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             space = Path(experiment.space).read_text(encoding="utf-8", errors="ignore")
@@ -62,6 +58,15 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
         return run
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raises UserError when there is something at `path`."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(
+                f"{path} exists and is never overwritten; go on with it by --resume, "
+                "or choose another with --run-dir DIR or name=NAME"
+            )
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:

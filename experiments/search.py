@@ -57,7 +57,7 @@ def search(run: RunFolder, port: int | None, host: str) -> None:
     finally:
         write_results(job)
     if outcome.status == "interrupted":
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(outcome.signal)
     if strategy.message:
         print(strategy.message)
 
