@@ -20,7 +20,9 @@ class TrainSettings(BaseModel):
     schedule: Literal["linear", "cosine"] = Field("linear", description="how lr falls after the warm-up")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum, or beta1 of AdamW")
     weight_decay: float = Field(5e-4, ge=0, description="only on weights with two or more dimensions")
-    warmup_epochs: float = Field(1.0, ge=0, description="lr rises from 0 over so many epochs")
+    warmup_epochs: float = Field(
+        2.0, ge=0, description="lr rises from 0 over so many epochs, half of the run at most"
+    )
     warmup_bias_lr: float = Field(
         0.1,
         ge=0,
