@@ -28,7 +28,8 @@ from models.weights import save_weights
 from models.yolo import build
 from utils.evaluate import QUICK, evaluate
 from utils.history import Arch, Trial
-from utils.measure import Calibration, calibrate, latency, resolve_device
+from utils.measure import Calibration, calibrate, device_info, latency, resolve_device
+from utils.precision import choose_precision
 from utils.rewards import COST_KEYS, build_reward
 from utils.train import TrainingFailed, train
 
@@ -128,7 +129,7 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     result = train(
         detector,
         train_loader,
-        settings=exp.train,
+        settings=exp.train.model_copy(update={"precision": precision_of(job)}),
         seed=exp.seed,
         device=job.device,
         evaluate=score,
@@ -200,6 +201,28 @@ def reward_of(job: Job) -> Callable[[dict[str, float]], float]:
     """The experiment's reward with its target resolved."""
     reward = job.exp.search.reward
     return build_reward(reward.name, reward.options, baseline=baseline_costs(job))
+
+
+def note_facts(job: Job) -> None:
+    """What reports say about a run besides its trials, into its meta.json."""
+    job.run.update_meta(
+        data={"name": job.dataset.name, "source": job.dataset.source, "licence": job.dataset.licence},
+        names=job.dataset.names,
+        device=str(job.device),
+        threads=threads_of(job.exp),
+        precision=precision_of(job),
+        versions=device_info(job.device),
+    )
+
+
+def precision_of(job: Job) -> str:
+    """`train.precision` with `auto` decided once a run, for the unsearched network: what is compared must be
+    computed alike."""
+    if "precision" not in job.run.meta:
+        net = build(job.space, job.space.default())
+        chosen = choose_precision(job.exp.train.precision, job.device, net, job.exp.imgsz)
+        job.run.update_meta(precision=chosen)
+    return job.run.meta["precision"]
 
 
 def threads_of(exp: Experiment) -> int:

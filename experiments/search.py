@@ -10,14 +10,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from experiments.evaluators import Job, baseline_costs, costs, evaluate_trial, prepare, threads_of
+from experiments.evaluators import Job, baseline_costs, costs, evaluate_trial, note_facts, prepare
 from experiments.nni_runtime import SearchRuntime, run_search
 from experiments.run_folder import RunFolder
 from experiments.strategies import build_strategy
 from models.nas import YoloSpace
 from utils.history import Trial
 from utils.limits import parse_limits
-from utils.measure import device_info
 from utils.pareto import pareto_front
 from utils.report import write_report
 from utils.results import results_table, write_csv, write_top
@@ -82,13 +81,7 @@ def strategy_of(job: Job) -> Any:
 def opening(job: Job) -> str:
     """What is about to be searched, in a few lines; also kept in the run's meta.json."""
     exp, unsearched = job.exp, baseline_costs(job)
-    job.run.update_meta(
-        data={"name": job.dataset.name, "source": job.dataset.source, "licence": job.dataset.licence},
-        names=job.dataset.names,
-        device=str(job.device),
-        threads=threads_of(exp),
-        versions=device_info(job.device),
-    )
+    note_facts(job)
     distinct = job.space.size()[1]
     lines = [*job.space.notices]
     lines.append(

@@ -135,7 +135,7 @@ def train_family(run: RunFolder) -> None:
     Same data, splits, schedule and seed. In a run that also searches they go to `baselines.jsonl`, which its
     report draws beside the trials; in a run of its own they are its history.
     """
-    from experiments.evaluators import prepare, reward_of, train_and_measure
+    from experiments.evaluators import note_facts, prepare, reward_of, train_and_measure
     from experiments.inputs import open_space
     from utils.train import TrainingFailed
 
@@ -169,17 +169,3 @@ def train_family(run: RunFolder) -> None:
         )
         line.append(trial)
         print(f"baseline {name}: {trial.reason or one_line(trial.metrics)}")
-
-
-def note_facts(job: Job) -> None:
-    """What reports say about a run besides its trials, into its meta.json."""
-    from experiments.evaluators import threads_of
-    from utils.measure import device_info
-
-    job.run.update_meta(
-        data={"name": job.dataset.name, "source": job.dataset.source, "licence": job.dataset.licence},
-        names=job.dataset.names,
-        device=str(job.device),
-        threads=threads_of(job.exp),
-        versions=device_info(job.device),
-    )

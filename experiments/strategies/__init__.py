@@ -92,6 +92,7 @@ def evolution(
     sample_size: int | None = None,
     mutation_prob: float | None = None,
     crossover: bool = False,
+    start: str = "baseline",
 ) -> Strategy:
     """NNI's RegularizedEvolution (Real et al. 2019), with a population that fits the budget.
 
@@ -108,6 +109,7 @@ def evolution(
         sample_size=sample,
         mutation_prob=1 / len(setup.space.choices) if mutation_prob is None else mutation_prob,
         crossover=crossover,
+        start=start,
         seed=setup.seed,
     )
 
@@ -151,6 +153,7 @@ def pareto(
     population_size: int | None = None,
     mutation_prob: float | None = None,
     crossover_prob: float = 0.9,
+    start: str = "baseline",
 ) -> Strategy:
     """Our NSGA-II over all objectives at once (Deb et al. 2002)."""
     from experiments.strategies.adapter import AskTellStrategy
@@ -163,6 +166,7 @@ def pareto(
         population_size=population_size or _population(setup.budget),
         mutation_prob=mutation_prob,
         crossover_prob=crossover_prob,
+        start=start,
         limits=setup.limits,
     )
     return AskTellStrategy(searcher, setup.space)
@@ -252,7 +256,9 @@ def _check_option(name: str, key: str, value: Any, annotation: str) -> None:
     kind, *optional = annotation.split(" | ")
     if value is None and optional:
         return
-    if kind == "bool":
+    if kind == "str":
+        fits, wanted = value in STARTS, " or ".join(STARTS)
+    elif kind == "bool":
         fits, wanted = isinstance(value, bool), "true or false"
     elif kind == "int":
         fits, wanted = (
@@ -267,6 +273,9 @@ def _check_option(name: str, key: str, value: Any, annotation: str) -> None:
             fits, wanted = number and value > 0, "a number above 0"
     if not fits:
         raise UserError(f"{key} of strategy {name!r} is {value!r}; {wanted} is needed")
+
+
+STARTS = ("baseline", "random")
 
 
 def _population(budget: int) -> int:

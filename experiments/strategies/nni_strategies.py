@@ -23,8 +23,10 @@ class Evolution(RegularizedEvolution):
     elsewhere when the neighbourhood of its parents is used up (NNI's stops there, with most of the space
     untried)."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, start: str = "baseline", **options: Any) -> None:
         super().__init__(**options)
+        self._start = start
+        self._baseline: dict[str, Any] | None = None
         self._repeats = 0
         self._parents: list[Any] = []
         self._numbers: dict[str, int] = {}
@@ -33,6 +35,23 @@ class Evolution(RegularizedEvolution):
         """Take a model that somebody else submits (the baseline) into the population once it has a metric."""
         self._running_models.append(model)
         self._dedup_helper.dedup(model.sample)
+        self._baseline = dict(model.sample)
+
+    def random(self) -> Any:
+        """The first population fans out from the baseline: the i-th of n has each label redrawn with
+        probability (i/n)^2, so that a small budget begins where things are known to work."""
+        i, n = self._individual_counter + 1, self.population_size
+        if self._baseline is None or self._start == "random" or i >= n:
+            return super().random()
+        sample = {
+            label: mutable.random(random_state=self._random_state)
+            if self._random_state.uniform() < (i / n) ** 2
+            else self._baseline[label]
+            for label, mutable in self.model_space.simplify().items()
+        }
+        self._dedup_helper.dedup(sample)
+        self._individual_counter += 1
+        return self.model_space.freeze(sample)
 
     def new_individual(self) -> Any:
         # The first of the population may all have failed: there is nobody to mutate, and NNI's max() would

@@ -40,6 +40,9 @@ class ParetoEvolution:
     objectives:      metric -> "max" or "min", read from the metrics of the trials
     mutation_prob:   for each label, to take another of its values; default 1 / number of labels
     crossover_prob:  to mix two parents, label by label with equal chances, instead of copying one
+    start:           where the first population comes from: "baseline" = it fans out from the unsearched network,
+                     the i-th of n with each label redrawn with probability (i/n)^2, so that a small
+                     budget begins where things are known to work; "random" = as in the paper
     limits:          an arch that breaks one loses against any that breaks none, and against any that breaks
                      less (constraint-dominance, section VI of the paper)
     """
@@ -53,6 +56,7 @@ class ParetoEvolution:
         population_size: int,
         mutation_prob: float | None = None,
         crossover_prob: float = 0.9,
+        start: str = "baseline",
         limits: Sequence[Limit] = (),
     ) -> None:
         check_objectives(objectives)
@@ -62,6 +66,7 @@ class ParetoEvolution:
         self.population_size = population_size
         self.mutation_prob = 1 / len(space.choices) if mutation_prob is None else mutation_prob
         self.crossover_prob = crossover_prob
+        self.start = start
         self.parents: tuple[int, ...] = ()
         self.population: list[Individual] = []
         self._fitness: list[tuple[int, float]] = []  # of the population: (rank, -crowding), less is better
@@ -70,7 +75,7 @@ class ParetoEvolution:
         self._rng = np.random.default_rng(seed)
 
     def ask(self) -> Arch | None:
-        """An arch never proposed before: random for the first population, then a child; None = exhausted."""
+        """An arch never proposed before: of the first population, then a child; None = exhausted."""
         begun = len(self._proposed) >= self.population_size and len(self.population) >= 2
         for _ in range(VARIATIONS if begun else 0):
             child, parents = self._child()
@@ -78,7 +83,7 @@ class ParetoEvolution:
                 self.parents = parents
                 return child
         for _ in range(DRAWS):
-            arch = self.space.random(self._rng)
+            arch = self.space.random(self._rng) if begun or self.start == "random" else self._near_baseline()
             if self._is_new(arch):
                 self.parents = ()
                 return arch
@@ -103,6 +108,14 @@ class ParetoEvolution:
         known = [limit for limit in self.limits if limit.key in trial.metrics]
         self.population.append(Individual(trial, violation(known, trial.metrics)))
         self._select()
+
+    def _near_baseline(self) -> Arch:
+        redrawn = (len(self._proposed) / self.population_size) ** 2
+        genes = self.space.complete(self.space.default())
+        for label, values in self.space.choices.items():
+            if self._rng.random() < redrawn:
+                genes[label] = values[int(self._rng.integers(len(values)))]
+        return self.space.canonical(genes)
 
     def _is_new(self, arch: Arch) -> bool:
         key = arch_key(arch)
