@@ -40,9 +40,9 @@ class ParetoEvolution:
     objectives:      metric -> "max" or "min", read from the metrics of the trials
     mutation_prob:   for each label, to take another of its values; default 1 / number of labels
     crossover_prob:  to mix two parents, label by label with equal chances, instead of copying one
-    start:           where the first population comes from: "baseline" = it fans out from the unsearched network,
-                     the i-th of n with each label redrawn with probability (i/n)^2, so that a small
-                     budget begins where things are known to work; "random" = as in the paper
+    start:           where the first population comes from: "baseline" = it fans out from the unsearched
+                     network, the i-th of n with each label redrawn with probability (i/n)^2, so that a
+                     small budget begins where things are known to work; "random" = as in the paper
     limits:          an arch that breaks one loses against any that breaks none, and against any that breaks
                      less (constraint-dominance, section VI of the paper)
     """
