@@ -224,7 +224,6 @@ def train_in_full(
     from utils.train import train
 
     exp, names = job.exp, job.dataset.names
-    print(job.dataset.summary())
     torch.set_num_threads(threads_of(exp))
     torch.manual_seed(exp.seed)
     detector = build(job.space, arch, names)

@@ -131,7 +131,8 @@ def _write_pt(
 
     apart = expand(detector.model)
     net: Any = apart.net.cpu().float().eval().requires_grad_(False)
-    net = net.to(memory_format=torch.contiguous_format)
+    for tensor in (*net.parameters(), *net.buffers()):  # no views of larger storages, no channels_last
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     arguments = {"task": "detect", "imgsz": about["imgsz"], "data": data, "single_cls": False}
     net.names, net.task, net.args, net.criterion = dict(enumerate(about["names"])), "detect", arguments, None
     path = folder / "model.pt"

@@ -119,7 +119,8 @@ def save_weights(
     Any torch can read the file weights-only.
     """
     content = io.BytesIO()
-    state = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
+    # Cloned: a tensor that is a view would drag the whole storage behind it into the file.
+    state = {k: v.detach().cpu().clone() for k, v in detector.state_dict().items()}
     torch.save(
         {FORMAT: identity(detector, space, arch, imgsz, names) | {"meta": plain(meta)}, "state": state},
         content,

@@ -73,6 +73,15 @@ def test_our_file_is_read_by_torch_alone_weights_only(space, tmp_path):
     assert set(content) == {"hello_nas weights", "state"}
 
 
+def test_views_of_a_large_storage_do_not_bloat_the_file(space, tmp_path):
+    detector = make(space, 0, space.default())
+    save_weights(tmp_path / "plain.pt", detector, space, space.default(), imgsz=64)
+    for p in detector.parameters():
+        p.data = torch.cat([p.data.flatten(), torch.zeros(100_000)])[: p.numel()].view(p.shape)
+    save_weights(tmp_path / "views.pt", detector, space, space.default(), imgsz=64)
+    assert (tmp_path / "views.pt").stat().st_size == (tmp_path / "plain.pt").stat().st_size
+
+
 @pytest.mark.parametrize(
     "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"module." + k: v for k, v in s.items()}]
 )
