@@ -26,6 +26,8 @@ MAY_CHANGE = (
     "device",
     "threads",
     "steps",
+    "retrain",
+    "family",
     "search.max_trials",
     "search.max_seconds",
     "search.max_trial_seconds",
