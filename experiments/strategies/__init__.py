@@ -118,13 +118,13 @@ def rl(
     setup: Setup,
     *,
     samples_per_update: int | None = None,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 1e-2,
     update_times: int = 1,
 ) -> Strategy:
     """NNI's PolicyBasedRL: PPO over the choices, one after the other (after Zoph and Le 2017)."""
     from experiments.strategies.nni_strategies import seeded_rl
 
-    samples = samples_per_update or max(2, min(20, setup.budget // 4))
+    samples = samples_per_update or max(2, min(20, setup.budget // 5))
     return seeded_rl(setup.seed, samples, learning_rate, update_times, setup.fruitless)
 
 
