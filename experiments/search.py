@@ -158,6 +158,8 @@ def follow(job: Job) -> Iterator[None]:
 
 def one_line(trial: Trial) -> str:
     """A finished trial for the terminal."""
+    if trial.state == "infeasible":
+        return f"not trained: {trial.reason}"
     if trial.state != "complete":
         return f"trial {trial.number}: {trial.state}, {trial.reason}"
     shown = {"mAP50-95": "map50_95", "params_m": "params_m", "gflops": "gflops", "latency_ms": "latency_ms"}
