@@ -74,6 +74,7 @@ def strategy_of(job: Job) -> Any:
         objectives=search.objectives,
         limits=parse_limits(search.limits),
         cost=lambda arch: costs(job, arch),
+        quick_cost=lambda arch: job.space.cost(arch, exp.imgsz),
         baseline=search.baseline,
     )
 

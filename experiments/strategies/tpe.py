@@ -14,7 +14,7 @@ from nni.nas.strategy import TPE
 from utils.history import Arch, Trial, arch_key
 
 if TYPE_CHECKING:
-    from experiments.strategies import SearchSpace
+    from experiments.strategies import Setup
 
 SUGGESTIONS = 100  # asked of the tuner, and looked around, before we draw at random
 DRAWS = 500  # random archs tried before we call the space exhausted
@@ -35,18 +35,20 @@ class Tpe:
     sqrt(trials).
     """
 
-    def __init__(
-        self, space: SearchSpace, *, seed: int, startup: int, candidates: int = 24, gamma: float = 0.25
-    ) -> None:
+    def __init__(self, setup: Setup, *, startup: int, candidates: int = 24, gamma: float = 0.25) -> None:
         arguments = {"n_startup_jobs": startup, "n_ei_candidates": candidates, "gamma": gamma}
-        self.space = space
+        self.setup = setup
+        self.space = setup.space
         self.parents: tuple[int, ...] = ()
-        self._tuner: Any = TPE(optimize_mode="maximize", seed=seed, tpe_args=arguments).tuner
+        self._tuner: Any = TPE(optimize_mode="maximize", seed=setup.seed, tpe_args=arguments).tuner
         self._tuner.update_search_space(
-            {label: {"_type": "choice", "_value": list(values)} for label, values in space.choices.items()}
+            {
+                label: {"_type": "choice", "_value": list(values)}
+                for label, values in self.space.choices.items()
+            }
         )
         self._tuner.dedup = _KeepAll()
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(setup.seed)
         self._proposed: set[str] = set()
         self._running: dict[str, tuple[int, dict[str, Any]]] = {}
         self._worst = 0.0
@@ -59,18 +61,18 @@ class Tpe:
             # With a handful of values per label its maximum hardly moves, so it soon repeats itself: look
             # around it, farther each time, rather than anywhere.
             near = suggested | self._redrawn(0 if attempt == 0 else 1 + attempt // 10)
-            arch = self.space.canonical(near)
+            arch = self.setup.within_limits(near, self._rng)
             key = arch_key(arch)
             if key not in self._proposed:
                 self._proposed.add(key)
-                if attempt == 0:
+                if arch == self.space.canonical(suggested):
                     self._running[key] = (number, suggested)
                 else:
                     self._tuner.trial_end(number, False)
                 return arch
             self._tuner.trial_end(number, False)
         for _ in range(DRAWS):
-            arch = self.space.random(self._rng)
+            arch = self.setup.within_limits(self.space.random(self._rng), self._rng)
             key = arch_key(arch)
             if key not in self._proposed:
                 self._proposed.add(key)
