@@ -137,7 +137,9 @@ def follow(job: Job) -> Iterator[None]:
     def watch() -> None:
         written = time.monotonic()
         with tqdm(total=job.exp.search.max_trials, unit="trial", initial=len(seen), disable=None) as bar:
-            while not done.wait(1.0):
+            last = False
+            while not last:
+                last = done.wait(1.0)
                 new = [t for t in run.history.load() if t.key not in seen]
                 for trial in new:
                     seen.add(trial.key)
