@@ -145,6 +145,9 @@ class ElasticConv2d(Elastic, nn.Conv2d):
         self.groups, self.active_parts = s.groups(arch), [part(arch) for part in s.parts]
         self.active_padding = s.padding_of(self.active_kernel)
 
+    def running(self, arch: Mapping[str, Any]) -> tuple[nn.Module, ...]:
+        return ()  # its matrices are part of the weight
+
     def forward(self, x: Tensor) -> Tensor:
         weight = self.active_weight(x.size(1))
         bias = None if self.bias is None else self.bias[: self.active_out]

@@ -89,14 +89,14 @@ class ElasticSpace:
         self._values = {label: {v: v for v in values} for label, values in self.choices.items()}
         self._gated = {k: v for part in self.parts.values() for k, v in part.gated().items()}
         self._ordered = any(part.ordered for part in self.parts.values())
-        for part in self.parts.values():
-            for chain in part.chains({}):
-                chain.draw(lambda values: values[0])  # says so if no arch can meet the order
-        self.default()
+        self.default()  # says so if no arch can meet an order
 
     def default(self) -> Arch:
-        """The unsearched network: `middle` of every range that names one, else its largest value."""
-        return self.canonical({label: values[0] for label, values in self.choices.items()})
+        """The unsearched network: `middle` of every range that names one, else its largest value.
+
+        Where an order forbids that, the first value that it allows.
+        """
+        return self._drawn(lambda values: values[0])
 
     def random(self, rng: np.random.Generator) -> Arch:
         """An arch whose choices are drawn one after the other, each uniform over what the order leaves."""

@@ -22,6 +22,12 @@ from utils.errors import UserError, unknown
 SAMPLES = {"net": "net", "net_index": "index", "stage": "stage", "depth": "depth", "block": "block"}
 SAMPLES |= {"net_wise": "net", "net_wise_index": "index", "stage_wise": "stage"}
 SAMPLES |= {"stage_wise_depth": "depth", "block_wise": "block"}
+WHOLE = (
+    "depth",
+    "out_channel",
+    "kernel_size",
+    "group_width",
+)  # numbers from 1; a plugin's own dims may be else
 RANGE_KEYS = ("min", "max", "stride", "middle", "values", "dynamic_range", "space")
 SAMPLE_KEYS = ("sample", "sample_strategy", "order")
 
@@ -327,9 +333,10 @@ def read_part(name: str, given: Any, known: Mapping[str, Any]) -> Part:
     ranges = {"depth": _range(f"{name}.depth", given["depth"], stages), **ranges}
     if ranges["depth"].sample == "block":
         raise UserError(f"{name}.depth cannot differ by block; sample it by stage or net")
-    for values in ranges["depth"].values:
-        if any(isinstance(v, (str, float)) or v < 1 for v in values):
-            raise UserError(f"{name}.depth should be whole numbers, 1 or more, got {values}")
+    for dim, range_ in ranges.items():
+        for values in range_.values if dim in WHOLE else ():
+            if any(isinstance(v, (str, float)) or v < 1 for v in values):
+                raise UserError(f"{name}.{dim} should be whole numbers, 1 or more, got {values}")
 
     part = Part(name, ranges)
     part.depth = [blocks[0] for blocks in _dims(f"{name}.depth", ranges["depth"], [1] * stages, [])]

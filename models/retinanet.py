@@ -296,7 +296,18 @@ class TowerBlock(nn.Module):
         self.norms = nn.ModuleList(norm(out) for _ in range(levels))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        return [norm(self.conv(x)).relu() for norm, x in zip(self.norms, maps, strict=True)]
+        return [_norm(norm, self.conv(x)).relu() for norm, x in zip(self.norms, maps, strict=True)]
+
+
+def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """`norm(x)`, by its running statistics where one value a channel has none of its own: the coarsest map of
+    a small image, in an epoch's last batch of one. Torch's batch norm raises there."""
+    if norm.training and x.numel() == x.size(1):
+        try:
+            return norm.eval()(x)
+        finally:
+            norm.train()
+    return norm(x)
 
 
 def _flat(maps: list[Tensor], values: int) -> Tensor:

@@ -73,7 +73,7 @@ def test_groups_follow_the_width():
 
 
 def test_after_a_concat_each_part_keeps_its_own_weights():
-    """The trap: the first 4 + 2 channels of an 8 + 6 concat are not the first 4 of one and the first 2 of the other."""
+    """The trap: the first 6 channels of an 8 + 6 concat are not the first 4 of one and 2 of the other."""
     conv = ElasticConv2d([dim("a", 4, 8), dim("b", 2, 6)], 5)
     a, b = torch.randn(2, 4, 6, 6), torch.randn(2, 2, 6, 6)
     conv.set_arch({"a": 4, "b": 2})

@@ -1,5 +1,6 @@
 """Spaces of supernets: what the YAML means, how many archs there are, and what can be wrong in it."""
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -73,7 +74,9 @@ backbone:
 neck: {depth: [3, 5], out_channel: [128, 128], kernel_size: [1, 3]}
 head:
   depth: [4]
-  out_channel: {space: {min: 64, max: 128, stride: 32}, sample_strategy: {name: stage_wise, kwargs: {mode: same}}}
+  out_channel:
+    space: {min: 64, max: 128, stride: 32}
+    sample_strategy: {name: stage_wise, kwargs: {mode: same}}
   kernel_size: [3]
 """
 
@@ -115,13 +118,27 @@ def test_subnet_settings_are_archs():
     [
         ({"out_channel": {"values": [16, 24, 32], "sample": "net"}}, ["backbone.out_channel"], 3),
         (
-            {"out_channel": {"min": [8, 8, 16, 16, 16], "max": [8, 24, 32, 32, 32], "stride": 8, "sample": "net_wise_index"}},
+            {
+                "out_channel": {
+                    "min": [8, 8, 16, 16, 16],
+                    "max": [8, 24, 32, 32, 32],
+                    "stride": 8,
+                    "sample": "net_wise_index",
+                }
+            },
             ["backbone.out_channel"],
-            None,
+            3,
         ),
-        ({"out_channel": {"min": 16, "max": 32, "stride": 8}}, [f"backbone.out_channel.{i}" for i in range(5)], 243),
         (
-            {"kernel_size": {"values": [[3], [3, 5], [3], [3], [3]], "sample": "block"}, "depth": [1, 2, 1, 1, 1]},
+            {"out_channel": {"min": 16, "max": 32, "stride": 8}},
+            [f"backbone.out_channel.{i}" for i in range(5)],
+            243,
+        ),
+        (
+            {
+                "kernel_size": {"values": [[3], [3, 5], [3], [3], [3]], "sample": "block"},
+                "depth": [1, 2, 1, 1, 1],
+            },
             ["backbone.kernel_size.1.0", "backbone.kernel_size.1.1"],
             4,
         ),
@@ -138,13 +155,9 @@ def test_subnet_settings_are_archs():
         ),
         ({"depth": {"values": [1, 2, 3], "sample": "net"}}, ["backbone.depth"], 3),
     ],
-)  # fmt: skip
+)
 def test_samples(backbone, labels, size):
-    try:
-        space = ElasticSpace(small(**backbone))
-    except UserError as error:
-        assert size is None and "equally many values" in str(error)
-        return
+    space = ElasticSpace(small(**backbone))
     assert list(space.choices) == labels
     assert space.size()[1] == size == len(archs(space))
 
@@ -252,32 +265,69 @@ def test_resolution_is_a_gene():
 # Mistakes -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("backbone", "message"),
-    [
-        ({"out_channel": {"min": 32, "max": 16, "stride": 8}}, "backbone.out_channel: min 32 is above max 16 in stage 0"),
-        ({"out_channel": {"min": 16, "max": 40, "stride": 16}}, "stride 16 from 16 misses max 40 in stage 0; nearest is"),
-        ({"out_channel": {"max": 40}}, "backbone.out_channel has no min"),
-        ({"out_channel": {"min": 16, "max": 32, "strid": 8}}, "unknown key of backbone.out_channel 'strid'; did you mean 'stride'"),
-        ({"out_channel": {"min": [16, 16], "max": 32}}, "backbone.out_channel.min should have 5 entries, one a stage, got 2"),
-        ({"out_channel": [16, 16, 32]}, "backbone.out_channel should have 5 entries"),
-        ({"out_channel": "wide"}, None),
-        ({"group_width": 24}, "backbone.group_width 24 does not divide the 16 channels inside the blocks of stage 0"),
-        ({"group_width": {"values": [8, 16]}, "out_channel": {"values": [16, 24]}}, "group_width 16 does not divide the 24"),
-        ({"depth": None}, "backbone lacks depth"),
-        ({"depth": [1, 0, 1, 1, 1]}, "backbone.depth should be whole numbers, 1 or more"),
-        ({"depth": {"values": [1, 2], "sample": "block"}}, "backbone.depth cannot differ by block"),
-        ({"widht": 3}, "unknown dim of backbone 'widht'"),
-        ({"kernel_sise": 3}, "unknown dim of backbone 'kernel_sise'; did you mean 'kernel_size'"),
-        ({"out_channel": {"values": [16, 24], "sample": "stagewise"}}, "unknown sample of backbone.out_channel 'stagewise'; did you mean 'stage_wise'"),
-        ({"out_channel": {"values": [[16], [24], [16], [16], [16]], "middle": 16}}, "unknown middle of backbone.out_channel '16'"),
-        ({"out_channel": {"values": [[16], [16, 24], [16], [16], [8]], "sample": "net"}}, "one value for the net needs one range"),
-        ({"out_channel": {"values": [16, 24], "sample": "net", "order": {}}}, "one gene for the whole net has no order"),
-        ({"out_channel": {"values": [16, 24], "order": {"slope": 1}}}, "unknown key of the order of backbone.out_channel 'slope'"),
-    ],
-)  # fmt: skip
+PART_MISTAKES = [
+    (
+        {"out_channel": {"min": 32, "max": 16, "stride": 8}},
+        "backbone.out_channel: min 32 is above max 16 in stage 0",
+    ),
+    (
+        {"out_channel": {"min": 16, "max": 40, "stride": 16}},
+        "stride 16 from 16 misses max 40 in stage 0; nearest is",
+    ),
+    ({"out_channel": {"max": 40}}, "backbone.out_channel has no min"),
+    (
+        {"out_channel": {"min": 16, "max": 32, "strid": 8}},
+        "unknown key of backbone.out_channel 'strid'; did you mean 'stride'",
+    ),
+    (
+        {"out_channel": {"min": [16, 16], "max": 32}},
+        "backbone.out_channel.min should have 5 entries, one a stage, got 2",
+    ),
+    ({"out_channel": [16, 16, 32]}, "backbone.out_channel should have 5 entries"),
+    ({"out_channel": "wide"}, "backbone.out_channel should be whole numbers, 1 or more, got ['wide']"),
+    (
+        {"group_width": 24},
+        "backbone.group_width 24 does not divide the 16 channels inside the blocks of stage 0",
+    ),
+    (
+        {"group_width": {"values": [8, 16]}, "out_channel": {"values": [16, 24]}},
+        "group_width 16 does not divide the 24",
+    ),
+    ({"depth": None}, "backbone lacks depth"),
+    ({"depth": [1, 0, 1, 1, 1]}, "backbone.depth should be whole numbers, 1 or more"),
+    ({"depth": {"values": [1, 2], "sample": "block"}}, "backbone.depth cannot differ by block"),
+    ({"widht": 3}, "unknown dim of backbone 'widht'"),
+    ({"kernel_sise": 3}, "unknown dim of backbone 'kernel_sise'; did you mean 'kernel_size'"),
+    (
+        {"out_channel": {"values": [16, 24], "sample": "stagewise"}},
+        "unknown sample of backbone.out_channel 'stagewise'; did you mean 'stage_wise'",
+    ),
+    (
+        {"out_channel": {"values": [[16], [24], [16], [16], [16]], "middle": 16}},
+        "unknown middle of backbone.out_channel '16'",
+    ),
+    (
+        {"out_channel": {"values": [[16], [16, 24], [16], [16], [8]], "sample": "net"}},
+        "one value for the whole net needs one range",
+    ),
+    (
+        {"out_channel": {"values": [[16], [16, 24], [8, 16, 24], [16], [8]], "sample": "net_index"}},
+        "needs equally many values, got [2, 3]",
+    ),
+    (
+        {"out_channel": {"values": [16, 24], "sample": "net", "order": {}}},
+        "one gene for the whole net has no order",
+    ),
+    (
+        {"out_channel": {"values": [16, 24], "order": {"slope": 1}}},
+        "unknown key of the order of backbone.out_channel 'slope'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("backbone", "message"), PART_MISTAKES)
 def test_mistakes_in_a_part(backbone, message):
-    with pytest.raises(UserError, match=message and message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(message)):
         ElasticSpace(small(**backbone))
 
 
