@@ -10,7 +10,10 @@ python hello_nas.py COMMAND --help                      what a command takes
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -68,7 +71,7 @@ def run(
 @app.command
 def space(experiment: Path = DEFAULT, *overrides: str) -> None:
     """What an experiment may vary: its choices, how many architectures, the smallest and largest cost."""
-    from experiments.run import describe_space
+    from experiments.sample import describe_space
 
     print(describe_space(experiment, overrides))
 
@@ -82,17 +85,142 @@ def sample(
     seed: int = 0,
 ) -> None:
     """Costs of random architectures without training: OUT/sample.csv and OUT/sample.png."""
-    from experiments.run import sample_costs
+    from experiments.sample import sample_costs
 
     print(sample_costs(experiment, overrides, n=n, out=out, seed=seed))
 
 
 @app.command
-def report(run_dir: Path) -> None:
-    """report.html, pareto.png and results.csv of a run, from its history alone."""
+def evaluate(
+    arch: Path,
+    *overrides: str,
+    data: str | None = None,
+    weights: Path | None = None,
+    split: str = "val",
+    out: Path | None = None,
+) -> None:
+    """mAP, parameters, GFLOPs and latency of one architecture with its weights.
+
+    Parameters
+    ----------
+    arch: an architecture file, like runs/<name>/top/1.json.
+    overrides: key=value for data, imgsz, device, seed, threads and train.*; else as its search had them.
+    data: the same as data=...
+    weights: default those of its trial.
+    split: val, or test where the data have one.
+    out: a JSON file for the result.
+    """
+    from experiments.handover import evaluate_arch
+
+    evaluate_arch(arch, _with_data(overrides, data), weights=weights, split=split, out=out)
+
+
+@app.command
+def retrain(
+    arch: Path,
+    *overrides: str,
+    data: str | None = None,
+    out: Path | None = None,
+    weights: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Train one architecture on all of train: last.pt, best.pt, result.json, log.csv in OUT.
+
+    Parameters
+    ----------
+    arch: an architecture file, like runs/<name>/top/1.json.
+    overrides: key=value, e.g. train.epochs=100 imgsz=320 seed=1; else as its search had them.
+    data: the same as data=...
+    out: a new folder; default runs/retrain-<run>-<N>.
+    weights: to start from instead of from scratch; any .pt whose tensors fit by name and shape.
+    resume: go on with OUT after an interruption.
+    """
+    from experiments.handover import retrain as train
+
+    train(arch, _with_data(overrides, data), out=out, weights=weights, resume=resume)
+
+
+@app.command
+def finetune(
+    arch: Path,
+    *overrides: str,
+    weights: Path,
+    data: str | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """A short training from WEIGHTS: a quarter of the epochs, a tenth of the learning rate. See retrain."""
+    from experiments.handover import finetune as train
+
+    train(arch, weights, _with_data(overrides, data), out=out, resume=resume)
+
+
+@app.command
+def export(
+    arch: Path,
+    *,
+    weights: Path | None = None,
+    format: str = "onnx",
+    out: Path | None = None,
+    imgsz: int | None = None,
+    threads: int = 1,
+) -> None:
+    """One architecture for other tools; re-loaded and compared before it is called saved.
+
+    Parameters
+    ----------
+    arch: an architecture file, like runs/<name>/top/1.json.
+    weights: default those of its trial.
+    format: pt (for stock Ultralytics), onnx or openvino.
+    out: a new file; default beside ARCH.
+    imgsz: default that of its search.
+    threads: of the runtime whose latency is printed.
+    """
+    from experiments.handover import export_arch
+
+    export_arch(arch, format, weights=weights, out=out, imgsz=imgsz, threads=threads)
+
+
+@app.command
+def predict(
+    weights: Path,
+    source: Path,
+    *,
+    out: Path = Path("predictions"),
+    conf: float = 0.25,
+    iou: float = 0.7,
+    imgsz: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Boxes drawn into a picture, a video, or a folder of them.
+
+    Parameters
+    ----------
+    weights: a .pt of ours: of a trial, of a retraining, or exported for Ultralytics.
+    source: a picture, a video or a folder.
+    out: a new folder.
+    conf: least score of a box that is drawn.
+    iou: overlap above which the weaker of two boxes is dropped.
+    imgsz: default that of the training.
+    device: auto, cpu, cuda, cuda:1.
+    """
+    from experiments.predict import predict as draw
+
+    draw(weights, source, out, conf=conf, iou=iou, imgsz=imgsz, device=device)
+
+
+@app.command
+def report(run_dir: Path, baselines: Path | None = None) -> None:
+    """report.html, pareto.png and results.csv of a run, from its history alone.
+
+    Parameters
+    ----------
+    run_dir: of any run, finished or not.
+    baselines: the run folder of experiments/baselines.yaml, to draw its line beside the trials.
+    """
     from utils.report import write_report
 
-    print(f"written: {write_report(run_dir)}")
+    print(f"written: {write_report(run_dir, baselines=baselines)}")
 
 
 @app.command
@@ -116,12 +244,18 @@ def data(src: Path, to: Path) -> None:
     """Pascal VOC, COCO or YOLO data -> a YOLO folder, with a summary of what was dropped and why."""
     import tempfile
 
-    from data.dataset import export_yolo, open_dataset
+    from data.dataset import open_dataset
+    from data.yolo_format import export_yolo
 
     with tempfile.TemporaryDirectory() as cache:
         dataset = open_dataset(src, Path(cache))
         print(dataset.summary())
         print(f"written: {export_yolo(dataset, to)}")
+
+
+def _with_data(overrides: tuple[str, ...], data: str | None) -> list[str]:
+    """`--data D` is `data=D`."""
+    return [*overrides, *([f"data={json.dumps(data)}"] if data is not None else [])]
 
 
 def _experiment_and_overrides(args: tuple[str, ...]) -> tuple[Path | None, list[str]]:
@@ -136,7 +270,7 @@ def _experiment_and_overrides(args: tuple[str, ...]) -> tuple[Path | None, list[
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 on success, 2 with one line for a mistake of the user's, 130 on Ctrl-C."""
+    """0 on success, 2 with one line for a mistake of the user's, 130 on Ctrl-C, 143 on SIGTERM."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         app(argv, exit_on_error=False, print_error=False, result_action="return_value")
@@ -144,9 +278,14 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, cyclopts.CycloptsError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: the disk is full: {error}; what was finished is kept", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print("interrupted; --resume goes on", file=sys.stderr)
+        return 128 + (interrupt.args[0] if interrupt.args and interrupt.args[0] else signal.SIGINT)
 
 
 if __name__ == "__main__":

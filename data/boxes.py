@@ -1,4 +1,4 @@
-"""The one place that judges and converts boxes: what is kept, cut or dropped is decided here for every format."""
+"""The one place that judges and converts boxes, so that every format keeps, cuts and drops the same."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def judge_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The boxes of one image that can be learned from.
 
-    boxes: [n, 4] xywh (centre), as fractions of the image; cls: [n] class ids; shape: (height, width), pixels.
-    Returns float32 [m, 4] xywh and int64 [m], m <= n, in the given order. Boxes without area, entirely
-    outside or repeated are dropped; boxes that reach outside by more than half a pixel are cut to the image.
-    All others keep the exact numbers they came with.
+    boxes: [n, 4] xywh (centre), as fractions of the image; cls: [n] class ids; shape: (height, width) in
+    pixels. Returns float32 [m, 4] xywh and int64 [m], m <= n, in the given order. Boxes without area,
+    entirely outside or repeated are dropped; boxes that reach outside by more than half a pixel are cut
+    to the image. All others keep the exact numbers they came with.
     """
     xywh, labels = np.array(boxes, np.float64).reshape(-1, 4), np.array(cls, np.int64)
     if not len(xywh):
@@ -61,10 +61,11 @@ def from_pixels(
 ) -> np.ndarray:
     """Pixel corners to fractions of the upright image.
 
-    boxes: [n, 4] xyxy in pixels; declared: the (height, width) that the annotation states, None if it does not.
-    Returns float64 [n, 4] xywh (centre). Where an annotation was drawn on the picture as stored, ignoring its EXIF
-    turn, the boxes are turned with it; where it states another size, boxes are fractions of the stated size, which
-    is what resizing the pictures after labelling amounts to. Both are counted.
+    boxes: [n, 4] xyxy in pixels; declared: the (height, width) that the annotation states, None if it
+    does not. Returns float64 [n, 4] xywh (centre). Where an annotation was drawn on the picture as
+    stored, ignoring its EXIF turn, the boxes are turned with it; where it states another size, boxes are
+    fractions of the stated size, which is what resizing the pictures after labelling amounts to. Both are
+    counted.
     """
     xyxy = np.array(boxes, np.float64).reshape(-1, 4)
     h, w = declared or probe.upright
@@ -79,9 +80,10 @@ def from_pixels(
 
 
 def _turn(xyxy: np.ndarray, orientation: int) -> np.ndarray:
-    """Fractions of the stored picture to fractions of the upright one, for the EXIF orientations that swap sides.
+    """Fractions of the stored picture to fractions of the upright one, where EXIF swaps the sides.
 
-    5 transposes; 6 is shown turned clockwise, so what was on top goes right; 8 counter-clockwise; 7 transverses.
+    5 transposes; 6 is shown turned clockwise, so what was on top goes right; 8 counter-clockwise;
+    7 transverses.
     """
     x1, y1, x2, y2 = xyxy.T
     left, right = (1 - y2, 1 - y1) if orientation in {6, 7} else (y1, y2)

@@ -29,8 +29,8 @@ FORMATS = ("yolo", "voc", "coco", "digits")
 def load_card(path: Path) -> dict[str, Any]:
     """Read and check a card. Returns its dict with `format` filled in and `names` as a list (or None).
 
-    Raises UserError for text that is not YAML, no mapping, a likely misspelt key, names that cannot be, an nc that
-    disagrees with names.
+    Raises UserError for text that is not YAML, no mapping, a likely misspelt key, names that cannot be,
+    an nc that disagrees with names.
     """
     import yaml
 
@@ -111,8 +111,8 @@ def licence_of(card: dict[str, Any], folder: Path) -> str:
 def root_of(card: dict[str, Any], path: Path) -> Path:
     """The folder that a card's splits are relative to.
 
-    `path:` is looked for beside the YAML first, then where Ultralytics looks: the working folder, its `datasets`
-    and `../datasets`. Without `path:` it is the YAML's own folder.
+    `path:` is looked for beside the YAML first, then where Ultralytics looks: the working folder, its
+    `datasets` and `../datasets`. Without `path:` it is the YAML's own folder.
     """
     stated = Path(str(card.get("path") or "")).expanduser()
     if stated.is_absolute():
@@ -125,7 +125,8 @@ def root_of(card: dict[str, Any], path: Path) -> Path:
             return place.resolve()
     looked = ", ".join(dict.fromkeys(str(p) for p in places))
     raise UserError(
-        f"data {path}: folder path {str(stated)!r} not found (looked for {looked}){how_to_get(card, places[0])}"
+        f"data {path}: folder path {str(stated)!r} not found (looked for {looked})"
+        f"{how_to_get(card, places[0])}"
     )
 
 

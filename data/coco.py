@@ -1,7 +1,7 @@
-"""COCO JSON: lists of images, annotations (boxes [x, y, width, height] in pixels from the top left) and categories.
+"""COCO JSON: images, categories, and annotations with boxes [x, y, width, height] in pixels.
 
-(T.-Y. Lin et al.: Microsoft COCO, ECCV 2014.) Read with the standard library: a reader that counts what it drops
-is shorter than one around a library that does not.
+(T.-Y. Lin et al.: Microsoft COCO, ECCV 2014.) Read with the standard library: a reader that counts what
+it drops is shorter than one around a library that does not.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ def looks_like(folder: Path) -> bool:
 
 
 def read_folder(folder: Path) -> Reading:
-    """Read a folder with annotations/instances_*.json, with *.json, or with train|valid|test/_annotations.coco.json.
+    """Read annotations/instances_*.json, train|valid|test/_annotations.coco.json, or *.json of a folder.
 
-    Splits are told by the words train, val and test in the file's name or its folder's; a single file is 'train'.
+    Splits are told by the words train, val and test in the file's name or its folder's; a single file is
+    'train'.
     """
     files = _annotation_files(folder)
     if len(files) == 1:
@@ -153,7 +154,7 @@ def _names(content: dict[str, Any], file: Path, account: Account) -> list[str]:
 
 
 def _image_folder(content: dict[str, Any], file: Path, root: Path) -> Path:
-    """The folder that file names are relative to: the first of the usual places that has one of the first ten."""
+    """The folder that file names are relative to: the first of the usual places that has one of them."""
     split_name = re.sub(r"^(instances|annotations)_", "", file.stem)
     places = [root / "images" / split_name, root / split_name, root / "images", file.parent]
     places += [

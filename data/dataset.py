@@ -21,6 +21,7 @@ from data.account import Account
 from utils.errors import UserError
 
 SCHEMA = 1  # of the cache file; raise it when a reader changes what it keeps
+VAL_SEED, VAL_FRACTION = 0, 0.2  # for sources that declare no val split
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -46,8 +47,9 @@ class Sample:
 class Dataset:
     """Named splits of samples over one list of class names.
 
-    splits: 'train' (all that may be learned from), 'search_train' and 'search_val' (disjoint parts of it: a search
-    learns from one and scores on the other), 'val' (reported on, never searched on), sometimes 'test'.
+    splits: 'train' (all that may be learned from), 'search_train' and 'search_val' (disjoint parts of it:
+    a search learns from one and scores on the other), 'val' (reported on, never searched on), sometimes
+    'test'.
     """
 
     name: str
@@ -83,15 +85,16 @@ class Dataset:
             ]
             empty = sum(len(s.cls) == 0 for s in samples)
             rows.append([split, str(len(samples)), str(empty), str(sum(per_class.values())), *seen])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines += [
-            "  "
-            + "  ".join(
-                c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
-        return "\n".join(lines + ["  " + line for line in self.account.lines()])
+        return "\n".join(lines + ["  " + line for line in _table(rows) + self.account.lines()])
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """Columns to one width each: the first to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
 
 
 @dataclass
@@ -112,8 +115,9 @@ def open_dataset(source: str | Path, cache: Path, *, seed: int = 0, val_fraction
 
     source: path of the YAML, JSON or folder; `data/digits.yaml` needs no files besides itself.
     cache: folder of ours to remember the conversion in; the second opening of unchanged data reads only that.
-    seed, val_fraction: how 'search_train' and 'search_val' are carved from 'train' (and 'val' too, with a notice,
-    where the source declares none). Same source, seed and fraction: same splits.
+    seed, val_fraction: how 'search_train' and 'search_val' are carved from 'train' unless the source declares
+    them. Same source, seed and fraction: same splits. A 'val' that the source does not declare is carved with
+    a notice, and does not depend on either.
 
     Raises UserError, in one line, for everything that can be wrong with the user's data.
     """
@@ -129,7 +133,7 @@ def find_source(source: str | Path) -> Path:
     path = Path(source).expanduser()
     for candidate in (path, REPO / path):
         if candidate.exists():
-            return candidate.absolute()
+            return Path(os.path.abspath(candidate))
     raise UserError(
         f"data {str(source)!r} does not exist; give a YOLO data set YAML, a Pascal VOC folder, a COCO JSON, "
         "or data/digits.yaml"
@@ -138,55 +142,59 @@ def find_source(source: str | Path) -> Path:
 
 def _finish(reading: Reading, path: Path, seed: int, val_fraction: float) -> Dataset:
     """Check that the splits can be used, and carve those that the source does not declare."""
-    from data.split import carve, shared_content
+    from data.split import carve
 
-    declared, account = dict(reading.splits), deepcopy(reading.account)
-    for split, samples in declared.items():
-        if not samples:
-            raise UserError(f"data {path}: no images in split {split!r}")
-        if split != "test" and not any(len(s.cls) for s in samples):
-            raise UserError(
-                f"data {path}: no labels at all in split {split!r} ({len(samples)} images without boxes)"
-            )
-    splits: dict[str, list[Sample]] = {}
-    splits["train"] = declared.get("train") or declared["search_train"] + declared["search_val"]
-    if "val" not in declared:
-        splits["train"], declared["val"] = carve(
-            splits["train"], len(reading.names), val_fraction, seed, "val"
-        )
-        account.say(
-            f"no val split declared: {len(declared['val'])} of the images set aside for it by seed {seed}"
-        )
+    account, nc = deepcopy(reading.account), len(reading.names)
+    declared = _usable(reading.splits, path, account)
+    train = declared.get("train") or declared["search_train"] + declared["search_val"]
+    if "val" in declared:
+        val = declared["val"]
+    else:  # the same for every experiment: what is reported must not move with what is searched
+        train, val = carve(train, nc, VAL_FRACTION, VAL_SEED, "val")
+        account.say(f"no val split declared: {len(val)} of the images set aside for it, always the same")
     if "search_train" in declared:
-        splits["search_train"], splits["search_val"] = declared["search_train"], declared["search_val"]
+        search_train, search_val = declared["search_train"], declared["search_val"]
     else:
-        splits["search_train"], splits["search_val"] = carve(
-            splits["train"], len(reading.names), val_fraction, seed, "search_val"
-        )
-    splits["val"] = declared["val"]
-    if "test" in declared:
-        splits["test"] = declared["test"]
-    for split in ("val", "test"):
-        same = shared_content(splits["train"], splits.get(split, []))
-        if same:
-            account.say(f"{same} images of {split} are also in train: scores on {split} will flatter")
-    unseen = [
-        n
-        for n, c in zip(reading.names, _class_counts(splits["train"], len(reading.names)), strict=True)
-        if not c
-    ]
-    if unseen:
-        account.say(
-            f"no box in train for {len(unseen)} of {len(reading.names)} classes: {', '.join(unseen[:8])}{', ...' if len(unseen) > 8 else ''}"
-        )
+        search_train, search_val = carve(train, nc, val_fraction, seed, "search_val")
+    splits = {"train": train, "search_train": search_train, "search_val": search_val, "val": val}
+    splits |= {"test": declared["test"]} if "test" in declared else {}
+    _warn(splits, reading.names, account)
     return Dataset(reading.name, reading.names, splits, str(path), reading.format, reading.licence, account)
 
 
-def _class_counts(samples: list[Sample], nc: int) -> list[int]:
-    return np.bincount(np.concatenate([s.cls for s in samples]), minlength=nc).tolist()
+def _usable(splits: dict[str, list[Sample]], path: Path, account: Account) -> dict[str, list[Sample]]:
+    """The declared splits, all with images and, except for test, with labels; else UserError."""
+    usable = dict(splits)
+    if not usable.get("test", True):
+        account.say("split test is empty and left out")
+        del usable["test"]
+    for split, samples in usable.items():
+        if not samples:
+            gone = account.examples.get("missing image", [])
+            hint = f": none of those listed was found, not even {gone[0]}" if gone else ""
+            raise UserError(f"data {path}: no images in split {split!r}{hint}")
+        if split != "test" and not any(len(s.cls) for s in samples):
+            count = f"{len(samples)} images without boxes"
+            raise UserError(f"data {path}: no labels at all in split {split!r} ({count})")
+    return usable
 
 
-# Reading once ---------------------------------------------------------------------------------------------------
+def _warn(splits: dict[str, list[Sample]], names: list[str], account: Account) -> None:
+    """Say what will make figures misleading."""
+    from data.split import shared_content
+
+    for a, b in (("train", "val"), ("train", "test"), ("search_train", "search_val")):
+        same = shared_content(splits[a], splits.get(b, []))
+        if same:
+            account.say(f"{same} images of {b} are also in {a}: scores on {b} will flatter")
+    seen = set(np.concatenate([s.cls for s in splits["train"]]).tolist())
+    unseen = [name for i, name in enumerate(names) if i not in seen]
+    if unseen:
+        shown = ", ".join(unseen[:8]) + (", ..." if len(unseen) > 8 else "")
+        account.say(f"no box in train for {len(unseen)} of {len(names)} classes: {shown}")
+
+
+# Reading once --------------------------------------------------------------------------------------------
 
 
 def _read_or_recall(path: Path, cache: Path) -> Reading:
@@ -225,9 +233,8 @@ def read(path: Path, cache: Path) -> Reading:
     if path.suffix.lower() == ".json":
         return coco.read_file(path)
     if path.suffix.lower() not in {".yaml", ".yml"}:
-        raise UserError(
-            f"data {path}: expected a .yaml, a .json or a folder, got a {path.suffix or 'file without suffix'}"
-        )
+        kind = path.suffix or "file without suffix"
+        raise UserError(f"data {path}: expected a .yaml, a .json or a folder, got a {kind}")
     card_dict = load_card(path)
     readers: dict[str, Callable[[dict[str, Any], Path], Reading]] = {
         "yolo": yolo_format.read_card,

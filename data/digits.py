@@ -1,9 +1,9 @@
 """The data set that needs no download: scenes composed from the 1,797 handwritten 8x8 digits of scikit-learn.
 
-(E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, CC BY 4.0.)
-Each scene shows a few digits, enlarged, in random colours, on a soft random texture. Every split draws from its own
-digit instances, so that no handwriting seen in training is ever scored on. Integer arithmetic throughout:
-the same card gives the same bytes on every machine.
+(E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, CC BY
+4.0.) Each scene shows a few digits, enlarged, in random colours, on a soft random texture. Every split
+draws from its own digit instances, so that no handwriting seen in training is ever scored on. Integer
+arithmetic throughout: the same card gives the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ DEFAULTS: dict[str, Any] = {
     "scenes": {"search_train": 600, "search_val": 150, "val": 200},
     "digits": [2, 4],  # per scene, fewest and most
     "scale": [2, 4],  # enlargement of the 8x8 originals
-    "texture": 24,  # grey levels of the background's slow variation
-    "noise": 6,  # grey levels of its grain
+    "texture": 10,  # grey levels of the background's slow variation
+    "noise": 3,  # grey levels of its grain
     "seed": 0,
 }
-SHARE = {"search_train": 0.55, "search_val": 0.15, "val": 0.3}  # of the digit instances
+SHARE = {"search_train": 0.6, "search_val": 0.15, "val": 0.25}  # of the digit instances
 INK = 96  # of 255: how dark a pixel must be to belong to the digit's box
 TRIES = 50  # to find a free place for a digit before the scene does without it
 
 
 def read_card(card: dict[str, Any], path: Path, cache: Path) -> Any:
-    """Make the scenes a card asks for (once; then they lie in `cache`) and read them like any YOLO data set."""
+    """Make the scenes that a card asks for, once, in `cache`, and read them like any YOLO data set."""
     from data import yolo_format
 
     recipe = check_recipe(card, path)
@@ -127,7 +127,7 @@ def write_scenes(recipe: dict[str, Any], folder: Path) -> None:
 def scene(
     recipe: dict[str, Any], of: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[int, int, int, int]], list[int], list[int]]:
-    """One scene: image uint8 [S, S, 3] RGB, boxes xyxy in pixels, labels 0-9, and the digit instances it shows."""
+    """One scene: image uint8 [S, S, 3] RGB, boxes xyxy in pixels, labels 0-9, digit instances shown."""
     size = recipe["imgsz"]
     image = _background(size, recipe["texture"], recipe["noise"], rng)
     boxes: list[tuple[int, int, int, int]] = []
@@ -173,7 +173,7 @@ def _bundled() -> tuple[np.ndarray, np.ndarray]:
 def _enlarge(grid: np.ndarray, side: int) -> np.ndarray:
     """Bilinear enlargement of a small square int grid to [side, side], in exact integer arithmetic."""
     n = len(grid)
-    # centre of target pixel t lies at ((2t + 1) n / side - 1) / 2 of the source: kept over the denominator 2 side
+    # the centre of target pixel t lies at ((2t + 1) n / side - 1) / 2 of the source; the denominator is kept
     at = np.clip((2 * np.arange(side) + 1) * n - side, 0, 2 * side * (n - 1))
     low = np.minimum(at // (2 * side), n - 2)
     high_part = at - low * 2 * side

@@ -8,7 +8,8 @@ from utils.errors import UserError, unknown
 
 REPO = Path(__file__).resolve().parents[1]
 
-# key: (lowest, highest, value of a file that does not say). The defaults mean: no augmentation, Ultralytics' gains.
+# key: (lowest, highest, value of a file that does not say). The defaults mean: no augmentation,
+# Ultralytics' gains.
 KEYS: dict[str, tuple[float, float, float]] = {
     "hsv_h": (0, 1, 0.0),  # colour jitter: hue, saturation, value, as fractions
     "hsv_s": (0, 1, 0.0),
@@ -38,7 +39,8 @@ KEYS: dict[str, tuple[float, float, float]] = {
 def load_hyp(path: str | Path) -> dict[str, float]:
     """Read a file of data/hyps: every key of KEYS with the file's value or the default.
 
-    Raises UserError for a missing file, text that is not YAML, an unknown key (did you mean), a value out of range.
+    Raises UserError for a missing file, text that is not YAML, an unknown key (did you mean), a value out
+    of range.
     """
     import yaml
 

@@ -19,7 +19,7 @@ def list_images(folder: Path) -> list[Path]:
 
 
 class Probe(NamedTuple):
-    """(height, width) as stored, (height, width) as decoded for training, and the EXIF orientation in between."""
+    """(height, width) as stored and as decoded for training, and the EXIF orientation in between."""
 
     stored: tuple[int, int]
     upright: tuple[int, int]

@@ -1,8 +1,8 @@
 """From samples to batches: Ultralytics' augmentation, our order, our seeds, nobody else's files.
 
-An epoch is a function of (samples, settings, seed, epoch): the order, and the augmentation of each image, are drawn
-from generators seeded by just these. So a resumed training sees the very bytes it would have seen, with any
-number of workers, and nothing here disturbs the random numbers of the rest of the process.
+An epoch is a function of (samples, settings, seed, epoch): the order, and the augmentation of each image,
+are drawn from generators seeded by just these. So a resumed training sees the very bytes it would have
+seen, with any number of workers, and nothing here disturbs the random numbers of the rest of the process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def make_loader(
 ) -> DetectionLoader:
     """Batches of `samples` at imgsz x imgsz.
 
-    train: shuffled and augmented by `hyp` (as `data.hyp.load_hyp` returns it); else in order, letterboxed only.
+    train: shuffled and augmented by `hyp` (as `data.hyp.load_hyp` returns it); else in order, letterboxed
+    only.
     epochs: length of the training; needed for `close_mosaic`, which counts from its end.
     workers: processes that prepare batches; 0 prepares them in this one. The batches do not depend on it.
 
@@ -52,7 +53,8 @@ def make_loader(
         batch_idx  float32 [N], which image of the batch a box belongs to
         im_file    tuple of B paths
         ori_shape  tuple of B (height, width) in pixels of the upright original
-        ratio_pad  tuple of B ((ratio_h, ratio_w), (left, top)): pixel = original * ratio + pad. Not when training.
+        ratio_pad  tuple of B ((ratio_h, ratio_w), (left, top)): pixel = original * ratio + pad.
+                   Not in training batches: an augmented image has no single ratio.
     Call `set_epoch(e)` before each epoch of a training.
     """
     dataset = DetectionData(
@@ -72,9 +74,10 @@ def make_loader(
 
 
 class DetectionData(TorchDataset):
-    """Samples as Ultralytics' transforms want to see a data set: `get_image_and_label`, `cache`, `data`, `buffer`.
+    """Samples as Ultralytics' transforms want a data set: `get_image_and_label`, `cache`, `data`, `buffer`.
 
-    Index it by (epoch, i). It is not a YOLODataset, which would scan folders and write labels.cache beside them.
+    Index it by (epoch, i). It is not a YOLODataset, which would scan folders and write labels.cache
+    beside them.
     """
 
     cache = "ram"  # tells Mosaic to pick its partners among all images instead of the last few loaded
@@ -129,6 +132,7 @@ class DetectionData(TorchDataset):
                 restart(self._word(epoch, i))
                 transforms = self.transforms if epoch < self.mosaic_until else self.calm_transforms
                 items.append(transforms(self.get_image_and_label(i)))
+                items[-1].pop("ratio_pad", None)  # an augmented image has no single ratio
         return items
 
     def _word(self, epoch: int, i: int) -> int:
@@ -175,10 +179,10 @@ def _plain_transforms(imgsz: int) -> Callable[[Any], dict[str, Any]]:
 
 
 def to_arrays(labels: dict[str, Any], bgr: float = 0.0) -> dict[str, Any]:
-    """What Ultralytics' Format does for boxes, in numpy: on a few boxes tensor arithmetic costs ten times as much.
+    """What Ultralytics' Format does, in numpy: on a few boxes tensor arithmetic costs ten times as much.
 
-    img: uint8 [H, W, 3] BGR -> [3, H, W] RGB (left BGR with probability `bgr`); instances -> bboxes float32 [n, 4],
-    xywh as fractions.
+    img: uint8 [H, W, 3] BGR -> [3, H, W] RGB (left BGR with probability `bgr`); instances -> bboxes
+    float32 [n, 4], xywh as fractions.
     """
     image, instances = labels.pop("img"), labels.pop("instances")
     h, w = image.shape[:2]
@@ -192,10 +196,10 @@ def to_arrays(labels: dict[str, Any], bgr: float = 0.0) -> dict[str, Any]:
 
 @contextmanager
 def private_random() -> Iterator[Callable[[int], None]]:
-    """Inside, `random` and `np.random` draw from a stream of our own; afterwards they go on as if nothing was.
+    """Inside, `random` and `np.random` draw from a stream of our own; afterwards they go on as before.
 
-    Yields restart(word), which begins the stream anew. Ultralytics' transforms use these two global generators.
-    (A thread that draws from them meanwhile shares the stream.)
+    Yields restart(word), which begins the stream anew. Ultralytics' transforms use these two global
+    generators. (A thread that draws from them meanwhile shares the stream.)
     """
     outer, outer_np = random.getstate(), np.random.get_state()
 

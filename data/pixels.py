@@ -1,8 +1,9 @@
 """Decoded pixels, kept in memory once per process family.
 
-A warm parent that calls `PIXELS.preload(...)` before it forks gives all its children the decoded images for nothing:
-the pages are shared until somebody writes to them, and nobody does. This is the one piece of process-wide
-state in the data code; it holds copies of what is on disk, so it cannot change a result, only its speed.
+A warm parent that calls `PIXELS.preload(...)` before it forks gives all its children the decoded images
+for nothing: the pages are shared until somebody writes to them, and nobody does. This is the one piece of
+process-wide state in the data code; it holds copies of what is on disk, so it cannot change a result,
+only its speed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def resized_shape(shape: tuple[int, int], imgsz: int) -> tuple[int, int]:
 
 
 def decode(sample: Sample, imgsz: int) -> np.ndarray:
-    """The image as uint8 [h, w, 3] BGR, upright, longer side `imgsz`: what Ultralytics' own loader makes of it."""
+    """The image as uint8 [h, w, 3] BGR, upright, longer side `imgsz`, as Ultralytics' own loader has it."""
     quiet_ultralytics()
     import cv2
     from ultralytics.utils.patches import imread
@@ -63,7 +64,8 @@ class Pixels:
         need = 3 * sum(h * w for h, w in shapes)
         if need > (_available_memory() if budget is None else budget):
             return False
-        # one block for all: forked children that only read keep sharing its pages, whatever Python's counters do
+        # one block for all: forked children that only read keep sharing its pages, whatever Python's
+        # counters do
         block, start = np.empty(need, np.uint8), 0
         with ThreadPoolExecutor(2) as pool:  # OpenCV decodes outside the interpreter's lock
             decoded = pool.map(lambda s: decode(s, imgsz), missing.values())
@@ -89,9 +91,18 @@ class Pixels:
 
 
 def _available_memory() -> int:
+    """Bytes we may use: half of what the machine has free, or of what its container's limit leaves."""
     import psutil
 
-    return int(psutil.virtual_memory().available * SHARE_OF_MEMORY)
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")  # version 2; psutil sees the whole machine and would have us killed
+    try:
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        if limit != "max":
+            free = min(free, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):
+        pass
+    return int(free * SHARE_OF_MEMORY)
 
 
 PIXELS = Pixels()

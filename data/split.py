@@ -16,9 +16,9 @@ def carve(
 ) -> tuple[list[Sample], list[Sample]]:
     """Split `samples` in two, the second holding about `fraction` of the images and of each class' images.
 
-    Iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011): the rarest class is dealt out first, so that it
-    gets onto both sides whenever two images have it. Same samples, fraction, seed and purpose: same parts, in the
-    order given. Images with the same bytes stay on one side.
+    Iterative stratification (Sechidis, Tsoumakas, Vlahavas 2011): the rarest class is dealt out first, so
+    that it gets onto both sides whenever two images have it. Same samples, fraction, seed and purpose:
+    same parts, in the order given. Images with the same bytes stay on one side.
     """
     leaders: dict[str, int] = {}
     group = np.array([leaders.setdefault(s.content or str(s.image), i) for i, s in enumerate(samples)])
@@ -27,7 +27,8 @@ def carve(
         from utils.errors import UserError
 
         raise UserError(
-            f"{len(heads)} image is too few to set some aside for {purpose!r}; declare the split or add images"
+            f"{len(heads)} image is too few to set some aside for {purpose!r}; "
+            "declare the split or add images"
         )
     word = int.from_bytes(hashlib.sha1(purpose.encode()).digest()[:4], "big")  # purposes must not draw alike
     order = heads[np.random.default_rng([seed, word]).permutation(len(heads))]

@@ -1,7 +1,7 @@
 """Pascal VOC: one XML per image in Annotations/, images in JPEGImages/, lists of names in ImageSets/Main/.
 
-(M. Everingham et al.: The PASCAL Visual Object Classes Challenge, IJCV 2010.) Also the two shapes in which tools
-export it: XML files beside the images in one folder, and such folders called train, valid and test.
+(M. Everingham et al.: The PASCAL Visual Object Classes Challenge, IJCV 2010.) Also the two shapes in which
+tools export it: XML files beside the images in one folder, and such folders called train, valid and test.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SUBFOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test"
 
 @dataclass(frozen=True)
 class Page:
-    """What one XML says: (height, width) or None, and per object its class, difficult or not, and xyxy pixels."""
+    """What one XML says: (height, width) or None; per object its class, whether difficult, xyxy pixels."""
 
     size: tuple[int, int] | None
     objects: list[tuple[str, bool, tuple[float, float, float, float]]]
@@ -48,8 +48,9 @@ def looks_like(folder: Path) -> bool:
 def read_folder(folder: Path) -> Reading:
     """Read a VOC folder. Its splits are those of ImageSets/Main, or its subfolders, or there is only 'train'.
 
-    Classes are those of classes.txt if there is one, else all that occur, by name. Raises UserError for a list or an
-    XML that cannot be read; objects marked difficult are dropped, as Ultralytics' own conversion does.
+    Classes are those of classes.txt if there is one, else all that occur, by name. Raises UserError for a
+    list or an XML that cannot be read; objects marked difficult are dropped, as Ultralytics' own
+    conversion does.
     """
     parts: dict[str, list[Part]] = {}
     annotations = _annotations(folder)
@@ -197,8 +198,8 @@ def _samples(
 def read_xml(file: Path) -> Page:
     """What one annotation file says. Raises UserError naming the file and what is wrong in it.
 
-    The challenge's own files count pixels from 1 and include the last one, so they are shifted to edges: (xmin - 1,
-    xmax). Everybody else's tools write edges as they are drawn.
+    The challenge's own files count pixels from 1 and include the last one, so they are shifted to edges:
+    (xmin - 1, xmax). Everybody else's tools write edges as they are drawn.
     """
     try:
         root = ET.parse(file).getroot()

@@ -1,4 +1,4 @@
-"""The YOLO layout: images/ and labels/ side by side, one text file per image, one `class x y w h` line per object."""
+"""The YOLO layout: images/ and labels/ side by side, a text file per image, `class x y w h` per object."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOLERANCE = 0.01  # how far outside 0..1 a written number may be, as Ultralytics
 
 
 def yaml_inside(folder: Path) -> Path | None:
-    """The data set YAML of a folder: one with a line `train:`; data.yaml or dataset.yaml if there are several."""
+    """The data set YAML of a folder: one with a line `train:`, preferably data.yaml or dataset.yaml."""
     found = [
         p
         for p in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
@@ -41,8 +41,9 @@ def yaml_inside(folder: Path) -> Path | None:
 def read_card(card: dict[str, Any], path: Path) -> Reading:
     """Read a data set given by an Ultralytics data YAML.
 
-    `path`, `train`, `val`, `test` are resolved as Ultralytics does, the YAML's own folder first; each split is a
-    folder, a .txt list of images, or a list of those. Raises UserError for what cannot be read as meant.
+    `path`, `train`, `val`, `test` are resolved as Ultralytics does, the YAML's own folder first; each
+    split is a folder, a .txt list of images, or a list of those. Raises UserError for what cannot be read
+    as meant.
     """
     if card["names"] is None:
         raise UserError(f"data {path}: names is missing; list the class names, e.g. names: [cat, dog]")
@@ -69,7 +70,7 @@ def read_card(card: dict[str, Any], path: Path) -> Reading:
 
 
 def check_splits(card: dict[str, Any], path: Path) -> None:
-    """UserError unless the card says what to train on: train, or both halves that a search uses, or all three."""
+    """UserError unless the card says what to train on: train, or both parts that a search uses, or all."""
     search = [split for split in ("search_train", "search_val") if card.get(split)]
     if len(search) == 1:
         raise UserError(
@@ -128,7 +129,7 @@ def label_of(image: Path) -> Path:
 def read_images(
     images: list[Path], split: str, names: list[str], root: Path, account: Account
 ) -> list[Sample]:
-    """One Sample per image that exists and decodes; the others are counted. Most of a split corrupt is an error."""
+    """One Sample per image that exists and decodes; the others are counted, an error if they are most."""
     samples, corrupt, seen = [], 0, set()
     for image in progress(images, f"reading {split}"):
         shown = os.path.relpath(image, root)
@@ -163,9 +164,10 @@ def fail_if_most_are_corrupt(corrupt: int, good: int, split: str, account: Accou
 
 
 def read_label(file: Path, names: list[str]) -> list[list[float]]:
-    """The rows [class, x, y, w, h] of one label file; polygons (segmentation labels) become their bounding boxes.
+    """The rows [class, x, y, w, h] of one label file; polygons of segmentation become bounding boxes.
 
-    A missing file means no objects. Raises UserError naming file and line for anything else than numbers in range.
+    A missing file means no objects. Raises UserError naming file and line for anything else than numbers
+    in range.
     """
     if not file.is_file():
         return []
@@ -187,7 +189,8 @@ def read_label(file: Path, names: list[str]) -> list[list[float]]:
             raise UserError(f"{where}: class id must be a whole number from 0, got {words[0]}")
         if values[0] >= len(names):
             raise UserError(
-                f"{where}: class id {words[0]} is beyond names, which has {len(names)} classes (0 to {len(names) - 1})"
+                f"{where}: class id {words[0]} is beyond names, "
+                f"which has {len(names)} classes (0 to {len(names) - 1})"
             )
         bad = next(
             (w for w, v in zip(words[1:], values[1:], strict=True) if not -TOLERANCE <= v <= 1 + TOLERANCE),
@@ -210,9 +213,9 @@ def read_label(file: Path, names: list[str]) -> list[list[float]]:
 def export_yolo(dataset: Dataset, to: Path, *, link: bool = False) -> Path:
     """Write a data set as a YOLO layout that stock tools read: images/, labels/ per split, and data.yaml.
 
-    Images are copied byte for byte, or linked with `link=True`; boxes are written with all their digits, so that
-    reading the result gives the same numbers. Returns the path of data.yaml. Raises UserError if `to` exists and
-    is not an empty folder. The folder appears whole or not at all.
+    Images are copied byte for byte, or linked with `link=True`; boxes are written with all their digits,
+    so that reading the result gives the same numbers. Returns the path of data.yaml. Raises UserError if
+    `to` exists and is not an empty folder. The folder appears whole or not at all.
     """
     to = Path(to).absolute()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):

@@ -18,7 +18,7 @@ from utils.errors import UserError, did_you_mean, unknown
 from utils.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parent.parent
-Step = Literal["search", "retrain", "evaluate", "export", "report"]
+Step = Literal["search", "baselines", "retrain", "evaluate", "export", "report"]
 
 
 class Strict(BaseModel):
@@ -74,6 +74,8 @@ class Experiment(Strict):
     threads: int | None = Field(None, ge=1, description="CPU threads of a trial; default cores / concurrency")
     train: TrainSettings = TrainSettings()
     search: SearchSettings = SearchSettings()
+    retrain: dict[str, Any] = Field({}, description="what the retrain step changes of train: {epochs: 50}")
+    family: list[str] = Field([], description="detector YAMLs that the baselines step trains, unsearched")
     steps: list[Step] = ["search"]
 
     @field_validator("device", mode="before")
@@ -104,9 +106,14 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises UserError: no such file, not YAML, an unknown key, a value that does not fit.
     """
     raw = read_yaml_mapping(Path(path), "experiment")
+    return check_experiment(apply_overrides(raw, overrides), source=str(path))
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`raw` with each `dotted.key=value` put in. UserError for what is not key=value."""
     for item in overrides:
         _set(raw, *_split_override(item))
-    return check_experiment(raw, source=str(path))
+    return raw
 
 
 def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
@@ -115,15 +122,30 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
         exp = Experiment(**raw)
     except ValidationError as error:
         raise _one_line(error, source) from None
+    retrain_settings(exp, source)
     return exp.model_copy(
         update={
             "space": str(_find(exp.space, "space", "a detector YAML")),
+            "family": [str(_find(path, "family", "a detector YAML")) for path in exp.family],
             "data": str(_find(exp.data, "data", "a YOLO data YAML, a Pascal VOC folder or a COCO JSON")),
             "train": exp.train.model_copy(
                 update={"hyp": str(_find(exp.train.hyp, "train.hyp", "a YAML of augmentation settings"))}
             ),
         }
     )
+
+
+def retrain_settings(exp: Experiment, source: str = "retrain") -> TrainSettings:
+    """`train` as the `retrain` block changes it. Raises UserError for a key or value that does not fit."""
+    for key, value in exp.retrain.items():
+        if key not in TrainSettings.model_fields:
+            raise unknown(f"key in {source}: retrain", key, TrainSettings.model_fields)
+        try:
+            TrainSettings.model_validate({key: value})
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise UserError(f"{source}: retrain.{key}: {value!r} does not fit: {reason}") from None
+    return TrainSettings.model_validate(exp.train.model_dump() | exp.retrain)
 
 
 def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:

@@ -14,25 +14,24 @@ from typing import Any
 
 import torch
 
-from data.dataset import Dataset, open_dataset
+from data.dataset import Dataset
 from data.hyp import load_hyp
 from data.loader import DetectionLoader, make_loader
 from data.pixels import PIXELS
 from experiments.config import Experiment
+from experiments.inputs import open_data, open_space
 from experiments.run_folder import RunFolder
 from experiments.trial import report_final, report_intermediate
 from models.nas import YoloSpace
 from models.space import Space
 from models.weights import save_weights
 from models.yolo import build
-from utils.errors import UserError
 from utils.evaluate import QUICK, evaluate
 from utils.history import Arch, Trial
-from utils.measure import Calibration, calibrate, latency, resolve_device
+from utils.measure import Calibration, calibrate, device_info, latency, resolve_device
+from utils.precision import choose_precision
 from utils.rewards import COST_KEYS, build_reward
 from utils.train import TrainingFailed, train
-
-COCO_CLASSES = 80
 
 
 @dataclass(frozen=True)
@@ -58,22 +57,8 @@ def prepare(run_dir: str) -> Job:
     """Open a run for its trials. Initialises no CUDA, so a process that did this can still be forked."""
     run = RunFolder.open(Path(run_dir))
     exp = run.experiment
-    dataset = open_dataset(exp.data, run.cache, seed=exp.seed, val_fraction=exp.search.val_fraction)
+    dataset = open_data(exp, run.cache)
     return Job(run, dataset, open_space(exp, dataset), load_hyp(exp.train.hyp))
-
-
-def open_space(exp: Experiment, dataset: Dataset) -> Space:
-    """The experiment's space with the data's classes. Raises UserError when its `nc` says otherwise.
-
-    Published files all say nc: 80, whatever they are used on, so 80 is no statement about the data.
-    """
-    said = Space(exp.space).nc
-    if said not in (COCO_CLASSES, dataset.nc):
-        raise UserError(
-            f"{exp.space} says nc: {said}, but {dataset.name} has {dataset.nc} classes "
-            f"({', '.join(dataset.names)}); remove nc from the file, or correct it"
-        )
-    return Space(exp.space, nc=dataset.nc)
 
 
 def warm_up(run_dir: str) -> None:
@@ -91,6 +76,7 @@ def evaluate_trial(model: YoloSpace, run_dir: str) -> None:
     """
     job = prepare(run_dir)
     arch = model.arch
+    assert arch is not None, "NNI gave a space that is not frozen"
     number, parents = job.run.asked(arch)
     started, clock = time.time(), time.perf_counter()
 
@@ -143,7 +129,7 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     result = train(
         detector,
         train_loader,
-        settings=exp.train,
+        settings=exp.train.model_copy(update={"precision": precision_of(job)}),
         seed=exp.seed,
         device=job.device,
         evaluate=score,
@@ -215,6 +201,28 @@ def reward_of(job: Job) -> Callable[[dict[str, float]], float]:
     """The experiment's reward with its target resolved."""
     reward = job.exp.search.reward
     return build_reward(reward.name, reward.options, baseline=baseline_costs(job))
+
+
+def note_facts(job: Job) -> None:
+    """What reports say about a run besides its trials, into its meta.json."""
+    job.run.update_meta(
+        data={"name": job.dataset.name, "source": job.dataset.source, "licence": job.dataset.licence},
+        names=job.dataset.names,
+        device=str(job.device),
+        threads=threads_of(job.exp),
+        precision=precision_of(job),
+        versions=device_info(job.device),
+    )
+
+
+def precision_of(job: Job) -> str:
+    """`train.precision` with `auto` decided once a run, for the unsearched network: what is compared must be
+    computed alike."""
+    if "precision" not in job.run.meta:
+        net = build(job.space, job.space.default())
+        chosen = choose_precision(job.exp.train.precision, job.device, net, job.exp.imgsz)
+        job.run.update_meta(precision=chosen)
+    return job.run.meta["precision"]
 
 
 def threads_of(exp: Experiment) -> int:

@@ -50,6 +50,15 @@ function ownParameters(V3asV1) {
     };
 }
 
+// A trial that is stopped for taking too long is marked so only after it has ended, as cancelled by the user.
+function markBeforeStopping(V3asV1) {
+    const cancel = V3asV1.prototype.cancelTrialJob;
+    V3asV1.prototype.cancelTrialJob = async function (id, isEarlyStopped) {
+        if (this.trialJobs[id]) this.trialJobs[id].isEarlyStopped = Boolean(isEarlyStopped);
+        return cancel.call(this, id, isEarlyStopped);
+    };
+}
+
 // GET /trial-file/ID/..%2F..%2Fetc%2Fpasswd returns any file the user can read.
 function ownFiles(V3asV1) {
     const get = V3asV1.prototype.getTrialFile;
@@ -77,7 +86,7 @@ if (isManager) {
     const load = Module._load;
     Module._load = function () {
         const loaded = load.apply(this, arguments);
-        const repairs = loaded && { V3asV1: [ownParameters, ownFiles], NNIManager: [quickly] };
+        const repairs = loaded && { V3asV1: [ownParameters, ownFiles, markBeforeStopping], NNIManager: [quickly] };
         for (const name in repairs) {
             const type = typeof loaded === 'object' && loaded[name];
             if (typeof type !== 'function' || seen.has(type)) continue;

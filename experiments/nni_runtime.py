@@ -41,7 +41,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.processes import ProcessRecord, interruptible, load_records, save_records
+from experiments.processes import ProcessRecord, interruptible, load_records, save_records, stop_leftovers
 from experiments.runtime_settings import (
     Outcome,
     SearchRuntime,
@@ -76,6 +76,7 @@ __all__ = ["Outcome", "SearchRuntime", "run_search", "view"]
 
 log = logging.getLogger(__name__)
 NNI_HOME = Path.home() / "nni-experiments"  # where nnictl looks; it has no option
+MANAGER = "NNI manager"
 
 
 # ---- a search ----
@@ -98,7 +99,7 @@ def run_search(
     """
     target = importable(evaluate)
     json.dumps(dict(arguments))
-    stop_leftovers(runtime)
+    stop_leftovers(runtime.record)
     runtime = check_runtime(runtime)
     evaluator = FunctionalEvaluator(evaluate, **arguments)
     experiment = SafeExperiment(space, evaluator, strategy, build_config(runtime), runtime, announce)
@@ -134,7 +135,7 @@ def view(
     known = [str(e) for e in facts.get("experiments", [])]
     if not known:
         raise UserError(f"{run_dir} has no NNI experiment to show: only runs with search.engine=nni have one")
-    if any(record.find() for record in records):
+    if any(record.find() for record in records if record.role == MANAGER):
         raise UserError(f"{run_dir} is being searched now: its web UI is at {facts.get('url')}")
     experiment_id = experiment_id or known[-1]
     if experiment_id not in known:
@@ -144,20 +145,22 @@ def view(
     runtime = check_runtime(runtime)
     config = build_config(runtime).canonical_copy()
     quiet_nni()
+    nodes: list[subprocess.Popen[bytes]] = []
     with interruptible() as interruption:
-        with ready_for_manager(runtime, None):
-            node = launcher.start_experiment(
-                "view", experiment_id, config, runtime.port, False, RunMode.Detach, None
-            )
-        interruption.hurry = node.kill
+        interruption.hurry = lambda: nodes[0].kill() if nodes else None
         try:
+            with ready_for_manager(runtime, None, nodes.append):
+                launcher.start_experiment(
+                    "view", experiment_id, config, runtime.port, False, RunMode.Detach, None
+                )
             print(f"web UI of {experiment_id}: http://{host}:{runtime.port} (Ctrl-C ends it)", flush=True)
-            node.wait()
+            nodes[0].wait()
         except KeyboardInterrupt:
             pass
         finally:
             interruption.stopping = True
-            stop_manager(node, runtime.port)
+            for node in nodes:
+                stop_manager(node, runtime.port)
 
 
 def run_trial() -> None:
@@ -181,13 +184,6 @@ def quiet_nni() -> None:
     """What NNI has to say goes to its own log file; what matters of it, we say."""
     nni_log.silence_stdout()
     logging.getLogger("nni").propagate = False
-
-
-def stop_leftovers(runtime: SearchRuntime) -> None:
-    """End what a killed search of this run has left: its manager, which ends its trials; its warm process."""
-    for record in load_records(runtime.record)[1]:
-        if record.stop():
-            log.warning("stopped the %s (pid %d) of a killed search", record.role, record.pid)
 
 
 def build_config(runtime: SearchRuntime) -> NasExperimentConfig:
@@ -227,9 +223,16 @@ def build_config(runtime: SearchRuntime) -> NasExperimentConfig:
 
 
 @contextmanager
-def ready_for_manager(runtime: SearchRuntime, warm: WarmServer | None) -> Iterator[None]:
-    """The environment that NNI's launcher hands to node and, impatience, a launcher that waits long enough."""
-    before, check = os.environ.copy(), launcher._check_rest_server
+def ready_for_manager(
+    runtime: SearchRuntime, warm: WarmServer | None, started: Callable[[subprocess.Popen[bytes]], None]
+) -> Iterator[None]:
+    """NNI's launcher gives node our environment, says at once what it `started` and (impatience) waits."""
+    before, check, start = os.environ.copy(), launcher._check_rest_server, launcher._start_rest_server
+
+    def start_and_tell(*args: Any) -> subprocess.Popen[bytes]:
+        node = start(*args)
+        started(node)  # Ctrl-C while the launcher still waits must find it
+        return node
 
     def wait_for_server(port: int, retry: int = 3, url_prefix: str | None = None) -> None:
         deadline = time.monotonic() + 60
@@ -243,11 +246,11 @@ def ready_for_manager(runtime: SearchRuntime, warm: WarmServer | None) -> Iterat
                 time.sleep(0.1)
 
     os.environ.update(manager_environment(runtime, warm.socket if warm else None))
-    launcher._check_rest_server = wait_for_server
+    launcher._start_rest_server, launcher._check_rest_server = start_and_tell, wait_for_server
     try:
         yield
     finally:
-        launcher._check_rest_server = check
+        launcher._start_rest_server, launcher._check_rest_server = start, check
         os.environ.clear()
         os.environ.update(before)
 
@@ -604,14 +607,17 @@ class SafeExperiment(NasExperiment):
 
     def _start_nni_manager(self, port: int, *args: Any, **kwargs: Any) -> None:
         try:
-            with ready_for_manager(self.runtime, self.warm):
+            with ready_for_manager(self.runtime, self.warm, self._started):
                 super()._start_nni_manager(port, *args, **kwargs)
         except RuntimeError as error:
             if "not idle" in str(error):  # somebody was quicker since we looked
                 raise UserError(f"port {port} is taken: give another one with --port") from None
             raise
-        self._remember()
         self.announce(f"web UI: http://{self.runtime.host}:{port} (NNI experiment {self.id})")
+
+    def _started(self, node: subprocess.Popen[bytes]) -> None:
+        self._proc, self.port = node, self.runtime.port
+        self._remember()
 
     def _stop_nni_manager(self) -> None:
         if self._proc is not None:
@@ -635,7 +641,7 @@ class SafeExperiment(NasExperiment):
         earlier, _ = load_records(self.runtime.record)
         records = []
         if self._proc is not None:
-            records.append(ProcessRecord.of("NNI manager", self._proc.pid, self.id))
+            records.append(ProcessRecord.of(MANAGER, self._proc.pid, self.id))
         if self.warm is not None and self.warm.process.poll() is None:
             records.append(ProcessRecord.of("warm process", self.warm.process.pid, "warm_server"))
         facts = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from typing import Any
 import psutil
 
 from utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,16 @@ def load_records(path: Path) -> tuple[dict[str, Any], list[ProcessRecord]]:
     except (OSError, ValueError, TypeError, AttributeError):
         return {}, []
     return raw, records
+
+
+def stop_leftovers(path: Path) -> None:
+    """End what a killed search has left: its manager, which ends its trials, and its warm process.
+
+    path: the run's nni.json. A resumed run calls it before it looks whether its port is free.
+    """
+    for record in load_records(path)[1]:
+        if record.stop():
+            log.warning("stopped the %s (pid %d) of a killed search", record.role, record.pid)
 
 
 def check_port(host: str, port: int, option: str = "--port") -> None:

@@ -1,6 +1,6 @@
 """The folder of one run, `runs/<name>/`: everything a search knows, in files that can be read without us.
 
-experiment.yaml   the experiment as it was resolved    space.yaml     the detector YAML as it was
+experiment.yaml   the experiment as it was resolved    space/         the detector YAML as it was
 asked.jsonl       archs in the order of submission     history.jsonl  finished trials, one JSON line each
 trials/0007/      weights.pt, log.csv of one trial     meta.json      data, costs of the baseline, versions
 top_models.json  top/1.json 1.pt ...  results.csv  report.html  log.txt
@@ -26,6 +26,8 @@ MAY_CHANGE = (
     "device",
     "threads",
     "steps",
+    "retrain",
+    "family",
     "search.max_trials",
     "search.max_seconds",
     "search.max_trial_seconds",
@@ -48,20 +50,25 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, experiment: Experiment) -> RunFolder:
         """A new folder. Raises UserError when there is something at `path` already."""
+        cls.check_free(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            space = Path(experiment.space).read_text(encoding="utf-8", errors="ignore")
+            run = cls(path.resolve(), experiment)
+            write_text(run.space_file, space)
+            run.save_experiment()
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
+        return run
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raises UserError when there is something at `path`."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(
                 f"{path} exists and is never overwritten; go on with it by --resume, "
                 "or choose another with --run-dir DIR or name=NAME"
             )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            space = Path(experiment.space).read_text(encoding="utf-8", errors="ignore")
-            write_text(path / "space.yaml", space)
-            run = cls(path.resolve(), experiment)
-            run.save_experiment()
-        except OSError as error:
-            raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
-        return run
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -71,7 +78,7 @@ class RunFolder:
             known = f"; runs in {path.parent}: {', '.join(runs)}" if runs else ""
             raise UserError(f"{path} is no run folder (it holds no experiment.yaml){known}")
         raw = read_yaml_mapping(path / "experiment.yaml", "experiment")
-        raw["space"] = str((path / "space.yaml").resolve())
+        raw["space"] = str(path.resolve() / "space" / Path(raw["space"]).name)
         return cls(path.resolve(), check_experiment(raw, str(path / "experiment.yaml")))
 
     def resume_with(self, wanted: Experiment) -> None:
@@ -79,19 +86,24 @@ class RunFolder:
         before, after = flatten(self.experiment), flatten(wanted)
         for key in sorted(before.keys() | after.keys()):
             if key == "space":
-                was = (self.path / "space.yaml").read_text(encoding="utf-8", errors="ignore")
+                was = self.space_file.read_text(encoding="utf-8", errors="ignore")
                 if was != Path(wanted.space).read_text(encoding="utf-8", errors="ignore"):
                     raise UserError(
                         f"cannot resume {self.path}: {wanted.space} is not the space of that run "
-                        f"(its own copy is {self.path / 'space.yaml'}); start a new run with --run-dir"
+                        f"(its own copy is {self.space_file}); start a new run with --run-dir"
                     )
             elif before.get(key) != after.get(key) and key not in MAY_CHANGE:
                 raise UserError(
                     f"cannot resume {self.path}: {key} was {before.get(key)!r} and is now "
                     f"{after.get(key)!r}; start a new run with --run-dir"
                 )
-        self.experiment = wanted.model_copy(update={"space": str(self.path / "space.yaml")})
+        self.experiment = wanted.model_copy(update={"space": str(self.space_file)})
         self.save_experiment()
+
+    @property
+    def space_file(self) -> Path:
+        """The run's own copy of the detector YAML: editing the original does not change a run."""
+        return self.path / "space" / Path(self.experiment.space).name
 
     def save_experiment(self) -> None:
         text = yaml.safe_dump(self.experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -100,7 +112,7 @@ class RunFolder:
     @property
     def cache(self) -> Path:
         """Where data sets are converted to; shared by the runs beside this one."""
-        return Path(os.environ.get("HELLO_NAS_CACHE", self.path.parent / ".cache"))
+        return cache_beside(self.path)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -121,6 +133,11 @@ class RunFolder:
             if arch_key(entry["arch"]) == key:
                 return entry["number"], tuple(entry.get("parents") or ())
         raise AssertionError(f"arch was never asked for: {key}")
+
+
+def cache_beside(run_dir: Path) -> Path:
+    """`.cache` next to the run folders, or $HELLO_NAS_CACHE."""
+    return Path(os.environ.get("HELLO_NAS_CACHE") or run_dir.absolute().parent / ".cache")
 
 
 def flatten(experiment: Experiment) -> dict[str, Any]:

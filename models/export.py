@@ -15,6 +15,7 @@ import pickletools
 import statistics
 import tempfile
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from models.yolo import YoloDetector
 from utils.errors import UserError, unknown
 from utils.offline import quiet_ultralytics
 
-STOCK = ("torch.", "ultralytics.", "collections.", "builtins.", "__builtin__.")
+STOCK = ("torch.", "ultralytics.", "collections.OrderedDict", "__builtin__.set")
 TOLERANCE = 1e-3  # of scores, 0..1, and of boxes as shares of the image side; float32 noise is about 1e-6
 
 
@@ -117,18 +118,21 @@ def _export_pt(
         ]
     else:
         notes = ["stock YOLO(...).train() keeps this architecture: the YAML inside says all of it"]
+    # YOLO.val pads to rectangles with half a stride of grey around by default: mAP moves on small images.
+    notes.append("YOLO(...).val(data=..., rect=False) scores it as we do")
     return Exported(path, "pt", difference, sizes, notes, {"stock_train_keeps_it": not lost, "lost": lost})
 
 
 def _write_pt(
     detector: YoloDetector, folder: Path, about: dict[str, Any], data: str | None
 ) -> tuple[Path, list[str]]:
-    """(path, what stock training would lose). float32, where Ultralytics rounds to half and moves mAP a bit."""
+    """(path, what stock training would lose). float32: Ultralytics rounds to half, which moves mAP."""
     import ultralytics
 
     apart = expand(detector.model)
     net: Any = apart.net.cpu().float().eval().requires_grad_(False)
-    net = net.to(memory_format=torch.contiguous_format)
+    for tensor in (*net.parameters(), *net.buffers()):  # no views of larger storages, no channels_last
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     arguments = {"task": "detect", "imgsz": about["imgsz"], "data": data, "single_cls": False}
     net.names, net.task, net.args, net.criterion = dict(enumerate(about["names"])), "detect", arguments, None
     path = folder / "model.pt"
@@ -227,9 +231,12 @@ def _by_ultralytics(
     from ultralytics import YOLO
 
     source, _ = _write_pt(detector, folder, about, data)
-    with contextlib.redirect_stdout(io.StringIO()):  # torch's tracer and the exporter talk a lot
+    # onnxslim, which `simplify` asks for, gains nothing measurable here and is one more thing to go wrong.
+    extra = {"simplify": False} if format == "onnx" else {}
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # both talk a lot
+        warnings.simplefilter("ignore")
         made = YOLO(str(source)).export(
-            format=format, imgsz=about["imgsz"], dynamic=True, device="cpu", verbose=False, simplify=False
+            format=format, imgsz=about["imgsz"], dynamic=True, device="cpu", verbose=False, **extra
         )
     return Path(made)
 

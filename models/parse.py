@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 
 from models.blocks import BLOCKS, Shape, Tally, check_arguments, repeats_inside, scales_width
-from utils.errors import UserError, did_you_mean, unknown
+from utils.errors import UserError, unknown
 
 Value = str | int | float
 
@@ -165,10 +166,13 @@ def read(path: str | Path) -> dict[str, Any]:
     try:
         # Author names in people's headers are often not UTF-8; nothing that we read is outside ASCII.
         model = yaml.safe_load(file.read_text(encoding="utf-8", errors="ignore"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path} is not YAML: {getattr(error, 'problem', None) or error}{where}") from None
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path} is not YAML: {what}{where}") from None
     if not isinstance(model, dict):
         raise UserError(f"{path} is not a detector: expected nc, backbone and head, got {_short(model)}")
     letter = re.search(r"yolov?\d+([nslmx])", path.stem)
@@ -181,10 +185,9 @@ def read(path: str | Path) -> dict[str, Any]:
 def _places(path: Path) -> list[Path]:
     unified = re.sub(r"^(yolov?\d+)[nslmx](.*)$", r"\1\2", path.name)
     package = find_spec("ultralytics")  # located, not imported
-    shipped = [
-        Path(p) / "cfg/models/v5" / unified for p in (package and package.submodule_search_locations) or ()
-    ]
-    return [path, path.with_name(unified), *(shipped if path.parent == Path() else ())]
+    roots = (package and package.submodule_search_locations) or ()
+    shipped = [Path(root) / "cfg/models/v5" / unified for root in roots if path.parent == Path()]
+    return [path, path.with_name(unified), *shipped]
 
 
 def parse(model: dict[str, Any], nc: int | None = None, ch: int | None = None) -> Network:
@@ -194,12 +197,12 @@ def parse(model: dict[str, Any], nc: int | None = None, ch: int | None = None) -
     """
     if not isinstance(model, dict):
         raise UserError(f"not a detector: expected nc, backbone and head, got {_short(model)}")
+    given_rows = _raw_rows(model)
     notices = []
-    for key in model:
-        if key not in KEYS and did_you_mean(key, KEYS):
+    for key in (key for key in model if key not in KEYS):
+        if get_close_matches(str(key), KEYS, cutoff=0.75):  # a slip; anything else is somebody's own note
             raise unknown("key of a model YAML", key, KEYS)
-        if key not in KEYS:
-            notices.append(f"key {key!r} set aside: it means nothing here")
+        notices.append(f"key {key!r} set aside: it means nothing here")
     if model.get("anchors") is not None:
         notices.append("anchors set aside: the head is Ultralytics' anchor-free Detect")
     nc = _count("nc", model.get("nc") if nc is None else nc)
@@ -212,9 +215,9 @@ def parse(model: dict[str, Any], nc: int | None = None, ch: int | None = None) -
 
     rows: list[Row] = []
     shapes: list[Shape] = []
-    for raw in _raw_rows(model):
+    for raw in given_rows:
         row = _resolve(raw, len(rows), nc, depth, width, widest)
-        with _naming(row.index, row.module):
+        with naming(row.index, row.module):
             shape = run(row, (ch, PROBE), shapes, Tally(), reg_max)
             if row.module in OPTIONS:
                 c1 = inputs(row, (ch, PROBE), shapes)[0][0]
@@ -231,7 +234,7 @@ def parse(model: dict[str, Any], nc: int | None = None, ch: int | None = None) -
         ch=ch,
         rows=tuple(rows),
         strides=tuple(PROBE // side for _, side in seen),
-        max_stride=max(PROBE // side for _, side in shapes),
+        max_stride=max(1, *(PROBE // side for _, side in shapes)),
         activation=activation,
         reg_max=reg_max,
         notices=tuple(notices),
@@ -280,9 +283,9 @@ def _raw_rows(model: dict[str, Any]) -> list[list[Any]]:
 def _resolve(raw: list[Any], i: int, nc: int, depth: float, width: float, widest: float) -> Row:
     """Names and `None` strings to values, the width multiple on channels, the depth multiple on repeats."""
     source, number, module, args = raw
-    if module not in BLOCKS:
+    if not isinstance(module, str) or module not in BLOCKS:
         raise unknown(f"module in row {i}", module, BLOCKS)
-    with _naming(i, module):
+    with naming(i, module):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise UserError(f"number should be 1 or more, got {number!r}")
         _check_source(source, i, many=module in ("Concat", "Detect"))
@@ -498,7 +501,8 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def _naming(i: int, module: str) -> Iterator[None]:
+def naming(i: int, module: str) -> Iterator[None]:
+    """Say in which row of the file an error is."""
     try:
         yield
     except UserError as error:

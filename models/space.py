@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from models.blocks import Shape, Tally
-from models.parse import C3Options, Choice, ConvOptions, Row, Value, inputs, parse, read, run
+from models.parse import C3Options, Choice, ConvOptions, Row, Value, inputs, naming, parse, read, run
 from utils.errors import UserError, unknown
 
 Arch = dict[str, Value]
@@ -51,18 +51,14 @@ class Space:
     def __init__(
         self, source: str | Path | dict[str, Any], nc: int | None = None, ch: int | None = None
     ) -> None:
-        self.model: dict[str, Any] = copy.deepcopy(source) if isinstance(source, dict) else read(source)
-        self.network = parse(self.model, nc, ch)
-        self.name, self.nc, self.ch = self.network.name, self.network.nc, self.network.ch
-        self.rows, self.strides, self.max_stride = (
-            self.network.rows,
-            self.network.strides,
-            self.network.max_stride,
-        )
-        self.notices = list(self.network.notices)
-        self.choices: dict[str, list[Value]] = {
-            c.label: list(c.values) for r in self.rows for c in r.choices()
-        }
+        is_file = isinstance(source, (str, Path))
+        self.model: dict[str, Any] = read(source) if is_file else copy.deepcopy(source)  # type: ignore
+        self.network = network = parse(self.model, nc, ch)
+        self.name, self.nc, self.ch, self.rows = network.name, network.nc, network.ch, network.rows
+        self.strides, self.max_stride = network.strides, network.max_stride
+        self.notices = list(network.notices)
+        found = [choice for row in self.rows for choice in row.choices()]
+        self.choices: dict[str, list[Value]] = {choice.label: list(choice.values) for choice in found}
         self._values = {label: {v: v for v in values} for label, values in self.choices.items()}
         self._sizes = np.array([len(values) for values in self.choices.values()], dtype=np.int64)
         self._searched = [_Searched(row) for row in self.rows if row.options]
@@ -113,9 +109,8 @@ class Space:
 
     def size(self) -> tuple[int, int]:
         """(raw, distinct): combinations of all choices, and networks that really differ. Both exact."""
-        return prod(len(v) for v in self.choices.values()), prod(
-            r.distinct(self.choices) for r in self._searched
-        )
+        raw = prod(len(values) for values in self.choices.values())
+        return raw, prod(row.distinct(self.choices) for row in self._searched)
 
     def cost(self, arch: Mapping[str, Value], imgsz: int) -> dict[str, float]:
         """Parameters in millions and GFLOPs (2 x MACs of one imgsz x imgsz image), without building anything.
@@ -133,8 +128,8 @@ class Space:
             for c3 in table.c3s:
                 p, f = c3.cost(arch)
                 params, flops = params + p, flops + f
-            if not arch.keys() <= self._values.keys():
-                raise KeyError
+            for label, value in arch.items():
+                self._values[label][value]
         except (KeyError, TypeError):
             self.canonical(arch)  # says what is wrong
             raise
@@ -195,9 +190,9 @@ class Space:
         for row in self.rows:
             source = inputs(row, (self.ch, imgsz), shapes)[0]
             o = row.options
-            shapes.append(
-                run(row, (self.ch, imgsz), shapes, fixed if o is None else Tally(), self.network.reg_max)
-            )
+            tally = fixed if o is None else Tally()
+            with naming(row.index, row.module):
+                shapes.append(run(row, (self.ch, imgsz), shapes, tally, self.network.reg_max))
             if isinstance(o, ConvOptions):
                 table.convs.append((o.kernel.label, o.kernel.values[0], _conv_costs(o, source[1])))
             elif isinstance(o, C3Options):
@@ -216,8 +211,8 @@ def describe(space: Space, imgsz: int) -> str:
     lines = [f"{space.name}: {space.nc} classes, {len(space.rows)} rows, {len(space.choices)} choices"]
     lines += [f"note: {notice}" for notice in space.notices]
     wide = max(map(len, space.choices), default=0)
-    lines += [""] + [f"  {label:<{wide}}  {'  '.join(map(str, v))}" for label, v in space.choices.items()]
     if space.choices:
+        lines += ["", *(f"  {c:<{wide}}  {'  '.join(map(str, v))}" for c, v in space.choices.items())]
         raw, distinct = space.size()
         lines += ["", f"archs: {_many(raw)} raw, {_many(distinct)} distinct"]
     lines += ["", f"at {imgsz} x {imgsz}  params (M)    GFLOPs"]
@@ -229,7 +224,8 @@ def describe(space: Space, imgsz: int) -> str:
 
 
 def _many(n: int) -> str:
-    return f"{n:,}" if n < 10**6 else f"{n:.3g}"
+    digits = str(n)
+    return f"{n:,}" if n < 10**6 else f"{digits[0]}.{digits[1:3]}e{len(digits) - 1}"
 
 
 def _amount(value: Value) -> float:

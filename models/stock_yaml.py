@@ -48,6 +48,8 @@ def expand(net: nn.Module) -> Expansion:
     rebuilt = signature(new)
     for i, module in enumerate(modules):
         fresh: Any = new.model[i]
+        if module is None:
+            continue
         module.i, module.f, module.type, module.np = i, fresh.f, fresh.type, fresh.np
         new.model[i] = module
     new.yaml = model
@@ -74,13 +76,13 @@ def signature(net: nn.Module) -> dict[str, str]:
 
 
 def _take_apart(net: Any) -> tuple[list[tuple[int, list[Any]]], list[Any]]:
-    """(old row number, new row) and the module of each new row."""
+    """(old row number, new row), and the module of each new row; None where a fresh one will do."""
     act = str(net.yaml.get("activation") or "nn.SiLU()").split("nn.")[-1].split("(")[0]
     rows: list[tuple[int, list[Any]]] = []
     modules: list[Any] = []
     last: list[int] = []  # old row -> the new row that gives its output
 
-    def add(owner: int, source: Any, module: nn.Module, kind: str, args: list[Any], number: int = 1) -> int:
+    def add(owner: int, source: Any, module: Any, kind: str, args: list[Any], number: int = 1) -> int:
         rows.append((owner, [source, number, kind, args]))
         modules.append(module)
         return len(rows) - 1
@@ -99,8 +101,8 @@ def _take_apart(net: Any) -> tuple[list[tuple[int, list[Any]]], list[Any]]:
         )
         if name in (act, "Identity"):
             return end
-        follow, conv.act = conv.act, nn.Identity()
-        return add(owner, -1, copy.deepcopy(follow), f"nn.{name}", [])
+        conv.act = nn.Identity()
+        return add(owner, -1, None, f"nn.{name}", [])
 
     for i, (source, number, kind, args) in enumerate(net.yaml["backbone"] + net.yaml["head"]):
         module = net.model[i]
@@ -123,8 +125,7 @@ def _take_apart(net: Any) -> tuple[list[tuple[int, list[Any]]], list[Any]]:
                 kernels = [b.cv1.conv.kernel_size[0], b.cv2.conv.kernel_size[0]]
                 end = add(i, -1, b, "Bottleneck", [hidden, bool(b.add), b.cv2.conv.groups, kernels, e])
             side = add_conv(i, start, module.cv2)
-            cat = type(next(m for m in net.model if _is(m, "Concat")))(1)
-            add(i, [end, side], cat, "Concat", [1])
+            add(i, [end, side], None, "Concat", [1])
             last.append(add_conv(i, -1, module.cv3))
         else:
             last.append(add(i, at, module, kind, copy.deepcopy(args), number))

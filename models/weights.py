@@ -71,18 +71,20 @@ class LoadAccount:
     share: float  # of the detector's elements
 
     def __str__(self) -> str:
+        """For people: layers instead of tensors. `to_dict` has every name."""
         total = len(self.loaded) + len(self.shape_differs) + len(self.absent)
         lines = [
             f"weights {self.path} ({self.kind}): loaded {len(self.loaded)} of {total} tensors, "
             f"{100 * self.share:.1f} % of the numbers"
         ]
-        differs = [f"{n} {list(theirs)}, here {list(ours)}" for n, theirs, ours in self.shape_differs]
-        for what, items in (
-            ("shape differs", differs),
+        for what, names in (
+            ("of another shape in the file", [name for name, _, _ in self.shape_differs]),
             ("absent from the file", self.absent),
             ("left over in the file", self.left_over),
         ):
-            lines += [f"  {what}: {item}" for item in items]
+            if names:
+                layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+                lines.append(f"  {len(names)} tensors {what}: {', '.join(layers)}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,7 +119,8 @@ def save_weights(
     Any torch can read the file weights-only.
     """
     content = io.BytesIO()
-    state = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
+    # Cloned: a tensor that is a view would drag the whole storage behind it into the file.
+    state = {k: v.detach().cpu().clone() for k, v in detector.state_dict().items()}
     torch.save(
         {FORMAT: identity(detector, space, arch, imgsz, names) | {"meta": plain(meta)}, "state": state},
         content,
@@ -187,9 +190,10 @@ def read_weights(path: str | Path) -> WeightFile:
         return WeightFile(path, kind, state, names=names, classes=classes)
     if said.get("schema") != SCHEMA:
         raise UserError(f"{path} has schema {said.get('schema')!r}; this version reads schema {SCHEMA}")
-    return WeightFile(
-        path, FORMAT, state, classes=classes, **{k: said[k] for k in SAID}, meta=said.get("meta", {})
-    )
+    if said.get("renamed"):  # rows were taken apart for Ultralytics; the arch says more than their classes
+        state, classes = {said["renamed"].get(k, k): v for k, v in state.items()}, {}
+    about = {k: said[k] for k in SAID}
+    return WeightFile(path, FORMAT, state, classes=classes, meta=said.get("meta", {}), **about)
 
 
 def _names(value: Any) -> list[str]:

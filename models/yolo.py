@@ -133,7 +133,7 @@ def build(space: Space, arch: Mapping[str, Any], names: Sequence[str] | None = N
     express are then put in place. Raises UserError for an arch that is not of this space.
     """
     arch = space.canonical(arch)
-    with _class_state_kept():
+    with class_state_kept():
         model = DetectionModel(space.stock(arch), ch=space.ch, verbose=False)
     for row in space.rows:
         module = model.model[row.index]
@@ -146,7 +146,7 @@ def build(space: Space, arch: Mapping[str, Any], names: Sequence[str] | None = N
 
 def layers(space: Space) -> nn.Sequential:
     """The rows of the unsearched network as stock modules, without what turns them into a detector."""
-    with _class_state_kept():
+    with class_state_kept():
         return parse_model(space.stock(space.default()), space.ch, verbose=False)[0]
 
 
@@ -198,7 +198,7 @@ def _grids(feats: Sequence[Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def _class_state_kept() -> Iterator[None]:
+def class_state_kept() -> Iterator[None]:
     """The stock parser leaves its mark on classes, where it would change the next model; put it back."""
     legacy, act = Detect.legacy, Conv.default_act
     try:

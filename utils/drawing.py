@@ -54,7 +54,9 @@ def describe(trial: Trial, base: Arch | None, most: int = 12) -> str:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+    """Finite, and no bool; numpy scalars count."""
+    kinds = int | float | np.integer | np.floating
+    return isinstance(value, kinds) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def y_axis(text: str) -> Figure:

@@ -16,8 +16,9 @@ class UserError(ValueError):
 
 def did_you_mean(value: object, known: Iterable[object]) -> str:
     """`; did you mean 'evolution'?` when something known is close to `value`, else an empty string."""
-    close = get_close_matches(str(value), [str(k) for k in known], n=1, cutoff=0.55)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    names = {str(k).lower(): str(k) for k in known}  # a slip in upper and lower case is the nearest of all
+    close = get_close_matches(str(value).lower(), names, n=1, cutoff=0.55)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def unknown(kind: str, value: object, known: Iterable[object]) -> UserError:

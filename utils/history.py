@@ -60,7 +60,9 @@ class Trial:
     def from_json(cls, line: str) -> Trial:
         """Read a line back, ignoring keys of later versions. ValueError for anything that is not a trial."""
         raw = json.loads(line)
-        if not isinstance(raw, dict) or not isinstance(raw.get("arch"), dict) or "number" not in raw:
+        if not (
+            isinstance(raw, dict) and isinstance(raw.get("arch"), dict) and type(raw.get("number")) is int
+        ):
             raise ValueError(f"not a trial: {line[:80]!r}")
         known = {k: raw[k] for k in cls.__dataclass_fields__ if k in raw}
         known["parents"] = tuple(known.get("parents") or ())

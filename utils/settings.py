@@ -20,7 +20,9 @@ class TrainSettings(BaseModel):
     schedule: Literal["linear", "cosine"] = Field("linear", description="how lr falls after the warm-up")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum, or beta1 of AdamW")
     weight_decay: float = Field(5e-4, ge=0, description="only on weights with two or more dimensions")
-    warmup_epochs: float = Field(1.0, ge=0, description="lr rises from 0 over so many epochs")
+    warmup_epochs: float = Field(
+        2.0, ge=0, description="lr rises from 0 over so many epochs, half of the run at most"
+    )
     warmup_bias_lr: float = Field(
         0.1,
         ge=0,
@@ -33,11 +35,13 @@ class TrainSettings(BaseModel):
     ema_tau: float | None = Field(
         None,
         gt=0,
-        description="steps in which the decay of the weight average grows; by default a quarter of the run, "
+        description="steps in which the decay of the weight average grows; by default half of the run, "
         "2000 at most. A fixed 2000 averages nothing in a short run",
     )
     accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
-    clip: float = Field(10.0, ge=0, description="largest gradient norm; 0 = no clipping")
+    clip: float = Field(
+        1.0, ge=0, description="largest norm of the gradient of the loss per image; 0 = no clipping"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on CUDA, and on CPUs with AMX when the network is big enough to gain"
     )

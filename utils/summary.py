@@ -18,6 +18,7 @@ from utils.runs import (
     device_hours,
     duration,
     read_json,
+    retrained,
     reward_of,
     search_cost,
     top_trials,
@@ -72,7 +73,7 @@ def verdict(trials: Sequence[Trial], objectives: Objectives, *, baseline: bool =
 
 
 def family_verdict(trials: Sequence[Trial], family: Sequence[Trial], objectives: Objectives) -> str:
-    """How many members of an unsearched family some trial beats: nowhere worse, somewhere better. "" without one."""
+    """How many members of an unsearched family a trial dominates, and the other way round; "" without one."""
     members = [t for t in completed(family) if all(k in t.metrics for k in objectives)]
     done = [t for t in completed(trials) if all(k in t.metrics for k in objectives)]
     if not members or not done:
@@ -80,8 +81,8 @@ def family_verdict(trials: Sequence[Trial], family: Sequence[Trial], objectives:
     beaten = [m for m in members if any(_dominates(t, m, objectives) for t in done)]
     beating = [t for t in done if any(_dominates(m, t, objectives) for m in members)]
     return (
-        f"Against the unsearched family: {len(beaten)} of its {len(members)} members are beaten in every "
-        f"objective by a trial; its members beat {len(beating)} of the {len(done)} trials."
+        f"Against the unsearched family: trials beat {len(beaten)} of its {len(members)} members in every "
+        f"objective; {len(beating)} of the {len(done)} trials are beaten by a member."
     )
 
 
@@ -181,19 +182,38 @@ def top_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
     for rank, t in enumerate(top_trials(run.trials, k if isinstance(k, int) else TOP_DEFAULT), start=1):
         record = read_json(run.folder / "top" / f"{rank}.json")
         written = record.get("trial") == t.number  # files of an earlier ranking are not this trial's
-        files = sorted(p.name for p in (run.folder / "top").glob(f"{rank}.*") if p.name.count(".") == 1)
-        retrained = mapping(mapping(record.get("retrained")).get("metrics")) if written else {}
+        found = sorted((run.folder / "top").glob(f"{rank}.*")) if written else []
+        files = {p.name: f"top/{p.name}" for p in found if p.name.count(".") == 1}
+        weights = f"trials/{t.number:04d}/weights.pt"
+        if f"{rank}.pt" not in files and (run.folder / weights).exists():
+            files["weights"] = weights
         rows.append(
             {
                 "rank": rank,
                 "number": t.number,
                 "cells": [cell(t, base, key, run.objectives) for key in [*keys, "reward"]],
-                "files": files if written else [],
+                "files": files,
                 "genes": difference(t.arch, base.arch if base else None),
-                "retrained": number(retrained[run.quality]) if run.quality in retrained else "",
             }
         )
     return rows
+
+
+def retrained_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
+    """The full trainings by quality, each against the baseline that was retrained in the same way."""
+    results = retrained(run)
+    trials = {n: Trial(n, {}, metrics=r["metrics"]) for n, r in results.items()}
+    base = trials.get(0) if run.has_baseline else None
+    ranked = sorted(trials.values(), key=lambda t: (-t.metrics.get(run.quality, 0.0), t.number))
+    return [
+        {
+            "name": "baseline" if t is base else f"trial {t.number}",
+            "epochs": mapping(results[t.number].get("train")).get("epochs", "–"),
+            "seed": results[t.number].get("seed", "–"),
+            "cells": [cell(t, base, key, run.objectives) for key in keys],
+        }
+        for t in ranked
+    ]
 
 
 def trial_rows(run: Run, keys: list[str], front: set[int]) -> list[dict[str, Any]]:
@@ -227,7 +247,7 @@ def cost_rows(run: Run) -> dict[str, str]:
         rows["mean trial"] = duration(cost.trial_seconds / cost.trials)
     lost = sum(t.seconds for t in run.trials if t.state == "failed")
     if lost:
-        rows["of it in failed trials"] = duration(lost)
+        rows["time in failed trials"] = duration(lost)
     if run.meta.get("device"):
         rows["device"] = str(run.meta["device"])
     return rows

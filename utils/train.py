@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from utils.batch import prepare
 from utils.errors import UserError
 from utils.files import write_bytes
-from utils.optimize import Ema, Schedule, build_optimizer
-from utils.precision import Autocast, choose_precision, make_fabric
+from utils.optimize import Ema, Flat, Schedule, build_optimizer
+from utils.precision import choose_precision, make_fabric
 from utils.settings import TrainSettings
 
 Row = dict[str, float]
@@ -74,28 +74,22 @@ def train(
     if len(train_loader) == 0:
         raise UserError("there are no training images")
     device = torch.device(device)
-    fabric = fabric or make_fabric(
-        device, choose_precision(settings.precision, device, detector, train_loader)
-    )
+    if fabric is None:
+        imgsz = next(iter(train_loader))["img"].shape[-1]
+        fabric = make_fabric(device, choose_precision(settings.precision, device, detector, imgsz))
     device, lead = fabric.device, fabric.is_global_zero
-    channels_last = device.type == "cuda" or isinstance(fabric._precision, Autocast)
     silent = None if progress is None else not progress  # None: tqdm shows the bar only on a terminal
     seed_everything(seed)
-    if channels_last:
-        detector = detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
+    detector = detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    flat = Flat(detector)
     scaler = getattr(fabric._precision, "scaler", None)  # a fused step unscales too late for clipping
-    optimizer = build_optimizer(detector, settings, fused=scaler is None)
+    optimizer = build_optimizer(flat, settings, fused=scaler is None)
     model, optimizer = fabric.setup(LossOf(detector), optimizer)
-    loader = (
-        fabric.setup_dataloaders(train_loader, move_to_device=False)
-        if fabric.world_size > 1
-        else train_loader
-    )
-    batches = len(loader)
+    loader = shard(train_loader, fabric)
+    batches, clip = len(loader), settings.clip
     steps_per_epoch = math.ceil(batches / settings.accumulate)
     schedule = Schedule(settings, steps_per_epoch)
-    ema = Ema(detector, settings.ema_decay, settings.ema_tau or min(2000.0, schedule.steps / 4))
+    ema = Ema(detector, flat, settings.ema_decay, settings.ema_tau or min(2000.0, schedule.steps / 2))
     state = State(detector, ema, optimizer, fabric, checkpoint, settings, seed)
     state.load()
 
@@ -104,14 +98,13 @@ def train(
             model.train()
             set_epoch(loader, epoch)
             watch, labels = Watch(epoch), 0
-            bar = tqdm(
-                loader, f"epoch {epoch + 1}/{settings.epochs}", leave=False, disable=silent if lead else True
-            )
+            title = f"epoch {epoch + 1}/{settings.epochs}"
+            bar = tqdm(loader, title, leave=False, disable=silent if lead else True)
             for i, batch in enumerate(bar):
                 # The last window of an epoch may be shorter: its mean is over what it has.
                 window = min(settings.accumulate, batches - i // settings.accumulate * settings.accumulate)
                 closes = (i + 1) % settings.accumulate == 0 or i + 1 == batches
-                batch = prepare(batch, device, channels_last)
+                batch = prepare(batch, device)
                 labels += len(batch.get("cls", "?"))
 
                 with fabric.no_backward_sync(model, enabled=not closes):
@@ -122,12 +115,10 @@ def train(
 
                 if closes:
                     lr = schedule.apply(optimizer, state.step)
-                    if settings.clip:
-                        fabric.clip_gradients(
-                            model, optimizer, max_norm=settings.clip, error_if_nonfinite=False
-                        )
+                    if clip:
+                        fabric.clip_gradients(model, optimizer, max_norm=clip, error_if_nonfinite=False)
                     optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
+                    optimizer.zero_grad(set_to_none=False)
                     ema.update(state.step)
                     state.step += 1
 
@@ -142,6 +133,8 @@ def train(
             if on_epoch and lead:
                 on_epoch(dict(state.curve[-1]))
             fabric.barrier()
+    flat.release()
+    ema.flat.release()
     return TrainResult(ema.detector, state.curve, state.metrics, state.seconds, state.step)
 
 

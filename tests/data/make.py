@@ -15,7 +15,7 @@ def image(
     orientation: int = 1,
     mark: tuple[int, int, int, int] | None = None,
 ) -> Path:
-    """A picture that differs by `shade`, with a white rectangle `mark` (x1, y1, x2, y2) and an EXIF orientation."""
+    """A picture of noise that differs by `shade`, or black with a white rectangle `mark` (x1, y1, x2, y2)."""
     file.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.zeros((height, width, 3), np.uint8)
     if mark is None:
@@ -54,7 +54,7 @@ def voc_xml(
 ) -> None:
     """One annotation; size (width, height); objects (name, xmin, ymin, xmax, ymax[, difficult])."""
     body = "".join(
-        f"<object><name>{name.replace('&', '&amp;')}</name><difficult>{(*rest, 0)[0]}</difficult><bndbox><xmin>{x1}</xmin>"
+        f"<object><name>{name}</name><difficult>{(*rest, 0)[0]}</difficult><bndbox><xmin>{x1}</xmin>"
         f"<ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
         for name, x1, y1, x2, y2, *rest in objects
     )

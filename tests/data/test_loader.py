@@ -15,6 +15,9 @@ from data.pixels import Pixels, decode
 from data.yolo_format import export_yolo
 from tests.data.make import image, voc_xml, yolo_set
 from utils.errors import UserError
+from utils.offline import quiet_ultralytics
+
+quiet_ultralytics()  # before any test imports ultralytics itself
 
 EVERYTHING = {
     "hsv_h": 0.1, "hsv_s": 0.7, "hsv_v": 0.4, "degrees": 10, "translate": 0.1, "scale": 0.5, "shear": 2,
@@ -43,10 +46,6 @@ def same(a: dict, b: dict) -> bool:
 
 def test_batches_without_augmentation_equal_ultralytics_own(odd, tmp_path):
     from torch.utils.data import DataLoader
-
-    from utils.offline import quiet_ultralytics
-
-    quiet_ultralytics()
     from ultralytics.cfg import get_cfg
     from ultralytics.data import build_yolo_dataset
 
@@ -78,7 +77,8 @@ def test_predictions_map_back_to_the_original_pixels(odd):
             boxes = xywh2xyxy(batch["bboxes"][batch["batch_idx"] == i]) * 128
             back = scale_boxes((128, 128), boxes, shape, ratio_pad=pad)
             truth = xywh2xyxy(torch.from_numpy(samples[file].boxes)) * torch.tensor([w, h, w, h])
-            # the longer side is scaled exactly; the shorter one to whole pixels, which is less than one of them
+            # the longer side is scaled exactly; the shorter one to whole pixels, which is less than one of
+            # them
             assert torch.allclose(back, truth, atol=max(h, w) / 128)
 
 
@@ -121,11 +121,8 @@ def test_the_process_random_numbers_are_left_alone(odd):
 
 
 def test_mosaic_closes_for_the_last_epochs(odd):
-    mosaic_only, nothing = {"mosaic": 1.0, "close_mosaic": 2}, {}
-    loaders = [
-        make_loader(odd.splits["train"], odd.names, 64, 8, train=True, hyp=h, epochs=5)
-        for h in (mosaic_only, nothing)
-    ]
+    hyps: list[dict] = [{"mosaic": 1.0, "close_mosaic": 2}, {}]
+    loaders = [make_loader(odd.splits["train"], odd.names, 64, 8, train=True, hyp=h, epochs=5) for h in hyps]
     equal = []
     for number in range(5):
         for loader in loaders:

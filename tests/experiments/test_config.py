@@ -84,8 +84,16 @@ def test_a_missing_file_names_its_neighbour(file):
 
 
 def test_known_keys_are_the_shared_vocabulary():
-    shared = "name space data imgsz device seed train.epochs train.batch train.lr search.strategy search.max_trials "
-    shared += (
-        "search.max_seconds search.concurrency search.engine search.reward search.limits search.objectives "
-    )
-    assert set((shared + "search.top_k").split()) <= set(known_keys())
+    shared = "name space data imgsz device seed train.epochs train.batch train.lr search.strategy"
+    for key in [
+        "engine",
+        "max_trials",
+        "max_seconds",
+        "concurrency",
+        "reward",
+        "limits",
+        "objectives",
+        "top_k",
+    ]:
+        shared += f" search.{key}"
+    assert set(shared.split()) <= set(known_keys())

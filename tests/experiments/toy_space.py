@@ -61,9 +61,12 @@ def misbehave(model: torch.nn.Module, folder: str) -> None:
     """Each architecture goes wrong in its own way; the good one reports 7."""
     arch = arch_of(model)
     number = int(reward_of(arch))
-    note(folder, built=arch, pid=os.getpid())
+    if number != 2:
+        note(folder, built=arch, pid=os.getpid())
     bad = [None, float("nan"), float("inf"), "high", {"accuracy": 0.5}]
-    if number < len(bad):
+    if number == 2:
+        hang(model, folder)
+    elif number < len(bad):
         nni.report_final_result(bad[number])
     elif number == 5:
         nni.report_intermediate_result("rising")
@@ -93,3 +96,19 @@ WARMED = 0
 def warm(**arguments: object) -> None:
     global WARMED
     WARMED += 1
+
+
+def broken(**arguments: object) -> None:
+    raise RuntimeError("the warm function is broken")
+
+
+def hang_later(model: torch.nn.Module, folder: str) -> None:
+    """The first trial ends, the second does not."""
+    if any(Path(folder).iterdir()):
+        hang(model, folder)
+    evaluate(model, folder)
+
+
+def doze(model: torch.nn.Module, folder: str, seconds: float) -> None:
+    time.sleep(seconds)
+    report_final(reward_of(arch_of(model)))

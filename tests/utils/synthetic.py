@@ -1,9 +1,10 @@
-"""A realistic run folder without training: archs of a YOLOv5 space, costs and scores by a formula plus noise."""
+"""A realistic run folder without training: archs of a YOLOv5 space, figures by formula plus noise."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -47,7 +48,9 @@ def measure(arch: dict[str, str], rng: np.random.Generator) -> dict[str, float]:
     }
 
 
-def make_trials(n: int = 24, seed: int = 0, failed: tuple[int, ...] = (7, 15), infeasible: int = 5) -> list[Trial]:
+def make_trials(
+    n: int = 24, seed: int = 0, failed: tuple[int, ...] = (7, 15), infeasible: int = 5
+) -> list[Trial]:
     """Trial 0 is the default; later ones mutate the best so far; infeasible ones are numbered -1."""
     rng = np.random.default_rng(seed)
     trials: list[Trial] = []
@@ -65,11 +68,19 @@ def make_trials(n: int = 24, seed: int = 0, failed: tuple[int, ...] = (7, 15), i
             for label in rng.choice(list(CHOICES), size=2, replace=False):
                 arch[str(label)] = str(rng.choice(CHOICES[str(label)]))
         seconds = float(rng.uniform(35, 60))
-        common = {"number": number, "arch": arch, "seconds": seconds, "seed": 0, "parents": parents}
+        common: dict[str, Any] = {
+            "number": number,
+            "arch": arch,
+            "seconds": seconds,
+            "seed": 0,
+            "parents": parents,
+        }
         common["started"] = clock
         clock += seconds * 0.55
         if number in failed:
-            reason = "out of memory: 1.2 GiB wanted, 0.9 GiB free" if number % 2 else "loss became NaN in epoch 2"
+            reason = (
+                "out of memory: 1.2 GiB wanted, 0.9 GiB free" if number % 2 else "loss became NaN in epoch 2"
+            )
             trials.append(Trial(**common, state="failed", reason=reason))
             continue
         metrics = measure(arch, rng)

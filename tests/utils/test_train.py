@@ -5,17 +5,26 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from utils.errors import UserError
-from utils.optimize import Ema, Schedule, build_optimizer
-from utils.precision import make_fabric
+from utils.optimize import Ema, Flat, Schedule, build_optimizer, weight_groups
+from utils.precision import choose_precision, make_fabric
 from utils.settings import TrainSettings
 from utils.train import TrainingFailed, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Toy(nn.Module):
@@ -35,7 +44,7 @@ class Toy(nn.Module):
         return {"fit": error.square().mean(), "size": 1e-3 * self.head.weight.square().sum()}
 
 
-class Images:
+class Images(Dataset):
     """`n` random images in an order and with a brightness that depend on (seed, epoch) only."""
 
     def __init__(self, n: int = 12, labels: bool = True) -> None:
@@ -113,42 +122,72 @@ def test_last_row_tells_the_last_rate():
 
 def test_only_weights_with_two_dimensions_decay():
     net = Toy()
-    groups = build_optimizer(net, settings(weight_decay=0.1)).param_groups
-    assert [g["weight_decay"] for g in groups] == [0.1, 0.0, 0.0]
-    assert [[id(p) for p in g["params"]] for g in groups] == [
-        [id(net.conv.weight), id(net.head.weight)],
-        [id(net.bn.weight)],
-        [id(net.conv.bias), id(net.bn.bias), id(net.head.bias)],
+    ids = {name: [id(t) for t in group] for name, group in weight_groups(net).items()}
+    assert ids == {
+        "decayed": [id(net.conv.weight), id(net.head.weight)],
+        "others": [id(net.bn.weight)],
+        "biases": [id(net.conv.bias), id(net.bn.bias), id(net.head.bias)],
+        "buffers": [id(net.bn.running_mean), id(net.bn.running_var)],
+    }
+    groups = build_optimizer(Flat(net), settings(weight_decay=0.1)).param_groups
+    assert [(g["weight_decay"], g["bias"], g["params"][0].numel()) for g in groups] == [
+        (0.1, False, 4 * 27 + 4),
+        (0.0, False, 4),
+        (0.0, True, 4 + 4 + 1),
     ]
 
 
 def test_frozen_weights_are_left_out():
     net = Toy()
     net.conv.requires_grad_(False)
-    groups = build_optimizer(net, settings(optimizer="SGD")).param_groups
-    assert sum(len(g["params"]) for g in groups) == 4
+    before = net.conv.weight.clone()
+    train(net, loader(), settings=settings(optimizer="SGD"))
+    assert torch.equal(net.conv.weight, before)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+def test_flat_weights_take_the_steps_that_single_ones_would(optimizer):
+    plain, net = (Toy().to(memory_format=torch.channels_last) for _ in range(2))  # type: ignore[call-overload]
+    flat = Flat(net)
+    assert net.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    s = settings(optimizer=optimizer, weight_decay=0.1)
+    single = [{"params": p, "weight_decay": 0.1 * (p.dim() > 1)} for p in plain.parameters()]
+    stock = (
+        torch.optim.AdamW(single, s.lr)
+        if optimizer == "AdamW"
+        else torch.optim.SGD(single, s.lr, momentum=0.9, nesterov=True)
+    )
+    for step in (stock, build_optimizer(flat, s)):
+        for batch in loader():
+            loss = (plain if step is stock else net).loss({"img": batch["img"].float() / 255})
+            (loss["fit"] + loss["size"]).backward()
+            step.step()
+            step.zero_grad(set_to_none=step is stock)
+    torch.testing.assert_close(weights(net), weights(plain), rtol=1e-5, atol=1e-7)
+    flat.release()
+    assert net.conv.weight.untyped_storage().nbytes() == 4 * net.conv.weight.numel()
 
 
 def test_ema_by_hand():
     net = nn.Linear(1, 1, bias=False)
     nn.init.constant_(net.weight, 0.0)
-    ema = Ema(net, decay=0.5, tau=2.0)
+    ema = Ema(net, Flat(net), decay=0.5, tau=2.0)
     expected = 0.0
     for step, value in enumerate([1.0, 3.0, -2.0]):
         nn.init.constant_(net.weight, value)
         ema.update(step)
         d = 0.5 * (1 - math.exp(-(step + 1) / 2))
         expected = d * expected + (1 - d) * value
-        assert ema.detector.weight.item() == pytest.approx(expected, rel=1e-6)
+        assert ema.detector.state_dict()["weight"].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_ema_averages_the_statistics_and_copies_the_counter():
     net = nn.BatchNorm2d(2)
-    ema = Ema(net, decay=0.5, tau=1e-9)
+    ema = Ema(net, Flat(net), decay=0.5, tau=1e-9)
     net(torch.ones(4, 2, 3, 3) * 10)  # running_mean 0 -> 1
     ema.update(0)
-    assert ema.detector.running_mean.tolist() == [0.5, 0.5]
-    assert ema.detector.num_batches_tracked == 1
+    assert ema.detector.state_dict()["running_mean"].tolist() == [0.5, 0.5]
+    assert ema.detector.state_dict()["num_batches_tracked"] == 1
 
 
 def test_result_holds_the_average_not_the_last_weights():
@@ -168,21 +207,22 @@ def test_without_decay_the_average_is_the_weights():
 
 
 def test_it_learns_and_logs():
-    seen = []
+    seen: list[dict[str, float]] = []
     result = train(
         Toy(),
         loader(n=24),
-        settings=settings(epochs=20, val_every=8, clip=0),
-        evaluate=lambda net: {"map50_95": 0.123456789, "map50_95/a": 0.5},
+        settings=settings(epochs=10, val_every=4, clip=0, lr=0.02),
+        evaluate=lambda net, last: {"map50_95": 0.123456789, "map50_95/a": 0.5, "last": last},
         on_epoch=seen.append,
     )
-    assert result.curve == seen and result.steps == 20 * 6
-    assert [row["epoch"] for row in seen] == list(range(1, 21))
+    assert result.curve == seen and result.steps == 10 * 6
+    assert [row["epoch"] for row in seen] == list(range(1, 11))
     assert seen[-1]["loss/fit"] < seen[0]["loss/fit"] / 10
     assert all(row["loss"] == pytest.approx(row["loss/fit"] + row["loss/size"]) for row in seen)
-    assert [row["epoch"] for row in seen if "map50_95" in row] == [8, 16, 20]
+    assert [row["epoch"] for row in seen if "map50_95" in row] == [4, 8, 10]
+    assert [row["last"] for row in seen if "last" in row] == [False, False, True]
     assert seen[-1]["map50_95"] == 0.123456789 and "map50_95/a" not in seen[-1]
-    assert result.metrics == {"map50_95": 0.123456789, "map50_95/a": 0.5}
+    assert result.metrics == {"map50_95": 0.123456789, "map50_95/a": 0.5, "last": True}
     assert [row["seconds"] for row in seen] == sorted(row["seconds"] for row in seen)
 
 
@@ -206,13 +246,15 @@ def test_accumulated_small_batches_equal_one_large(optimizer):
 def test_a_shorter_last_window_is_a_mean_over_what_it_has():
     """Three batches in windows of two: the last step of an epoch is over one batch, not half of one."""
     net, by_hand = Toy(norm=False), Toy(norm=False)
-    s = settings(epochs=1, optimizer="SGD", lr=0.1, lr_final=1.0, momentum=0, weight_decay=0, warmup_epochs=0)
+    s = settings(
+        epochs=1, optimizer="SGD", lr=0.1, lr_final=1.0, momentum=0, weight_decay=0, warmup_epochs=0, clip=0
+    )
     result = train(net, loader(batch=4), settings=s.model_copy(update={"accumulate": 2}))
     assert result.steps == 2
     batches = [b["img"].float() / 255 for b in loader(batch=4)]
     for window in (batches[:2], batches[2:]):
         grads = [
-            torch.autograd.grad(sum(by_hand.loss({"img": x}).values()), list(by_hand.parameters()))
+            torch.autograd.grad([*by_hand.loss({"img": x}).values()], list(by_hand.parameters()))
             for x in window
         ]
         with torch.no_grad():
@@ -240,10 +282,10 @@ class Killed(Exception):
 
 
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path):
-    options = {
+    options: dict[str, Any] = {
         "settings": settings(epochs=5),
         "seed": 7,
-        "evaluate": lambda net: {"m": weights(net).sum().item()},
+        "evaluate": lambda net, last: {"m": weights(net).sum().item()},
     }
     whole_net = Toy(noisy=True)
     whole = train(whole_net, loader(), **options)
@@ -256,7 +298,8 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path):
     with pytest.raises(Killed):
         train(Toy(noisy=True), loader(), checkpoint=file, on_epoch=kill, **options)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
-    net, seen = Toy(noisy=True), []
+    net = Toy(noisy=True)
+    seen: list[dict[str, float]] = []
     rest = train(net, loader(), checkpoint=file, on_epoch=seen.append, **options)
 
     assert [row["epoch"] for row in seen] == [4, 5]
@@ -343,6 +386,17 @@ def test_fp16_on_cpu_is_a_user_error():
         make_fabric(torch.device("cpu"), "fp16")
 
 
+def test_auto_takes_bf16_where_it_pays(monkeypatch):
+    """2 million parameters at 64 px, or as much work by a larger image; never without the hardware."""
+    net, cpu = nn.Linear(1000, 999), torch.device("cpu")  # 1.0 M
+    monkeypatch.setattr("utils.precision.has_bf16", lambda device: True)
+    assert [choose_precision("auto", cpu, net, size) for size in (64, 90, 96)] == ["fp32", "fp32", "bf16"]
+    assert choose_precision("fp32", cpu, net, 640) == "fp32"
+    monkeypatch.setattr("utils.precision.has_bf16", lambda device: False)
+    assert choose_precision("auto", cpu, net, 640) == "fp32"
+    assert choose_precision("bf16", cpu, net, 64) == "bf16"
+
+
 def test_settings_are_strict():
     for wrong in ({"epochs": 0}, {"lr": -1}, {"optimizer": "Adamw"}, {"epoch": 3}, {"lr": math.nan}):
         with pytest.raises(ValueError):
@@ -364,7 +418,7 @@ def _train_on(fabric, file: str) -> None:
 def test_two_devices_equal_one_with_twice_the_batch(tmp_path: Path):
     file = tmp_path / "weights.pt"
     fabric = make_fabric(torch.device("cpu"), "fp32", devices=2, strategy="ddp_spawn")
-    fabric.launch(_train_on, str(file))
+    fabric.launch(_train_on, str(file))  # type: ignore[arg-type]
     one = Toy(norm=False)
     train(
         one, loader(batch=6), settings=settings(epochs=2, optimizer="SGD", lr=0.1, warmup_epochs=0, batch=6)

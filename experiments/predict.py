@@ -1,0 +1,230 @@
+"""A trained detector on pictures, folders and videos: the same with boxes drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data.images import SUFFIXES, list_images
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from models.yolo import YoloDetector
+
+VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+GREY = 114  # of the padding, as in training
+
+
+@dataclass
+class Predicted:
+    """written: picture or video files; objects: boxes drawn in all; unreadable: (file, why)."""
+
+    written: list[Path] = field(default_factory=list)
+    objects: int = 0
+    unreadable: list[tuple[Path, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.written)} files written, {self.objects} objects"]
+        lines += [f"  skipped {path}: {why}" for path, why in self.unreadable]
+        return "\n".join(lines)
+
+
+def predict(
+    weights: Path,
+    source: Path,
+    out: Path,
+    *,
+    conf: float = 0.25,
+    iou: float = 0.7,
+    imgsz: int | None = None,
+    device: str = "auto",
+) -> Predicted:
+    """Draw what the detector in `weights` finds in `source`, a picture, video or folder of them, into `out`.
+
+    weights: a file of ours (weights.pt, last.pt or an exported top/N.pt), which says what its network is.
+    conf, iou: least score of a box, and the overlap above which the weaker of two is dropped.
+    imgsz: longer side of what the network sees, by default that of its training.
+    UserError: `out` exists, weights of an unknown network, nothing in `source` that can be decoded.
+    """
+    if not source.exists():
+        raise UserError(f"no picture, video or folder {str(source)!r}")
+    if out.exists():
+        raise UserError(f"{out} exists and is never overwritten; give another --out")
+    if not 0 <= conf <= 1 or not 0 <= iou <= 1:
+        raise UserError(f"conf and iou lie between 0 and 1, got {conf} and {iou}")
+    files = _files(source)
+    detector, side = open_detector(weights, device, imgsz)
+
+    done = Predicted()
+    root = source if source.is_dir() else source.parent
+    for path in files:
+        target = out / path.relative_to(root)
+        video = path.suffix.lower() in VIDEOS
+        target = target.with_suffix(".mp4") if video else target
+        try:
+            work = _draw_video if video else _draw_picture
+            done.objects += work(detector, path, target, side, conf, iou)
+            done.written.append(target)
+        except UnreadableError as error:
+            done.unreadable.append((path, str(error)))
+    if not done.written:
+        reasons = "; ".join(f"{p.name}: {why}" for p, why in done.unreadable[:3])
+        raise UserError(f"nothing in {source} could be decoded ({len(done.unreadable)} files; {reasons})")
+    print(done)
+    print(f"written: {out}")
+    return done
+
+
+class UnreadableError(Exception):
+    """A file that is no picture or video, or a damaged one."""
+
+
+def open_detector(weights: Path, device: str, imgsz: int | None) -> tuple[YoloDetector, int]:
+    """The network that a weight file of ours describes, and the image side to use."""
+    from experiments.handover import trained
+    from models.space import Space
+    from models.weights import read_weights
+    from utils.measure import resolve_device
+
+    file = read_weights(weights)
+    if file.arch is None or file.space is None:
+        raise UserError(
+            f"{weights} ({file.kind}) does not say what its network is; give weights of ours, or export them "
+            "with their architecture first (export ARCH.json --weights W --format pt)"
+        )
+    space = Space(file.space, nc=file.nc, ch=file.ch)
+    detector, _ = trained(space, space.canonical(file.arch), weights, file.names)
+    side = imgsz or file.imgsz or 640
+    if side < 1 or side % space.max_stride:
+        near = max(1, round(side / space.max_stride)) * space.max_stride
+        raise UserError(f"imgsz {side} is not a multiple of {space.max_stride}; try {near}")
+    return detector.to(resolve_device(device)), side
+
+
+def _files(source: Path) -> list[Path]:
+    if not source.is_dir():
+        return [source]
+    videos = [p for p in source.rglob("*") if p.suffix.lower() in VIDEOS]
+    files = sorted([*list_images(source), *videos])
+    if not files:
+        raise UserError(f"no pictures or videos in {source}; known: {' '.join(sorted(SUFFIXES | VIDEOS))}")
+    return files
+
+
+def _draw_picture(
+    detector: YoloDetector, path: Path, target: Path, side: int, conf: float, iou: float
+) -> int:
+    import cv2
+
+    content = np.fromfile(path, np.uint8)
+    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    if image is None:
+        raise UnreadableError("not a picture that can be decoded" if content.size else "empty file")
+    found = find_objects(detector, image, side, conf, iou)
+    draw(image, found, detector.names)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    encoded, data = cv2.imencode(target.suffix, image)
+    assert encoded, target
+    data.tofile(target)
+    return len(found["scores"])
+
+
+def _draw_video(detector: YoloDetector, path: Path, target: Path, side: int, conf: float, iou: float) -> int:
+    import cv2
+
+    objects, writer = 0, None
+    for frame, rate in _frames(path):
+        if writer is None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            size = (frame.shape[1], frame.shape[0])
+            writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+        found = find_objects(detector, frame, side, conf, iou)
+        objects += len(found["scores"])
+        writer.write(draw(frame, found, detector.names))
+    if writer is None:
+        raise UnreadableError("not a video that can be decoded")
+    writer.release()
+    return objects
+
+
+def _frames(path: Path) -> Iterator[tuple[np.ndarray, float]]:
+    """uint8 [H, W, 3] BGR frames, with the frames a second of the video."""
+    import cv2
+    from tqdm.auto import tqdm
+
+    video = cv2.VideoCapture(str(path))
+    try:
+        rate = video.get(cv2.CAP_PROP_FPS) or 25.0
+        total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        with tqdm(total=total if total > 0 else None, desc=path.name, leave=False, disable=None) as bar:
+            while True:
+                read, frame = video.read()
+                if not read:
+                    return
+                yield frame, rate
+                bar.update()
+    finally:
+        video.release()
+
+
+def find_objects(
+    detector: YoloDetector, image: np.ndarray, side: int, conf: float, iou: float
+) -> dict[str, Any]:
+    """What is in one picture, uint8 [H, W, 3] BGR of any size, prepared as for validation.
+
+    Returns boxes float64 [n, 4] xyxy in pixels of the picture, scores [n] falling, labels [n] int64.
+    """
+    import cv2
+    import torch
+
+    from data.pixels import resized_shape
+
+    height, width = image.shape[:2]
+    h, w = resized_shape((height, width), side)
+    canvas = np.full((side, side, 3), GREY, np.uint8)
+    top, left = round((side - h) / 2 - 0.1), round((side - w) / 2 - 0.1)  # as Ultralytics' LetterBox
+    canvas[top : top + h, left : left + w] = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
+    rgb = np.ascontiguousarray(canvas[:, :, ::-1].transpose(2, 0, 1))
+    device = next(detector.parameters()).device
+    images = torch.from_numpy(rgb)[None].to(device).float() / 255
+    found = detector.predict(images, conf=conf, iou=iou)[0]
+    boxes = found["boxes"].double().cpu().numpy() - [left, top, left, top]
+    boxes = boxes / [w / width, h / height, w / width, h / height]
+    return {
+        "boxes": boxes.clip(0, [width, height, width, height]),
+        "scores": found["scores"].cpu().numpy(),
+        "labels": found["labels"].cpu().numpy(),
+    }
+
+
+def draw(image: np.ndarray, found: dict[str, Any], names: Sequence[str]) -> np.ndarray:
+    """Boxes with name and score, drawn into `image`, which is returned."""
+    import cv2
+
+    line = max(1, round(sum(image.shape[:2]) / 600))
+    size = max(0.35, sum(image.shape[:2]) / 2400)
+    for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True):
+        x1, y1, x2, y2 = (round(float(v)) for v in box)
+        colour = _colour(int(label))
+        cv2.rectangle(image, (x1, y1), (x2, y2), colour, line)
+        # OpenCV's own letters are ASCII only.
+        text = f"{names[label]} {score:.2f}".encode("ascii", "replace").decode()
+        (wide, high), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, line)
+        base = y1 - below if y1 > high + 2 * below else y1 + high + below
+        cv2.rectangle(image, (x1, base - high - below), (x1 + wide, base + below), colour, -1)
+        dark = sum(colour) < 380
+        ink = (255, 255, 255) if dark else (0, 0, 0)
+        cv2.putText(image, text, (x1, base), cv2.FONT_HERSHEY_SIMPLEX, size, ink, line, cv2.LINE_AA)
+    return image
+
+
+def _colour(label: int) -> tuple[int, int, int]:
+    """A BGR colour for a class; neighbouring classes are far apart on the colour wheel (golden angle)."""
+    import colorsys
+
+    r, g, b = colorsys.hsv_to_rgb(label * 0.618034 % 1.0, 0.85, 0.9)
+    return round(255 * b), round(255 * g), round(255 * r)

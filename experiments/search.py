@@ -1,0 +1,165 @@
+"""The step `search`: ask the strategy, train what it asks for, write down what was found."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from experiments.evaluators import Job, baseline_costs, costs, evaluate_trial, note_facts, prepare
+from experiments.nni_runtime import SearchRuntime, run_search
+from experiments.run_folder import RunFolder
+from experiments.strategies import build_strategy
+from models.nas import YoloSpace
+from utils.history import Trial
+from utils.limits import parse_limits
+from utils.pareto import pareto_front
+from utils.report import write_report
+from utils.results import results_table, write_csv, write_top
+from utils.runs import top_trials
+
+REPORT_EVERY = 60.0  # seconds between two reports while a search runs
+
+
+def search(run: RunFolder, port: int | None, host: str) -> None:
+    """Search and leave the results in the run folder, also when the search is interrupted.
+
+    port, host: of the web UI; port None = any free one. Raises KeyboardInterrupt when it was interrupted.
+    """
+    prepare.cache_clear()  # this process may have opened the run before it was resumed with other settings
+    exp, job = run.experiment, prepare(str(run.path))
+    print(job.dataset.summary())
+    print(opening(job))
+    strategy = strategy_of(job)
+    runtime = SearchRuntime(
+        run_dir=run.path,
+        name=exp.name,
+        engine=exp.search.engine,
+        max_seconds=exp.search.max_seconds,
+        max_trial_seconds=exp.search.max_trial_seconds,
+        concurrency=exp.search.concurrency,
+        port=port,
+        host=host,
+        gpus_per_trial=1 if job.device.type == "cuda" else None,
+        threads=exp.threads,
+        warm_import="experiments.evaluators:warm_up",
+        training_service=exp.search.training_service,
+    )
+    space = YoloSpace(job.space.model, job.space.nc, job.space.ch)
+    try:
+        with follow(job):
+            outcome = run_search(space, evaluate_trial, {"run_dir": str(run.path)}, strategy, runtime)
+    finally:
+        write_results(job)
+    if outcome.status == "interrupted":
+        raise KeyboardInterrupt(outcome.signal)
+    if strategy.message:
+        print(strategy.message)
+
+
+def strategy_of(job: Job) -> Any:
+    """The experiment's strategy inside the rules of a search (experiments/strategies)."""
+    exp, search = job.exp, job.exp.search
+    return build_strategy(
+        search.strategy.name,
+        search.strategy.options,
+        job.space,
+        seed=exp.seed,
+        budget=search.max_trials,
+        run_dir=job.run.path,
+        objectives=search.objectives,
+        limits=parse_limits(search.limits),
+        cost=lambda arch: costs(job, arch),
+        baseline=search.baseline,
+    )
+
+
+def opening(job: Job) -> str:
+    """What is about to be searched, in a few lines; also kept in the run's meta.json."""
+    exp, unsearched = job.exp, baseline_costs(job)
+    note_facts(job)
+    distinct = job.space.size()[1]
+    lines = [*job.space.notices]
+    lines.append(
+        f"space: {job.space.name}, {len(job.space.choices)} choices, {distinct:.3g} distinct architectures; "
+        f"the unsearched one has {unsearched['params_m']:.3f} M params, {unsearched['gflops']:.4f} GFLOPs "
+        f"at {exp.imgsz} px"
+    )
+    lines.append(
+        f"search: {exp.search.strategy.name}, {exp.search.max_trials} trials of {exp.train.epochs} epochs, "
+        f"{exp.search.concurrency} at a time, on {job.device}"
+    )
+    return "\n".join(lines)
+
+
+def write_results(job: Job) -> None:
+    """results.csv, the top k as JSON with their weights, and the table at the end; from the history alone."""
+    exp, run = job.exp, job.run
+    trials = run.history.load()
+    if not trials:
+        return
+    write_csv(run.path, trials)
+    write_top(
+        run.path,
+        trials,
+        exp.search.top_k,
+        space=exp.space,
+        data=exp.data,
+        imgsz=exp.imgsz,
+        versions=run.meta["versions"],
+    )
+    keep_weights_of_the_best(job, trials)
+    trained = [t for t in trials if t.state != "infeasible"]
+    print(results_table(trained, exp.search.objectives, baseline=exp.search.baseline))
+
+
+def keep_weights_of_the_best(job: Job, trials: Sequence[Trial]) -> None:
+    """Drop the weights of trials that are neither in the top k, nor on the front, nor the baseline."""
+    search = job.exp.search
+    best = {0, *(t.number for t in top_trials(trials, search.top_k))}
+    best |= {t.number for t in pareto_front(trials, search.objectives)}
+    for trial in trials:
+        if trial.number >= 0 and trial.number not in best:
+            (job.run.trial_dir(trial.number) / "weights.pt").unlink(missing_ok=True)
+
+
+@contextmanager
+def follow(job: Job) -> Iterator[None]:
+    """While the search runs, in a thread: a progress bar, a line a finished trial, a report that keeps up."""
+    run, done = job.run, threading.Event()
+    seen = {t.key for t in run.history.load()}
+
+    def watch() -> None:
+        written = time.monotonic()
+        with tqdm(total=job.exp.search.max_trials, unit="trial", initial=len(seen), disable=None) as bar:
+            while not done.wait(1.0):
+                new = [t for t in run.history.load() if t.key not in seen]
+                for trial in new:
+                    seen.add(trial.key)
+                    bar.write(one_line(trial))
+                    bar.update(trial.state != "infeasible")
+                if new and time.monotonic() - written > REPORT_EVERY:
+                    keep_weights_of_the_best(job, run.history.load())
+                    write_report(run.path)
+                    written = time.monotonic()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def one_line(trial: Trial) -> str:
+    """A finished trial for the terminal."""
+    if trial.state != "complete":
+        return f"trial {trial.number}: {trial.state}, {trial.reason}"
+    shown = {"mAP50-95": "map50_95", "params_m": "params_m", "gflops": "gflops", "latency_ms": "latency_ms"}
+    parts = [f"{name} {trial.metrics[key]:.4g}" for name, key in shown.items() if key in trial.metrics]
+    return f"trial {trial.number}: reward {trial.reward:.4f}, {', '.join(parts)}, {trial.seconds:.0f} s"

@@ -1,0 +1,171 @@
+"""The steps that follow a search: `retrain`, `evaluate` and `export` of its top k, and the unsearched family.
+
+All are done trial by trial and can be interrupted: what is finished is found again and not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.config import retrain_settings
+from experiments.handover import Found, find, measure, one_line, train_in_full, trained
+from experiments.run_folder import RunFolder
+from utils.errors import UserError
+from utils.history import History, Trial
+from utils.results import extend_top
+
+if TYPE_CHECKING:
+    from experiments.evaluators import Job
+
+BASELINES = "baselines.jsonl"
+
+
+def top(run: RunFolder) -> list[tuple[int, Found]]:
+    """(rank, architecture file) of the run's top k. UserError when the search has left none."""
+    files = sorted(
+        (p for p in (run.path / "top").glob("*.json") if p.stem.isdigit()), key=lambda p: int(p.stem)
+    )
+    if not files:
+        raise UserError(f"{run.path} has no top models yet; run its step `search` first")
+    return [(int(path.stem), find(path)) for path in files]
+
+
+def retrain_top(run: RunFolder) -> None:
+    """Train the top k, and the unsearched baseline beside them, from scratch on all of train; score on val.
+
+    Each in `retrain/<trial>/`; what came out is added to `top/N.json` as `retrained`. The `retrain:` block
+    of the experiment may ask for a longer schedule than a trial's.
+    """
+    from experiments.evaluators import Job, prepare
+
+    search = prepare(str(run.path))
+    longer = run.experiment.model_copy(update={"train": retrain_settings(run.experiment)})
+    job = Job(RunFolder(run.path, longer), search.dataset, search.space, search.hyp)
+    wanted: dict[int, dict[str, Any]] = {found.record["trial"]: found.arch for _, found in top(run)}
+    if run.experiment.search.baseline:
+        wanted.setdefault(0, job.space.default())
+    done = {
+        number: _retrain(job, arch, run.path / "retrain" / f"{number:04d}") for number, arch in wanted.items()
+    }
+    for rank, found in top(run):
+        outcome = done[found.record["trial"]]
+        kept = {k: outcome[k] for k in ("split", "metrics", "best", "seconds")}
+        extra = {"epochs": outcome["train"]["epochs"], "seeds": [outcome["seed"]]}
+        extend_top(run.path, rank, retrained=kept | extra)
+    for number, outcome in sorted(done.items(), key=lambda item: -item[1]["metrics"]["map50_95"]):
+        name = "the unsearched baseline" if number == 0 else f"trial {number}"
+        print(f"retrained {name}: {one_line(outcome['metrics'])} on val")
+
+
+def _retrain(job: Job, arch: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The result in `folder` if it is of the same schedule, else a training there."""
+    file = folder / "result.json"
+    if file.is_file():
+        before = json.loads(file.read_text())
+        if before["train"] == job.exp.train.model_dump(mode="json"):
+            return before
+        for path in folder.iterdir():  # another schedule was asked for: ours to replace, we made it
+            path.unlink()
+    return train_in_full(job, arch, folder)
+
+
+def best_weights(run: RunFolder, found: Found) -> Path:
+    """Of the retraining where there was one, else of the trial."""
+    retrained = run.path / "retrain" / f"{found.record['trial']:04d}" / "last.pt"
+    trial = run.trial_dir(found.record["trial"]) / "weights.pt"
+    for path in (retrained, trial):
+        if path.is_file():
+            return path
+    raise UserError(f"{found.path} has no weights in {run.path}: neither {retrained} nor {trial} is there")
+
+
+def evaluate_top(run: RunFolder) -> None:
+    """Score the top k on val with their best weights, and measure what they cost, latency included."""
+    from experiments.evaluators import calibration, prepare
+
+    job = prepare(str(run.path))
+    reference = calibration(job)
+    for rank, found in top(run):
+        weights = best_weights(run, found)
+        detector, _ = trained(job.space, found.arch, weights, job.dataset.names)
+        outcome = measure(detector, job.exp, job.dataset, found, "val", reference)
+        kept = {
+            "weights": str(weights.relative_to(run.path)),
+            **{k: outcome[k] for k in ("split", "metrics")},
+        }
+        extend_top(run.path, rank, evaluated=kept)
+        print(f"top {rank}, {kept['weights']}: {one_line(outcome['metrics'])} on val")
+
+
+def export_top(run: RunFolder) -> None:
+    """`top/N.pt` for Ultralytics and `top/N.onnx` of the top k, with their best weights; each checked."""
+    from experiments.evaluators import prepare
+    from models.export import export
+
+    job = prepare(str(run.path))
+    for rank, found in top(run):
+        weights = best_weights(run, found)
+        detector, _ = trained(job.space, found.arch, weights, job.dataset.names)
+        files = {}
+        for format in ("pt", "onnx"):
+            path = found.path.with_suffix(f".{format}")
+            path.unlink(missing_ok=True)  # an earlier export of this same run
+            exported = export(
+                detector,
+                path,
+                format,
+                space=job.space,
+                arch=found.arch,
+                imgsz=job.exp.imgsz,
+                names=job.dataset.names,
+                data=job.exp.data,
+            )
+            print(exported)
+            files[format] = {"file": path.name, "max_difference": exported.max_difference, **exported.values}
+        extend_top(run.path, rank, exported={"weights": str(weights.relative_to(run.path)), **files})
+
+
+def train_family(run: RunFolder) -> None:
+    """Train the unsearched default of every YAML in `family:` as a trial is trained: the line to beat.
+
+    Same data, splits, schedule and seed. In a run that also searches they go to `baselines.jsonl`, which its
+    report draws beside the trials; in a run of its own they are its history.
+    """
+    from experiments.evaluators import note_facts, prepare, reward_of, train_and_measure
+    from experiments.inputs import open_space
+    from utils.train import TrainingFailed
+
+    exp, job = run.experiment, prepare(str(run.path))
+    if not exp.family:
+        raise UserError("the step `baselines` needs `family: [detector.yaml, ...]` in the experiment")
+    note_facts(job)
+    line = History(run.path / BASELINES) if "search" in exp.steps else run.history
+    known = {t.arch["model"] for t in line.load() if t.state == "complete"}
+    for number, path in enumerate(exp.family):
+        name = Path(path).stem
+        if name in known:
+            continue
+        space = open_space(exp.model_copy(update={"space": path}), job.dataset)
+        arch = space.default()
+        print(
+            f"baseline {name}: {space.cost(arch, exp.imgsz)['gflops']:.4g} GFLOPs, {exp.train.epochs} epochs"
+        )
+        started, clock = time.time(), time.perf_counter()
+        curve: list[dict[str, float]] = []
+        outcome: dict[str, Any]
+        try:
+            metrics = train_and_measure(replace(job, space=space), arch, run.path / "baselines" / name, curve)
+            outcome = {"metrics": metrics, "reward": reward_of(job)(metrics)}
+        except TrainingFailed as error:
+            outcome = {"state": "failed", "reason": str(error)}
+        seconds = time.perf_counter() - clock
+        # The default archs of n and s are equal as choices, so these go by the name of their file.
+        trial = Trial(
+            number, {"model": name}, **outcome, seconds=seconds, seed=exp.seed, started=started, curve=curve
+        )
+        line.append(trial)
+        print(f"baseline {name}: {trial.reason or one_line(trial.metrics)}")

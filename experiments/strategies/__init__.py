@@ -1,0 +1,296 @@
+"""Which architecture to try next: six strategies by name, one set of rules around all of them.
+
+`random`, `evolution`, `rl` and `grid` are NNI's strategies, `tpe` is NNI's tuner and `pareto` is ours
+behind our ask/tell adapter. Whatever the name, `build_strategy` gives an NNI strategy that runs the
+unsearched baseline first, never trains an architecture twice, rejects what breaks a limit before training,
+and resumes by replay (`ledger.py`).
+
+NNI and torch are imported only when a strategy is built.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from utils.errors import UserError, unknown
+from utils.files import write_text
+from utils.history import Arch, Trial
+from utils.limits import Limit
+
+if TYPE_CHECKING:
+    from nni.nas.strategy.base import Strategy
+
+    from experiments.strategies.ledger import Search
+
+
+class SearchSpace(Protocol):
+    """What a strategy knows of a space: labels, values and identity, no network."""
+
+    @property
+    def choices(self) -> Mapping[str, Sequence[Any]]: ...
+    def default(self) -> Arch: ...
+    def canonical(self, arch: Arch) -> Arch: ...
+    def complete(self, arch: Arch) -> Arch: ...
+    def random(self, rng: np.random.Generator) -> Arch: ...
+    def size(self) -> tuple[int, int]: ...
+
+
+class AskTell(Protocol):
+    """A strategy of our own: one seeded generator, no torch, no NNI.
+
+    `ask` may be called several times before the first `tell` (several trials run at once).
+    """
+
+    parents: tuple[int, ...]
+    """Numbers of the trials that the arch of the last `ask` was made from; empty if it was drawn at random.
+    """
+
+    def ask(self) -> Arch | None:
+        """A canonical arch to try next; None when nothing is left to propose."""
+
+    def tell(self, trial: Trial) -> None:
+        """What became of an arch: complete, failed or infeasible. Also told of the baseline, never asked
+        for.
+        """
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every strategy gets beside its options.
+
+    budget:    trials of the whole search, the baseline included
+    fruitless: how many proposals in a row have brought nothing new by now
+    """
+
+    space: SearchSpace
+    seed: int
+    budget: int
+    objectives: Mapping[str, str]
+    limits: Sequence[Limit] = ()
+    fruitless: Callable[[], int] = lambda: 0
+
+
+def random(setup: Setup) -> Strategy:
+    """NNI's Random: independent draws."""
+    from nni.nas.strategy import Random
+
+    return Random(seed=setup.seed)
+
+
+def evolution(
+    setup: Setup,
+    *,
+    population_size: int | None = None,
+    sample_size: int | None = None,
+    mutation_prob: float | None = None,
+    crossover: bool = False,
+    start: str = "baseline",
+) -> Strategy:
+    """NNI's RegularizedEvolution (Real et al. 2019), with a population that fits the budget.
+
+    NNI's default population of 100 makes the first 100 trials a random search.
+    """
+    from experiments.strategies.nni_strategies import Evolution
+
+    population = population_size or _population(setup.budget)
+    sample = sample_size or max(2, population // 2)
+    if sample > population:
+        raise UserError(f"evolution sample_size {sample} exceeds population_size {population}")
+    return Evolution(
+        population_size=population,
+        sample_size=sample,
+        mutation_prob=1 / len(setup.space.choices) if mutation_prob is None else mutation_prob,
+        crossover=crossover,
+        start=start,
+        seed=setup.seed,
+    )
+
+
+def rl(
+    setup: Setup,
+    *,
+    samples_per_update: int | None = None,
+    learning_rate: float = 1e-3,
+    update_times: int = 1,
+) -> Strategy:
+    """NNI's PolicyBasedRL: PPO over the choices, one after the other (after Zoph and Le 2017)."""
+    from experiments.strategies.nni_strategies import seeded_rl
+
+    samples = samples_per_update or max(2, min(20, setup.budget // 4))
+    return seeded_rl(setup.seed, samples, learning_rate, update_times, setup.fruitless)
+
+
+def tpe(
+    setup: Setup, *, startup_trials: int | None = None, candidates: int = 24, gamma: float = 0.25
+) -> Strategy:
+    """NNI's tree-structured Parzen estimator (Bergstra et al. 2011), the choices taken as independent."""
+    from experiments.strategies.adapter import AskTellStrategy
+    from experiments.strategies.tpe import Tpe
+
+    startup = startup_trials or max(2, min(20, setup.budget // 3))
+    searcher = Tpe(setup.space, seed=setup.seed, startup=startup, candidates=candidates, gamma=gamma)
+    return AskTellStrategy(searcher, setup.space)
+
+
+def grid(setup: Setup, *, shuffle: bool = True) -> Strategy:
+    """NNI's GridSearch: every point, in order or shuffled in blocks of 100."""
+    from nni.nas.strategy import GridSearch
+
+    return GridSearch(shuffle=shuffle, seed=setup.seed)
+
+
+def pareto(
+    setup: Setup,
+    *,
+    population_size: int | None = None,
+    mutation_prob: float | None = None,
+    crossover_prob: float = 0.9,
+    start: str = "baseline",
+) -> Strategy:
+    """Our NSGA-II over all objectives at once (Deb et al. 2002)."""
+    from experiments.strategies.adapter import AskTellStrategy
+    from experiments.strategies.pareto import ParetoEvolution
+
+    searcher = ParetoEvolution(
+        setup.space,
+        setup.objectives,
+        seed=setup.seed,
+        population_size=population_size or _population(setup.budget),
+        mutation_prob=mutation_prob,
+        crossover_prob=crossover_prob,
+        start=start,
+        limits=setup.limits,
+    )
+    return AskTellStrategy(searcher, setup.space)
+
+
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
+    "random": random,
+    "evolution": evolution,
+    "rl": rl,
+    "tpe": tpe,
+    "grid": grid,
+    "pareto": pareto,
+}
+
+# Proposals in a row that bring nothing new before a search ends. Where choices do nothing (the convs of a
+# block beyond the depth), a grid walks through many equal archs one after the other, so it needs more.
+PATIENCE = {"grid": 20_000}
+DEFAULT_PATIENCE = 1_000
+
+
+def build_strategy(
+    name: str,
+    options: Mapping[str, Any] | None,
+    space: SearchSpace,
+    *,
+    seed: int,
+    budget: int,
+    run_dir: Path,
+    objectives: Mapping[str, str],
+    limits: Sequence[Limit] = (),
+    cost: Callable[[Arch], Mapping[str, float]] | None = None,
+    baseline: bool = True,
+    patience: int | None = None,
+) -> Search:
+    """An NNI strategy ready for `NasExperiment`, new or resumed: what `run_dir` holds decides.
+
+    budget:   trials that may finish (complete or failed) over all starts of this run, the baseline included
+    run_dir:  holds history.jsonl and asked.jsonl; gets `strategy.json`, the options as they were resolved
+    cost:     prices an arch for `limits`, before training; required with limits
+    baseline: run `space.default()` as trial 0, whatever the limits say: it is what the others are compared to
+    patience: proposals in a row that bring nothing new before the search ends with a message
+    Raises UserError for an unknown name or option, or a value that does not fit.
+    """
+    from experiments.strategies.ledger import Ledger, Search
+
+    chosen = check_strategy(name, options)
+    if not space.choices:
+        raise UserError("nothing to search: the space has no choices")
+    if limits and cost is None:
+        raise ValueError("limits need a cost function")
+    ledger = Ledger(
+        space,
+        run_dir,
+        max_trials=budget,
+        limits=limits,
+        cost=cost or (lambda arch: {}),
+        patience=patience or PATIENCE.get(name, DEFAULT_PATIENCE),
+    )
+    fitted_to = _first_budget(run_dir, name, budget)
+    setup = Setup(space, seed, fitted_to, objectives, limits, lambda: ledger.fruitless)
+    strategy = STRATEGIES[name](setup, **chosen)
+    return Search(strategy, ledger, baseline=baseline, reward_for_failure=FAILURES.get(name))
+
+
+# What a failed or infeasible arch is worth to a strategy that cannot learn from silence; the others skip it.
+FAILURES = {"rl": 0.0}
+
+
+def check_strategy(name: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The options, checked without importing NNI. Raises UserError for an unknown name or option, or a value
+    of the wrong kind or out of range (sizes and counts from 1, probabilities 0..1)."""
+    if name not in STRATEGIES:
+        raise unknown("strategy", name, STRATEGIES)
+    parameters = list(inspect.signature(STRATEGIES[name]).parameters.values())[1:]
+    known = {p.name: p for p in parameters}
+    chosen = dict(options or {})
+    for key, value in chosen.items():
+        if key not in known:
+            if not known:
+                raise UserError(f"strategy {name!r} takes no options, but got {key!r}")
+            raise unknown(f"option of strategy {name!r}", key, known)
+        _check_option(name, key, value, str(known[key].annotation))
+    return chosen
+
+
+def _check_option(name: str, key: str, value: Any, annotation: str) -> None:
+    kind, *optional = annotation.split(" | ")
+    if value is None and optional:
+        return
+    if kind == "str":
+        fits, wanted = value in STARTS, " or ".join(STARTS)
+    elif kind == "bool":
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif kind == "int":
+        fits, wanted = (
+            isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+            "a whole number from 1",
+        )
+    else:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if key.endswith("_prob"):
+            fits, wanted = number and 0 <= value <= 1, "a probability from 0 to 1"
+        else:
+            fits, wanted = number and value > 0, "a number above 0"
+    if not fits:
+        raise UserError(f"{key} of strategy {name!r} is {value!r}; {wanted} is needed")
+
+
+STARTS = ("baseline", "random")
+
+
+def _population(budget: int) -> int:
+    """A third of the budget, at most 25: enough to choose from, with most trials left to evolve."""
+    return min(25, max(2, budget // 3))
+
+
+def _first_budget(run_dir: Path, name: str, budget: int) -> int:
+    """The budget that the defaults were fitted to when the run began.
+
+    A run may be resumed with a larger budget; its strategy must stay what it was, or the replay would
+    diverge.
+    """
+    path = run_dir / "strategy.json"
+    if path.is_file():
+        return int(json.loads(path.read_text())["budget"])
+    write_text(path, json.dumps({"name": name, "budget": budget}) + "\n")
+    return budget

@@ -1,0 +1,155 @@
+"""NNI's strategies, with what they need to finish a search of a dozen trials on a small space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from nni.mutable import SampleValidationError
+from nni.nas.strategy import PolicyBasedRL, RegularizedEvolution
+
+from utils.errors import UserError
+from utils.history import arch_key
+
+MUTATIONS = 50  # repeats in a row before a random individual is tried instead
+STUCK = 50  # proposals in a row without anything new, after which the RL policy only draws at random
+
+
+class Evolution(RegularizedEvolution):
+    """RegularizedEvolution that starts from the baseline too, survives an empty population, and looks
+    elsewhere when the neighbourhood of its parents is used up (NNI's stops there, with most of the space
+    untried)."""
+
+    def __init__(self, *, start: str = "baseline", **options: Any) -> None:
+        super().__init__(**options)
+        self._start = start
+        self._baseline: dict[str, Any] | None = None
+        self._repeats = 0
+        self._parents: list[Any] = []
+        self._numbers: dict[str, int] = {}
+
+    def adopt(self, model: Any) -> None:
+        """Take a model that somebody else submits (the baseline) into the population once it has a metric."""
+        self._running_models.append(model)
+        self._dedup_helper.dedup(model.sample)
+        self._baseline = dict(model.sample)
+
+    def random(self) -> Any:
+        """The first population fans out from the baseline: the i-th of n has each label redrawn with
+        probability (i/n)^2, so that a small budget begins where things are known to work."""
+        i, n = self._individual_counter + 1, self.population_size
+        if self._baseline is None or self._start == "random" or i >= n:
+            return super().random()
+        sample = {
+            label: mutable.random(random_state=self._random_state)
+            if self._random_state.uniform() < (i / n) ** 2
+            else self._baseline[label]
+            for label, mutable in self.model_space.simplify().items()
+        }
+        self._dedup_helper.dedup(sample)
+        self._individual_counter += 1
+        return self.model_space.freeze(sample)
+
+    def new_individual(self) -> Any:
+        # The first of the population may all have failed: there is nobody to mutate, and NNI's max() would
+        # raise.
+        if not self._population or self._repeats >= MUTATIONS:
+            model = self.random()
+        else:
+            self._parents = []
+            try:
+                model = super().new_individual()
+            except SampleValidationError:
+                self._repeats += 1
+                raise
+            model.parents = tuple(self._numbers[arch_key(sample)] for sample in self._parents)
+        self._repeats = 0
+        return model
+
+    def best_parent(self) -> Any:
+        parent = super().best_parent()
+        if parent not in self._parents:
+            self._parents.append(parent)
+        return parent
+
+    def _training_end_callback(self, event: Any) -> None:
+        self._numbers[arch_key(event.model.sample)] = event.model.trial.number
+        super()._training_end_callback(event)
+
+
+def seeded_rl(
+    seed: int, samples_per_update: int, learning_rate: float, update_times: int, fruitless: Callable[[], int]
+) -> PolicyBasedRL:
+    """PolicyBasedRL whose draws come from a generator of its own; NNI's come from torch's and numpy's
+    global ones.
+
+    learning_rate: replaces NNI's 1e-4, which does not move the policy in a search of a few hundred trials
+    fruitless:     proposals in a row that brought nothing new. A policy that is sure of itself proposes the
+    same
+                   arch for ever, so with that number grows the chance of a random choice, up to 1.
+    """
+    try:
+        updates = {"batch_size": 32, "repeat": 5, "update_times": update_times}
+        strategy = PolicyBasedRL(samples_per_update=samples_per_update, update_kwargs=updates)
+    except ImportError:
+        raise UserError(
+            "strategy 'rl' needs tianshou 0.5.1: pip install tianshou==0.5.1 gym==0.26.2"
+        ) from None
+    private = PrivateRandom(seed)
+    make_policy = strategy.policy_fn
+
+    def seeded_policy(environment: Any) -> Any:
+        with private():
+            policy = make_policy(environment)
+        for group in policy.optim.param_groups:
+            group["lr"] = learning_rate
+        forward, update = policy.forward, policy.update
+
+        def explore(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            if private.lent:  # called by `update`, which needs the policy's own opinion
+                return forward(batch, *args, **kwargs)
+            with private():
+                result = forward(batch, *args, **kwargs)
+                if np.random.random() < fruitless() / STUCK:
+                    result.act = torch.randint(int(batch.obs.action_dim[0]), (1,))
+            return result
+
+        def update_in_private(*args: Any, **kwargs: Any) -> Any:
+            with private():
+                return update(*args, **kwargs)
+
+        policy.forward, policy.update = explore, update_in_private
+        return policy
+
+    strategy.policy_fn = seeded_policy
+    return strategy
+
+
+class PrivateRandom:
+    """Lends its own random state to code that can only use the global generators, and puts theirs back
+    after.
+    """
+
+    def __init__(self, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._torch = torch.get_rng_state()
+        self._numpy = np.random.RandomState(seed % 2**32).get_state()
+        self.lent = False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        outside = torch.get_rng_state(), np.random.get_state()
+        torch.set_rng_state(self._torch)
+        np.random.set_state(self._numpy)
+        self.lent = True
+        try:
+            yield
+        finally:
+            self.lent = False
+            self._torch, self._numpy = torch.get_rng_state(), np.random.get_state()
+            torch.set_rng_state(outside[0])
+            np.random.set_state(outside[1])

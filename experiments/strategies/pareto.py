@@ -1,0 +1,161 @@
+"""Multi-objective evolution: NSGA-II (Deb et al. 2002, IEEE TEC 6(2)), one child at a time.
+
+Where we depart from the paper: a child replaces the worst of the population as soon as it is known (steady
+state) instead of generation by generation, so that no worker waits for the slowest trial of a generation;
+variation is uniform crossover and a change of label's value, because choices have no order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.history import Arch, Trial, arch_key
+from utils.limits import Limit, violation
+from utils.pareto import as_costs, check_objectives, crowding, sort_fronts
+
+if TYPE_CHECKING:
+    from experiments.strategies import SearchSpace
+
+VARIATIONS = 200  # children tried before we draw at random
+DRAWS = 500  # random archs tried before we call the space exhausted
+
+
+@dataclass(frozen=True)
+class Individual:
+    """violation: by how much limits are broken; infeasible ones were never trained and have no objectives."""
+
+    trial: Trial
+    violation: float
+
+
+class ParetoEvolution:
+    """Ask/tell NSGA-II over the labels of a space; see `AskTell`.
+
+    objectives:      metric -> "max" or "min", read from the metrics of the trials
+    mutation_prob:   for each label, to take another of its values; default 1 / number of labels
+    crossover_prob:  to mix two parents, label by label with equal chances, instead of copying one
+    start:           where the first population comes from: "baseline" = it fans out from the unsearched
+                     network, the i-th of n with each label redrawn with probability (i/n)^2, so that a
+                     small budget begins where things are known to work; "random" = as in the paper
+    limits:          an arch that breaks one loses against any that breaks none, and against any that breaks
+                     less (constraint-dominance, section VI of the paper)
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: Mapping[str, str],
+        *,
+        seed: int,
+        population_size: int,
+        mutation_prob: float | None = None,
+        crossover_prob: float = 0.9,
+        start: str = "baseline",
+        limits: Sequence[Limit] = (),
+    ) -> None:
+        check_objectives(objectives)
+        self.space = space
+        self.objectives = dict(objectives)
+        self.limits = list(limits)
+        self.population_size = population_size
+        self.mutation_prob = 1 / len(space.choices) if mutation_prob is None else mutation_prob
+        self.crossover_prob = crossover_prob
+        self.start = start
+        self.parents: tuple[int, ...] = ()
+        self.population: list[Individual] = []
+        self._fitness: list[tuple[int, float]] = []  # of the population: (rank, -crowding), less is better
+        self._proposed: set[str] = set()
+        self._told: set[str] = set()
+        self._rng = np.random.default_rng(seed)
+
+    def ask(self) -> Arch | None:
+        """An arch never proposed before: of the first population, then a child; None = exhausted."""
+        begun = len(self._proposed) >= self.population_size and len(self.population) >= 2
+        for _ in range(VARIATIONS if begun else 0):
+            child, parents = self._child()
+            if self._is_new(child):
+                self.parents = parents
+                return child
+        for _ in range(DRAWS):
+            arch = self.space.random(self._rng) if begun or self.start == "random" else self._near_baseline()
+            if self._is_new(arch):
+                self.parents = ()
+                return arch
+        return None
+
+    def tell(self, trial: Trial) -> None:
+        """Take a trial into the population and let the worst go. Failed and repeated ones change nothing.
+
+        Raises UserError when a complete trial was not measured for an objective.
+        """
+        self._proposed.add(trial.key)
+        if trial.key in self._told or trial.state == "failed":
+            return
+        if trial.state == "complete":
+            for key in self.objectives:
+                if key not in trial.metrics:
+                    have = ", ".join(trial.metrics) or "nothing"
+                    raise UserError(f"objective {key!r} was not measured; trial {trial.number} has {have}")
+            if not all(math.isfinite(trial.metrics[key]) for key in self.objectives):
+                return
+        self._told.add(trial.key)
+        known = [limit for limit in self.limits if limit.key in trial.metrics]
+        self.population.append(Individual(trial, violation(known, trial.metrics)))
+        self._select()
+
+    def _near_baseline(self) -> Arch:
+        redrawn = (len(self._proposed) / self.population_size) ** 2
+        genes = self.space.complete(self.space.default())
+        for label, values in self.space.choices.items():
+            if self._rng.random() < redrawn:
+                genes[label] = values[int(self._rng.integers(len(values)))]
+        return self.space.canonical(genes)
+
+    def _is_new(self, arch: Arch) -> bool:
+        key = arch_key(arch)
+        if key in self._proposed:
+            return False
+        self._proposed.add(key)
+        return True
+
+    def _child(self) -> tuple[Arch, tuple[int, ...]]:
+        mother, father = self._tournament(), self._tournament()
+        genes = self.space.complete(mother.trial.arch)
+        parents = [mother]
+        if mother is not father and self._rng.random() < self.crossover_prob:
+            other = self.space.complete(father.trial.arch)
+            genes = {label: (other if self._rng.random() < 0.5 else genes)[label] for label in genes}
+            parents.append(father)
+        for label, values in self.space.choices.items():
+            if len(values) > 1 and self._rng.random() < self.mutation_prob:
+                others = [value for value in values if value != genes[label]]
+                genes[label] = others[self._rng.integers(len(others))]
+        # An infeasible parent is no trial and has no number (-1): nothing to point to.
+        return self.space.canonical(genes), tuple(p.trial.number for p in parents if p.trial.number >= 0)
+
+    def _tournament(self) -> Individual:
+        """The better of two by rank, then by crowding (the crowded-comparison operator, section III B)."""
+        i, j = self._rng.choice(len(self.population), size=2, replace=False)
+        return self.population[i if self._fitness[i] <= self._fitness[j] else j]
+
+    def _select(self) -> None:
+        """Rank everybody, keep the best `population_size`; the order of the population is that of fitness."""
+        feasible = [p for p in self.population if p.violation == 0 and p.trial.state == "complete"]
+        broken = sorted((p for p in self.population if p not in feasible), key=lambda p: p.violation)
+        ranked: list[tuple[tuple[int, float], Individual]] = []
+        costs = as_costs([p.trial.metrics for p in feasible], self.objectives)
+        fronts = sort_fronts(costs)
+        for rank, front in enumerate(fronts):
+            for i, distance in zip(front, crowding(costs[front]), strict=True):
+                ranked.append(((rank, -float(distance)), feasible[i]))
+        for rank, individual in enumerate(broken, start=len(fronts)):
+            ranked.append(((rank, 0.0), individual))
+        ranked = sorted(ranked, key=lambda pair: pair[0])[: self.population_size]
+        self._fitness = [fitness for fitness, _ in ranked]
+        self.population = [individual for _, individual in ranked]

@@ -1,0 +1,86 @@
+"""NNI's TPE tuner as an ask/tell object.
+
+`nni.nas.strategy.TPE` sleeps one second for every model, forgets everything on resume and, against repeats,
+falls back to walking the grid from its first corner. Its tuner has none of that once we ask it ourselves.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from nni.nas.strategy import TPE
+
+from utils.history import Arch, Trial, arch_key
+
+if TYPE_CHECKING:
+    from experiments.strategies import SearchSpace
+
+SUGGESTIONS = 100  # asked of the tuner before we draw at random
+DRAWS = 500  # random archs tried before we call the space exhausted
+
+
+class _KeepAll:
+    """In place of the tuner's own deduplication; ours is on the canonical arch."""
+
+    def __call__(self, parameters: Any) -> Any:
+        return parameters
+
+    def add_history(self, parameters: Any) -> None:
+        pass
+
+
+class Tpe:
+    """See `AskTell`. startup: random trials before the model is used; gamma: good ones = gamma *
+    sqrt(trials).
+    """
+
+    def __init__(
+        self, space: SearchSpace, *, seed: int, startup: int, candidates: int = 24, gamma: float = 0.25
+    ) -> None:
+        arguments = {"n_startup_jobs": startup, "n_ei_candidates": candidates, "gamma": gamma}
+        self.space = space
+        self.parents: tuple[int, ...] = ()
+        self._tuner: Any = TPE(optimize_mode="maximize", seed=seed, tpe_args=arguments).tuner
+        self._tuner.update_search_space(
+            {label: {"_type": "choice", "_value": list(values)} for label, values in space.choices.items()}
+        )
+        self._tuner.dedup = _KeepAll()
+        self._rng = np.random.default_rng(seed)
+        self._proposed: set[str] = set()
+        self._running: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._worst = 0.0
+
+    def ask(self) -> Arch | None:
+        """The tuner's next suggestion that is new; a random arch when it only repeats itself; None =
+        exhausted.
+        """
+        number = len(self._proposed)
+        for _ in range(SUGGESTIONS):
+            suggested = self._tuner.generate_parameters(number)
+            arch = self.space.canonical(suggested)
+            key = arch_key(arch)
+            if key not in self._proposed:
+                self._proposed.add(key)
+                self._running[key] = (number, suggested)
+                return arch
+            self._tuner.trial_end(number, False)
+        for _ in range(DRAWS):
+            arch = self.space.random(self._rng)
+            key = arch_key(arch)
+            if key not in self._proposed:
+                self._proposed.add(key)
+                return arch
+        return None
+
+    def tell(self, trial: Trial) -> None:
+        """A failed or infeasible arch counts as the worst reward seen so far, or 0 if that is worse."""
+        self._proposed.add(trial.key)
+        if trial.reward is not None:
+            self._worst = min(self._worst, trial.reward)
+        value = self._worst if trial.reward is None else trial.reward
+        if trial.key in self._running:
+            number, suggested = self._running.pop(trial.key)
+            self._tuner.receive_trial_result(number, suggested, value)
+        else:  # the baseline, or an arch that we drew at random
+            self._tuner.import_data([{"parameter": self.space.complete(trial.arch), "value": value}])

@@ -1,0 +1,460 @@
+"""From an architecture file to trained weights and back, on digits, with tiny networks."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from data.dataset import Sample, open_dataset
+from data.loader import make_loader
+from data.yolo_format import export_yolo
+from experiments import handover, steps
+from experiments.config import ROOT, load_experiment
+from experiments.handover import evaluate_arch, export_arch, find, finetune, retrain
+from experiments.predict import find_objects, open_detector, predict
+from experiments.run_folder import RunFolder
+from hello_nas import main
+from models.space import Space
+from models.weights import read_weights, save_weights
+from models.yolo import build
+from tests.models.stock import isolated
+from utils.errors import UserError
+from utils.evaluate import evaluate, to_original
+from utils.history import Trial
+from utils.results import load_arch_file, write_top
+
+SPACE = {
+    "nc": 80,
+    "backbone": [
+        [-1, 1, "NASConv", [8, 6, 2, 2]],
+        [-1, 1, "NASConv", [16, 3, 2]],
+        [-1, 1, "NASC3", [16]],
+        [-1, 1, "Conv", [16, 3, 2]],
+    ],
+    "head": [[-1, 1, "SPPF", [16, 5]], [[2, 4], 1, "Detect", ["nc"]]],
+}
+DIGITS = {"format": "digits", "scenes": {"search_train": 24, "search_val": 8, "val": 16}}
+QUICK = ["train.epochs=2", "train.batch=8", "threads=1", "device=cpu"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HELLO_NAS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp()))
+        yield
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a space, data and an architecture file."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(SPACE))
+    (folder / "digits.yaml").write_text(yaml.safe_dump(DIGITS))
+    write_arch(folder / "arch.json", folder)
+    return folder
+
+
+def write_arch(path, folder, **changes):
+    arch = Space(SPACE).random(np.random.default_rng(1))
+    record = {
+        "schema": 1,
+        "space": "tiny.yaml",
+        "arch": arch,
+        "imgsz": 64,
+        "data": str(folder / "digits.yaml"),
+    }
+    path.write_text(json.dumps(record | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(work):
+    """The folder of a short retraining."""
+    retrain(work / "arch.json", QUICK, out=work / "trained")
+    return work / "trained"
+
+
+@pytest.fixture(scope="module")
+def lively(work):
+    """Weights that have learnt something."""
+    settings = [
+        "train.epochs=30",
+        "train.lr=0.01",
+        "train.val_every=30",
+        "train.batch=8",
+        "threads=1",
+        "device=cpu",
+    ]
+    result = retrain(work / "arch.json", settings, out=work / "lively")
+    assert result["metrics"]["map50_95"] > 0.01
+    return work / "lively/last.pt"
+
+
+def bits(path):
+    return read_weights(path).state
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# Training ----------------------------------------------------------------------------------------------
+
+
+def test_a_retraining_leaves_weights_and_an_account_of_itself(work, trained):
+    result = json.loads((trained / "result.json").read_text())
+    arch = json.loads((work / "arch.json").read_text())["arch"]
+    assert result["arch"] == arch and result["kind"] == "retrain" and result["split"] == "val"
+    assert result["train"]["epochs"] == 2 and [row["epoch"] for row in result["curve"]] == [1, 2]
+    assert result["metrics"]["val_images"] == 16  # the val split, on which no search ever scored
+    cost = Space(SPACE, nc=10).cost(arch, 64)
+    assert {k: result["metrics"][k] for k in cost} == cost
+    assert result["seed"] == 0 and "torch" in result["versions"] and result["command"]
+    assert {p.name for p in trained.iterdir()} >= {"last.pt", "best.pt", "log.csv", "experiment.yaml"}
+    assert not (trained / "checkpoint.pt").exists()
+    file = read_weights(trained / "last.pt")
+    assert file.arch == arch and file.names == [str(i) for i in range(10)] and file.imgsz == 64
+
+
+def test_it_trains_on_all_of_train(work, trained):
+    """24 + 8 images in batches of 8 make 4 steps an epoch."""
+    updates = bits(trained / "last.pt")["model.model.0.bn.num_batches_tracked"]
+    assert int(updates) == 2 * 4
+
+
+def test_same_seed_same_bits_other_seed_other_bits(work, trained, tmp_path):
+    again = retrain(work / "arch.json", QUICK, out=tmp_path / "again")
+    assert same(bits(trained / "last.pt"), bits(tmp_path / "again/last.pt"))
+    other = retrain(work / "arch.json", [*QUICK, "seed=1"], out=tmp_path / "other")
+    assert not same(bits(trained / "last.pt"), bits(tmp_path / "other/last.pt"))
+    assert other["seed"] == 1 and again["curve"][0]["loss"] != other["curve"][0]["loss"]
+
+
+def test_finetuning_starts_from_the_weights_and_is_gentle(work, trained, tmp_path, capsys):
+    result = finetune(work / "arch.json", trained / "last.pt", [*QUICK, "train.epochs=1"], out=tmp_path / "f")
+    assert "100.0 % of the numbers" in capsys.readouterr().out
+    assert result["started_from"]["share"] == 1.0 and result["kind"] == "finetune"
+    assert result["train"]["lr"] == pytest.approx(0.006 / 10) and result["train"]["warmup_bias_lr"] == 0.0
+    before, after = bits(trained / "last.pt"), bits(tmp_path / "f/last.pt")
+    key = "model.model.1.conv.weight"
+    moved = (before[key] - after[key]).norm() / before[key].norm()
+    assert 0 < moved < 0.05
+
+
+def test_a_finished_retraining_is_not_repeated(work, trained, capsys):
+    stamp = (trained / "last.pt").stat().st_mtime_ns
+    retrain(work / "arch.json", QUICK, out=trained, resume=True)
+    assert "finished already" in capsys.readouterr().out
+    assert (trained / "last.pt").stat().st_mtime_ns == stamp
+
+
+def test_killed_and_resumed_it_ends_with_the_same_bits(work, tmp_path):
+    settings = ["train.epochs=4", "train.batch=8", "threads=1", "device=cpu", "train.checkpoint_seconds=0"]
+    whole = retrain(work / "arch.json", settings, out=tmp_path / "whole")
+    out = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / "hello_nas.py"), "retrain", str(work / "arch.json"), *settings]
+    process = subprocess.Popen(
+        [*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (out / "checkpoint.pt").exists() and not (out / "result.json").exists()
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["epoch"] < 4
+    resumed = retrain(work / "arch.json", settings, out=out, resume=True)
+    assert same(bits(tmp_path / "whole/last.pt"), bits(out / "last.pt"))
+    assert same(bits(tmp_path / "whole/best.pt"), bits(out / "best.pt"))
+    assert resumed["metrics"]["map50_95"] == whole["metrics"]["map50_95"]
+    assert [row["loss"] for row in resumed["curve"]] == [row["loss"] for row in whole["curve"]]
+
+
+def test_only_the_same_training_is_resumed(work, trained, tmp_path):
+    with pytest.raises(UserError, match="train.lr was 0.006 and is now 0.1"):
+        retrain(work / "arch.json", [*QUICK, "train.lr=0.1"], out=trained, resume=True)
+    default = Space(SPACE).default()
+    other = write_arch(work / "other.json", work, arch=default)
+    with pytest.raises(UserError, match="cannot resume"):
+        retrain(other, QUICK, out=trained, resume=True)
+    with pytest.raises(UserError, match="no run folder"):
+        retrain(other, QUICK, out=tmp_path / "nothing", resume=True)
+
+
+# Evaluating, exporting ---------------------------------------------------------------------------------
+
+
+def test_evaluation_scores_the_weights_on_val(work, lively, tmp_path):
+    options = ["device=cpu", "threads=1"]
+    result = evaluate_arch(work / "arch.json", options, weights=lively, out=tmp_path / "e.json")
+    detector, _ = open_detector(lively, "cpu", None)
+    dataset = open_dataset(work / "digits.yaml", tmp_path)
+    loader = make_loader(dataset.splits["val"], dataset.names, 64, 5, train=False)
+    expected = evaluate(detector, loader, dataset.names)
+    assert result["metrics"]["map50_95"] == pytest.approx(expected["map50_95"], abs=1e-9)
+    assert result["metrics"]["map50_95"] > 0 and result["split"] == "val"
+    cost = Space(SPACE, nc=10).cost(result["arch"], 64)
+    assert {k: result["metrics"][k] for k in cost} == pytest.approx(cost)
+    assert result["metrics"]["latency_ms"] > 0
+    assert json.loads((tmp_path / "e.json").read_text()) == result
+
+
+def test_stock_ultralytics_scores_an_export_as_we_do(work, lively, tmp_path):
+    """In a process without this package; their AP interpolates a little differently from COCO's."""
+    ours = json.loads((lively.parent / "result.json").read_text())["metrics"]
+    export_arch(work / "arch.json", "pt", weights=lively, out=tmp_path / "x.pt")
+    card = export_yolo(open_dataset(work / "digits.yaml", tmp_path), tmp_path / "yolo")
+    body = f"""
+model = YOLO({str(tmp_path / "x.pt")!r})
+quiet = dict(workers=0, device="cpu", plots=False, verbose=False)
+box = model.val(data={str(card)!r}, rect=False, batch=8, **quiet).box
+print(json.dumps({{"map50_95": float(box.map), "map50": float(box.map50)}}))
+"""
+    theirs = isolated(body, tmp_path)
+    assert theirs["map50_95"] == pytest.approx(ours["map50_95"], abs=0.005)
+    assert theirs["map50"] == pytest.approx(ours["map50"], abs=0.01)
+
+
+def test_export_by_command_and_again(work, trained, tmp_path, capsys):
+    arch, weights = str(work / "arch.json"), str(trained / "last.pt")
+    command = ["export", arch, "--weights", weights, "--format", "pt", "--out", str(tmp_path / "x.pt")]
+    assert main(command) == 0
+    assert "loaded again" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "never overwritten" in capsys.readouterr().err
+    # An export is as good as the weights it was made of.
+    again = export_arch(work / "arch.json", "pt", weights=tmp_path / "x.pt", out=tmp_path / "y.pt")
+    assert again.max_difference == 0.0 and same(bits(tmp_path / "x.pt"), bits(tmp_path / "y.pt"))
+
+
+# Predicting --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    import cv2
+
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "deep").mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in {"wide.png": (48, 100, 3), "deep/tall.jpg": (90, 40, 3)}.items():
+        cv2.imwrite(str(folder / name), rng.integers(0, 255, shape, np.uint8))
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def test_a_folder_of_pictures(lively, pictures, tmp_path, capsys):
+    import cv2
+
+    done = predict(lively, pictures, tmp_path / "out", conf=0.001, device="cpu")
+    assert [p.relative_to(tmp_path / "out") for p in done.written] == [
+        Path("deep/tall.jpg"),
+        Path("wide.png"),
+    ]
+    assert done.objects > 0
+    drawn = cv2.imread(str(tmp_path / "out/wide.png"))
+    assert drawn.shape == (48, 100, 3) and (drawn != cv2.imread(str(pictures / "wide.png"))).any()
+    assert "broken.jpg: not a picture" in capsys.readouterr().out
+
+
+def test_pictures_are_prepared_as_for_validation(lively, pictures):
+    import cv2
+
+    detector, side = open_detector(lively, "cpu", None)
+    none = np.zeros((0, 4), np.float32)
+    for name, shape in {"wide.png": (48, 100), "deep/tall.jpg": (90, 40)}.items():
+        sample = Sample(pictures / name, none, np.zeros(0, np.int64), shape)
+        batch = next(iter(make_loader([sample], detector.names, side, 1, train=False)))
+        expected = detector.predict(batch["img"].float() / 255, conf=0.001)[0]
+        found = find_objects(detector, cv2.imread(str(pictures / name)), side, 0.001, 0.7)
+        boxes = to_original(expected["boxes"].double().numpy(), batch, 0)
+        np.testing.assert_allclose(found["scores"], expected["scores"].numpy(), atol=1e-6)
+        np.testing.assert_allclose(found["boxes"], boxes, atol=1e-3)
+
+
+def test_a_video(lively, tmp_path):
+    import cv2
+
+    source = tmp_path / "v.avi"
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for i in range(5):
+        writer.write(np.full((48, 64, 3), 40 * i, np.uint8))
+    writer.release()
+    done = predict(lively, source, tmp_path / "out", conf=0.001, device="cpu")
+    video = cv2.VideoCapture(str(done.written[0]))
+    assert (done.written[0].name, video.get(cv2.CAP_PROP_FRAME_COUNT)) == ("v.mp4", 5)
+    assert (video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FPS)) == (64, 10)
+
+
+# The steps after a search ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def searched(work):
+    """A run folder as a search of two trials leaves it."""
+    text = {
+        "name": "searched",
+        "space": str(work / "tiny.yaml"),
+        "data": str(work / "digits.yaml"),
+        "imgsz": 64,
+        "threads": 1,
+        "device": "cpu",
+        "train": {"epochs": 1, "batch": 8},
+        "search": {"max_trials": 2, "top_k": 1},
+        "retrain": {"epochs": 2},
+        "steps": ["search"],
+    }
+    (work / "experiment.yaml").write_text(yaml.safe_dump(text))
+    run = RunFolder.create(work / "searched", load_experiment(work / "experiment.yaml"))
+    space = Space(SPACE, nc=10)
+    for number, arch in enumerate([space.default(), space.random(np.random.default_rng(1))]):
+        detector = build(space, arch, [str(i) for i in range(10)])
+        run.trial_dir(number).mkdir(parents=True)
+        save_weights(run.trial_dir(number) / "weights.pt", detector, space, arch, imgsz=64)
+        run.history.append(Trial(number, arch, {"map50_95": 0.1 * number}, reward=0.1 * number))
+    exp = run.experiment
+    write_top(run.path, run.history.load(), 1, space=exp.space, data=exp.data, imgsz=64)
+    return run
+
+
+def test_retrain_evaluate_and_export_the_top(searched):
+    steps.retrain_top(searched)
+    steps.evaluate_top(searched)
+    steps.export_top(searched)
+    record = load_arch_file(searched.path / "top/1.json")
+    assert record["metrics"] == {"map50_95": 0.1}  # what the search scored stays what it was
+    assert record["retrained"]["epochs"] == 2 and record["retrained"]["split"] == "val"
+    assert record["evaluated"]["weights"] == "retrain/0001/last.pt"
+    assert record["evaluated"]["metrics"]["map50_95"] == pytest.approx(
+        record["retrained"]["metrics"]["map50_95"], abs=1e-6
+    )
+    assert {p.name for p in (searched.path / "retrain").iterdir()} == {"0000", "0001"}  # and the baseline
+    assert record["exported"]["pt"]["max_difference"] == 0.0
+    assert same(bits(searched.path / "top/1.pt"), strip(bits(searched.path / "retrain/0001/last.pt")))
+
+
+def strip(state):
+    return {k.removeprefix("model."): v for k, v in state.items()}
+
+
+def test_a_step_done_is_not_done_again(searched, capsys):
+    files = [searched.path / f"retrain/{n}/last.pt" for n in ("0000", "0001")]
+    steps.retrain_top(searched)
+    stamps = [f.stat().st_mtime_ns for f in files]
+    steps.retrain_top(searched)
+    assert [f.stat().st_mtime_ns for f in files] == stamps
+
+
+def test_commands_find_what_lies_around_a_top_model(searched):
+    found = find(searched.path / "top/1.json")
+    assert found.run == searched.path and found.weights().exists()
+    assert found.settings()["train"]["batch"] == 8
+    moved = searched.path.parent / "moved"
+    shutil.copytree(searched.path, moved)
+    assert find(moved / "top/1.json").space == moved / "space/tiny.yaml"
+
+
+def test_the_family_is_trained_as_trials_are(work, tmp_path):
+    wide = {**SPACE, "width_multiple": 2.0}
+    (work / "wide.yaml").write_text(yaml.safe_dump(wide))
+    text = yaml.safe_load((work / "experiment.yaml").read_text())
+    text |= {
+        "family": [str(work / "tiny.yaml"), str(work / "wide.yaml")],
+        "steps": ["baselines"],
+        "name": "family",
+    }
+    (work / "family.yaml").write_text(yaml.safe_dump(text))
+    run = RunFolder.create(tmp_path / "family", load_experiment(work / "family.yaml"))
+    steps.train_family(run)
+    trials = run.history.load()
+    assert [t.arch for t in trials] == [{"model": "tiny"}, {"model": "wide"}]
+    for trial, model in zip(trials, (SPACE, wide), strict=True):
+        space = Space(model, nc=10)
+        assert trial.metrics["gflops"] == space.cost(space.default(), 64)["gflops"]
+        assert trial.metrics["val_images"] == 8  # search_val, as for every trial
+        assert (trial.state, trial.seed, len(trial.curve)) == ("complete", 0, 1)
+    steps.train_family(run)
+    assert len(run.history.load()) == 2
+
+
+# Mistakes: one line, exit status 2, nothing written ----------------------------------------------------
+
+
+def test_mistakes_are_one_line_each(work, trained, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arch, weights = str(work / "arch.json"), str(trained / "last.pt")
+    record = json.loads((work / "arch.json").read_text())
+    known = record["arch"]
+    (tmp_path / "bad.pt").write_bytes(Path(weights).read_bytes()[:3000])
+    (tmp_path / "exists").mkdir()
+    (tmp_path / "exists/file").write_text("mine")
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise/a.png").write_bytes(b"noise")
+
+    def variant(name, **changes):
+        return str(write_arch(work / f"{name}.json", work, **changes))
+
+    other = Space({**SPACE, "width_multiple": 2.0})
+    save_weights(tmp_path / "other.pt", build(other, other.default()), other, other.default(), imgsz=64)
+    for command, expected in {
+        ("retrain", "absent.json"): "no file 'absent.json'",
+        ("retrain", variant("schema", schema=9)): "has schema 9",
+        ("retrain", variant("label", arch={**known, "nasconv_9": "3x3"})): "unknown choice",
+        ("retrain", variant("value", arch={**known, "nasconv_0": "9x9"})): "unknown value of nasconv_0 '9x9'",
+        ("retrain", variant("foreign", arch={"backbone.width": 3})): "unknown choice",
+        ("retrain", variant("homeless", space="gone.yaml")): "its space 'gone.yaml' does not exist",
+        ("retrain", arch, "--out", "exists"): "never overwritten",
+        ("retrain", arch, "train.epoch=3"): "did you mean 'train.epochs'",
+        ("retrain", arch, "search.max_trials=3"): "has no meaning here",
+        ("retrain", arch, "--data", "gone"): "'gone' does not exist",
+        ("retrain", arch, "--weights", "gone.pt"): "no weights 'gone.pt'",
+        ("retrain", arch, "--weights", "bad.pt", "--out", "r1"): "no whole weight file",
+        ("evaluate", arch): "give them by --weights",
+        ("evaluate", arch, "--weights", "bad.pt"): "no whole weight file",
+        ("evaluate", arch, "--weights", "other.pt"): "of another architecture",
+        ("evaluate", arch, "--weights", weights, "--split", "test"): "no split 'test'; it has train",
+        ("export", arch, "--weights", weights, "--format", "onx"): "did you mean 'onnx'",
+        ("predict", "gone.pt", str(pictures)): "no weights 'gone.pt'",
+        ("predict", weights, "gone"): "no picture, video or folder 'gone'",
+        ("predict", weights, str(pictures), "--out", "exists"): "never overwritten",
+        ("predict", weights, "noise", "--out", "p"): "nothing in noise could be decoded",
+        ("predict", weights, str(pictures), "--imgsz", "50", "--out", "p"): "multiple of",
+        ("predict", weights, str(pictures), "--conf", "2", "--out", "p"): "between 0 and 1",
+    }.items():
+        assert main(list(command)) == 2, command
+        err = capsys.readouterr().err.strip()
+        assert err.startswith("error: ") and "\n" not in err and expected in err, (command, err)
+    assert not (tmp_path / "p").exists()
+    assert (tmp_path / "exists/file").read_text() == "mine"
+
+
+def test_mistakes_are_answered_without_torch(work):
+    """In well under two seconds: nothing heavy is imported before the arguments were looked at."""
+    code = (
+        "import sys; from hello_nas import main; "
+        "status = main(sys.argv[1:]); assert 'torch' not in sys.modules and status == 2"
+    )
+    for command in (["retrain", str(work / "arch.json"), "train.epoch=3"], ["export", "absent.json"]):
+        run = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+
+
+def test_a_pickled_network_cannot_say_what_it_is_for_predictions(trained, pictures, tmp_path):
+    space = Space(SPACE, nc=10)
+    torch.save({"model": build(space, space.default()).model}, tmp_path / "n.pt")
+    with pytest.raises(UserError, match="does not say what its network is"):
+        predict(tmp_path / "n.pt", pictures, tmp_path / "out")
+    assert handover.one_line({"map50_95": 0.5, "other": 1}) == "map50_95 0.5"
+    assert os.listdir(tmp_path) == ["n.pt"]

@@ -1,0 +1,164 @@
+"""`top/N.md`: what a stranger must know to use one found detector, as a Hugging Face style model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from utils.drawing import difference, title
+from utils.errors import UserError
+from utils.files import write_text
+from utils.history import Trial
+from utils.results import gain, load_arch_file, percent
+from utils.runs import Run, device_hours, duration, read_run, retrained, search_cost
+from utils.summary import mapping, number
+
+
+def write_model_card(run_dir: str | Path, n: int) -> Path:
+    """Write `top/<n>.md` from `top/<n>.json` and the run around it. UserError when there is no such rank.
+
+    A record extended by `retrained={"epochs", "metrics", "spread", "seeds", "seconds"}` (all optional) gets a
+    column of its own, with the spread over seeds.
+    """
+    run = read_run(run_dir)
+    path = run.folder / "top" / f"{n}.json"
+    if not path.exists():
+        ranks = sorted(p.stem for p in path.parent.glob("*.json") if p.stem.isdigit())
+        raise UserError(f"no top model {n} in {run.folder}; there are: {', '.join(ranks) or 'none'}")
+    card = path.with_suffix(".md")
+    write_text(card, card_text(run, n, load_arch_file(path)))
+    return card
+
+
+def card_text(run: Run, n: int, record: dict[str, Any]) -> str:
+    """The card itself, Markdown with the YAML header that model hubs read."""
+    trial = next((t for t in run.complete if t.number == record["trial"]), None)
+    parts = [
+        HEADER,
+        f"# {run.name}, number {n}\n",
+        f"A detector found by architecture search: trial {record['trial']} of {len(run.trials)}, rank {n} by "
+        f"reward. It is made of stock Ultralytics modules only.\n",
+        "## Metrics\n",
+        _metrics(run, record),
+        "## Data\n",
+        _data(run, record),
+        "## Cost\n",
+        _cost(run, record, trial),
+        "## Use\n",
+        _use(run, n, record),
+        "## Architecture\n",
+        _architecture(run, record),
+        "## Licence\n",
+        _licence(run),
+    ]
+    return "\n".join(parts)
+
+
+HEADER = """---
+license: agpl-3.0
+library_name: ultralytics
+pipeline_tag: object-detection
+tags: [object-detection, neural-architecture-search, yolo]
+---
+"""
+
+
+def _metrics(run: Run, record: dict[str, Any]) -> str:
+    base = run.baseline
+    later = mapping(record.get("retrained"))
+    final, spread = mapping(later.get("metrics")), mapping(later.get("spread"))
+    other = retrained(run).get(0) if run.has_baseline and record["trial"] != 0 else None
+    rival = other["metrics"] if other else {}
+    heads = ["metric", "in the search", "gain on the baseline"]
+    heads += ["retrained"] if final else []
+    heads += ["baseline retrained"] if final and rival else []
+    rows = [heads, ["---"] * len(heads)]
+    keys = [k for k in dict.fromkeys([*record["metrics"], *final]) if not k.endswith("_spread")]
+    for key in keys:
+        value = record["metrics"].get(key)
+        start = base.metrics.get(key) if base else None
+        change = "" if value is None or start is None else percent(gain(value, start)[1])
+        own = record["metrics"].get(f"{key}_spread")
+        row = [title(key), number(value) + (f" ± {number(own)}" if own is not None else ""), change]
+        if final:
+            row.append(number(final.get(key)) + (f" ± {number(spread[key])}" if key in spread else ""))
+            row += [number(rival.get(key))] if rival else []
+        rows.append(row)
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    epochs = mapping(run.experiment.get("train")).get("epochs")
+    trained = f"{epochs} epochs" if epochs else "the short schedule of a trial"
+    notes = [f"In the search: one training of {trained}, scored on images set apart from the training split."]
+    if not spread.get(run.quality):
+        notes.append("The spread between seeds is not known: small gains may be chance.")
+    if final:
+        seeds = later.get("seeds")
+        on = f" with seeds {', '.join(map(str, seeds))}" if isinstance(seeds, list) and seeds else ""
+        notes.append(
+            f"Retrained for {later.get('epochs', '?')} epochs on the full training split{on}, scored on val."
+        )
+    if "latency_ms" in record["metrics"]:
+        notes.append(f"Latency was measured on {run.meta.get('device') or 'an unrecorded device'}.")
+    return f"{table}\n\n{' '.join(notes)}\n"
+
+
+def _data(run: Run, record: dict[str, Any]) -> str:
+    data = mapping(run.meta.get("data"))
+    names = run.meta.get("names")
+    lines = [f"- data set: {data.get('name') or record['data'] or 'not recorded'}"]
+    if data.get("source"):
+        lines.append(f"- source: {data['source']}")
+    lines.append(f"- licence of the data: {data.get('licence') or 'not recorded'}")
+    lines.append(f"- input: RGB, {record['imgsz']} x {record['imgsz']} pixels")
+    if isinstance(names, list) and names:
+        shown = ", ".join(map(str, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        lines.append(f"- {len(names)} classes: {shown}")
+    return "\n".join(lines) + "\n"
+
+
+def _cost(run: Run, record: dict[str, Any], trial: Trial | None) -> str:
+    cost = search_cost(run.trials)
+    lines = [f"- the search: {cost.trials} trials, {device_hours(cost, run.meta)}"]
+    if trial is not None:
+        lines.append(f"- training this one in it: {duration(trial.seconds)}")
+    seconds = mapping(record.get("retrained")).get("seconds")
+    if isinstance(seconds, int | float):
+        lines.append(f"- retraining: {duration(seconds)}")
+    return "\n".join(lines) + "\n"
+
+
+def _use(run: Run, n: int, record: dict[str, Any]) -> str:
+    weights = run.folder / "top" / f"{n}.pt"
+    code = f"""```python
+from ultralytics import YOLO
+model = YOLO("{n}.pt")
+for result in model.predict("picture.jpg", imgsz={record["imgsz"]}):
+    print(result.boxes.xyxy, result.boxes.cls, result.boxes.conf)
+    result.save("out.jpg")
+```
+"""
+    if weights.exists():
+        return code
+    trial = record["trial"]
+    source = f"trials/{trial:04d}/weights.pt" if isinstance(trial, int) else "WEIGHTS"
+    return f"First `python hello_nas.py export top/{n}.json --weights {source} --format pt`, then\n\n{code}"
+
+
+def _architecture(run: Run, record: dict[str, Any]) -> str:
+    base = run.baseline
+    changed = difference(record["arch"], base.arch if base else None)
+    text = json.dumps(changed, indent=2)
+    head = "The default of the space, unchanged." if not changed and base else ""
+    if changed:
+        head = "What differs from the default of the space:" if base else "The choices taken:"
+        head += f"\n\n```json\n{text}\n```"
+    versions = ", ".join(f"{k} {v}" for k, v in mapping(record.get("versions")).items()) or "not recorded"
+    return f"Space: `{Path(record['space']).name}`. {head}\n\nMade with: {versions}.\n"
+
+
+def _licence(run: Run) -> str:
+    licence = mapping(run.meta.get("data")).get("licence") or "not recorded"
+    return (
+        "AGPL-3.0, because the network and its training code are Ultralytics', which are under that licence. "
+        f"The weights also learnt from the data above; its licence: {licence}.\n"
+    )
