@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.elastic import Elastic, ModelSpace, frozen
 from models.elastic_space import ElasticSpace
 from models.parse import Value
-from models.space import Arch
+from models.space import Arch, Space
 from utils.errors import UserError, unknown
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -31,18 +31,20 @@ Net = TypeVar("Net", bound=nn.Module)
 class Supernet(ModelSpace):
     """An elastic space as NNI sees it, with its weights: the space and its supernet are one object.
 
-    Args (plain data, so that another process can build it again): of `ElasticSpace`.
+    Args (plain data, so that another process can build it again):
+        model: the YAML as a dict: of an `ElasticSpace`, or a detector's (models/space.py) with NAS rows.
+        nc, ch: as those take them.
 
     Attributes:
-        space: what may vary. net: the network; elastic, or plain once frozen.
+        space: what may vary, an `ElasticSpace` or a `Space`.
+        net: the network; elastic, or plain once frozen.
         arch: what runs now: of the last `set_arch`, at first the largest; of a frozen one, what it is.
     """
 
     def __init__(self, model: dict[str, Any], nc: int | None = None, ch: int | None = None) -> None:
         super().__init__()
-        self.space = ElasticSpace(model, nc, ch)
         sample = current_model()
-        self.net = self.space.build()
+        self.space, self.net = _open(model, nc, ch)
         self.arch = self.space.largest() if sample is None else self.space.canonical(sample)
         if sample is None:
             self.set_arch(self.arch)
@@ -72,6 +74,18 @@ class Supernet(ModelSpace):
 
     def forward(self, x: Any) -> Any:
         return self.net(x)
+
+
+def _open(model: dict[str, Any], nc: int | None, ch: int | None) -> tuple[ElasticSpace | Space, nn.Module]:
+    """The space of a YAML and its network, elastic, or plain under NNI's `model_context`."""
+    if "network" in model:
+        space = ElasticSpace(model, nc, ch)
+        return space, space.build()
+    from models.yolo import build  # Ultralytics is not needed for the others
+    from models.yolo_elastic import elastic_detector
+
+    yolo, sample = Space(model, nc, ch), current_model()
+    return yolo, elastic_detector(yolo) if sample is None else build(yolo, yolo.canonical(sample))
 
 
 # Any network of elastic layers ----------------------------------------------------------------------------
