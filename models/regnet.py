@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from models.elastic import ElasticBatchNorm2d, ElasticDepth
 from models.elastic_blocks import SYNCHRONISED, Bottleneck, ConvBlock, LinearBlock, Norm
-from utils.errors import UserError
+from utils.distill import alpha_divergence, kl
+from utils.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from models.elastic_space import ElasticSpace
@@ -98,6 +99,16 @@ class RegNet(nn.Module):
     def losses(self, raw: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same from logits that are at hand."""
         return {"cls": F.cross_entropy(raw.float(), batch["cls"].long().flatten())}
+
+    def distil(
+        self, raw: Tensor, teacher: Tensor, divergence: str = "kl", temperature: float = 1.0
+    ) -> dict[str, Tensor]:
+        """`cls`: towards a teacher's logits on the same images. divergence: kl, or alpha (AlphaNet)."""
+        if divergence not in ("kl", "alpha"):
+            raise unknown("divergence", divergence, ("kl", "alpha"))
+        student, taught = raw.float() / temperature, teacher.float() / temperature
+        loss = kl(student, taught) if divergence == "kl" else alpha_divergence(student, taught)
+        return {"cls": loss * temperature**2}
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:

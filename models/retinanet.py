@@ -29,6 +29,7 @@ from models.detector import Batch, Detections
 from models.dims import Dim
 from models.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticDepth
 from models.elastic_blocks import SYNCHRONISED, BasicBlock, Norm, StemBlock
+from utils.distill import confidence, soft_scores, weighted
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -152,6 +153,18 @@ class RetinaNet(nn.Module):
                 cls_losses.append(focal / count)
                 box_losses.append(giou / count)
         return {"cls": torch.stack(cls_losses).mean(), "box": torch.stack(box_losses).mean()}
+
+    def distil(self, raw: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """`cls` and `box`: towards a teacher's raw output on the same images, at every anchor.
+
+        Scores by quality focal loss; offsets by smooth L1, weighted by how sure the teacher is of something
+        there. Both are divided by the sum of those weights.
+        """
+        with torch.autocast(raw[0].device.type, enabled=False):
+            sure = confidence(teacher[0].float(), -1)
+            apart = F.smooth_l1_loss(raw[1].float(), teacher[1].float(), beta=0.1, reduction="none").sum(-1)
+            cls = soft_scores(raw[0].float(), teacher[0].float(), sure)
+        return {"cls": cls, "box": weighted(apart, sure)}
 
     @torch.no_grad()
     def predict(

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from models.space import Arch
-from utils.errors import UserError
+from utils.errors import UserError, unknown
 
 Sampler = Callable[[np.random.Generator], Arch]
 TILT = 6.0  # odds of e^6 between a gene's largest and smallest value at the ends of the pool
@@ -35,6 +35,24 @@ class Sampled(Protocol):
 def generator(seed: int, step: int, k: int = 0) -> np.random.Generator:
     """The generator of the k-th arch of a training step; equal on every rank and in every process."""
     return np.random.default_rng([seed, step, k])
+
+
+def subnets(
+    kinds: Sequence[str], space: Sampled, seed: int, step: int, sampler: Sampler | None = None
+) -> list[Arch]:
+    """The archs of a training step: 'max', 'min', and 'random' by the sampler, by default the space's own.
+
+    Raises UserError for an unknown kind, and unless 'max' comes first and only there: it teaches the others.
+    """
+    for kind in kinds:
+        if kind not in ("max", "random", "min"):
+            raise unknown("kind of subnet", kind, ("max", "random", "min"))
+    if not kinds or kinds[0] != "max" or "max" in kinds[1:]:
+        raise UserError(f"the subnets of a step should be 'max' first, then others, got {list(kinds)}")
+    draws = {"max": lambda rng: space.largest(), "min": lambda rng: space.smallest()}
+    return [
+        draws.get(kind, sampler or space.random)(generator(seed, step, k)) for k, kind in enumerate(kinds)
+    ]
 
 
 class Stratified:

@@ -312,6 +312,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow  # two more processes; tests/models/test_sandwich.py has its own two
 def test_synchronised_norm_under_ddp_is_the_norm_of_the_whole_batch(tmp_path):
     net = nn.Sequential(nn.Conv2d(3, 4, 1), ElasticBatchNorm2d(6, synchronised=True))  # a slice, 4 of 6
     scramble(net)
