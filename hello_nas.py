@@ -48,15 +48,14 @@ def run(
 ) -> None:
     """Run an experiment: search, and whatever other steps its file names.
 
-    Parameters
-    ----------
-    args: [EXPERIMENT.yaml] [key=value ...]; by default a YOLOv5 space is searched on handwritten digits.
-    run_dir: where results go; default runs/<name>. An existing folder is never overwritten.
-    resume: go on with that folder's run, keeping every finished trial.
-    steps: comma-separated steps instead of the file's, e.g. search,report.
-    port: of the NNI web UI.
-    host: the address the web UI listens on. It has no password: leave it on loopback.
-    no_ui: serve no web UI on a known port.
+    Args:
+        args: [EXPERIMENT.yaml] [key=value ...]; by default a YOLOv5 space is searched on handwritten digits.
+        run_dir: where results go; default runs/<name>. An existing folder is never overwritten.
+        resume: go on with that folder's run, keeping every finished trial.
+        steps: comma-separated steps instead of the file's, e.g. search,report.
+        port: of the NNI web UI.
+        host: the address the web UI listens on. It has no password: leave it on loopback.
+        no_ui: serve no web UI on a known port.
     """
     from experiments.run import WebUi, run_experiment
 
@@ -101,14 +100,13 @@ def evaluate(
 ) -> None:
     """mAP, parameters, GFLOPs and latency of one architecture with its weights.
 
-    Parameters
-    ----------
-    arch: an architecture file, like runs/<name>/top/1.json.
-    overrides: key=value for data, imgsz, device, seed, threads and train.*; else as its search had them.
-    data: the same as data=...
-    weights: default those of its trial.
-    split: val, or test where the data have one.
-    out: a JSON file for the result.
+    Args:
+        arch: an architecture file, like runs/<name>/top/1.json.
+        overrides: key=value for data, imgsz, device, seed, threads and train.*; else as its search had them.
+        data: the same as data=...
+        weights: default those of its trial.
+        split: val, or test where the data have one.
+        out: a JSON file for the result.
     """
     from experiments.handover import evaluate_arch
 
@@ -126,14 +124,13 @@ def retrain(
 ) -> None:
     """Train one architecture on all of train: last.pt, best.pt, result.json, log.csv in OUT.
 
-    Parameters
-    ----------
-    arch: an architecture file, like runs/<name>/top/1.json.
-    overrides: key=value, e.g. train.epochs=100 imgsz=320 seed=1; else as its search had them.
-    data: the same as data=...
-    out: a new folder; default runs/retrain-<run>-<N>.
-    weights: to start from instead of from scratch; any .pt whose tensors fit by name and shape.
-    resume: go on with OUT after an interruption.
+    Args:
+        arch: an architecture file, like runs/<name>/top/1.json.
+        overrides: key=value, e.g. train.epochs=100 imgsz=320 seed=1; else as its search had them.
+        data: the same as data=...
+        out: a new folder; default runs/retrain-<run>-<N>.
+        weights: to start from instead of from scratch; any .pt whose tensors fit by name and shape.
+        resume: go on with OUT after an interruption.
     """
     from experiments.handover import retrain as train
 
@@ -167,14 +164,13 @@ def export(
 ) -> None:
     """One architecture for other tools; re-loaded and compared before it is called saved.
 
-    Parameters
-    ----------
-    arch: an architecture file, like runs/<name>/top/1.json.
-    weights: default those of its trial.
-    format: pt (for stock Ultralytics), onnx or openvino.
-    out: a new file; default beside ARCH.
-    imgsz: default that of its search.
-    threads: of the runtime whose latency is printed.
+    Args:
+        arch: an architecture file, like runs/<name>/top/1.json.
+        weights: default those of its trial.
+        format: pt (for stock Ultralytics), onnx or openvino.
+        out: a new file; default beside ARCH.
+        imgsz: default that of its search.
+        threads: of the runtime whose latency is printed.
     """
     from experiments.handover import export_arch
 
@@ -194,15 +190,14 @@ def predict(
 ) -> None:
     """Boxes drawn into a picture, a video, or a folder of them.
 
-    Parameters
-    ----------
-    weights: a .pt of ours: of a trial, of a retraining, or exported for Ultralytics.
-    source: a picture, a video or a folder.
-    out: a new folder.
-    conf: least score of a box that is drawn.
-    iou: overlap above which the weaker of two boxes is dropped.
-    imgsz: default that of the training.
-    device: auto, cpu, cuda, cuda:1.
+    Args:
+        weights: a .pt of ours: of a trial, of a retraining, or exported for Ultralytics.
+        source: a picture, a video or a folder.
+        out: a new folder.
+        conf: least score of a box that is drawn.
+        iou: overlap above which the weaker of two boxes is dropped.
+        imgsz: default that of the training.
+        device: auto, cpu, cuda, cuda:1.
     """
     from experiments.predict import predict as draw
 
@@ -213,10 +208,9 @@ def predict(
 def report(run_dir: Path, baselines: Path | None = None) -> None:
     """report.html, pareto.png and results.csv of a run, from its history alone.
 
-    Parameters
-    ----------
-    run_dir: of any run, finished or not.
-    baselines: the run folder of experiments/baselines.yaml, to draw its line beside the trials.
+    Args:
+        run_dir: of any run, finished or not.
+        baselines: the run folder of experiments/baselines.yaml, to draw its line beside the trials.
     """
     from utils.report import write_report
 
