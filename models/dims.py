@@ -13,9 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
 
 from models.parse import Choice, Value
+from utils.errors import UserError
+
+MOST = 100_000  # entries of a table
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,12 @@ def combine(function: Callable[..., Any], *dims: Dim | Value) -> Dim:
     parts = [as_dim(d) for d in dims]
     choices = list({c.label: c for d in parts for c in d.choices}.values())
     assert all(c in choices for d in parts for c in d.choices), "one label, two lists of values"
+    size = prod(len(c.values) for c in choices)
+    if size > MOST:
+        labels = ", ".join(c.label for c in choices)
+        raise UserError(
+            f"a width hangs on {size:,} combinations of {labels}; sample widths by stage, not by block"
+        )
     table = {}
     for values in product(*(c.values for c in choices)):
         arch = {c.label: v for c, v in zip(choices, values, strict=True)}

@@ -10,7 +10,7 @@ training draws the same arch without a word between them, and a resumed one what
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,6 +25,8 @@ TRIES = 2000
 class Sampled(Protocol):
     """What sampling needs of a space."""
 
+    choices: dict[str, list[Any]]
+
     def random(self, rng: np.random.Generator) -> Arch: ...
     def biased(self, rng: np.random.Generator, tilt: float) -> Arch: ...
     def smallest(self) -> Arch: ...
@@ -38,9 +40,17 @@ def generator(seed: int, step: int, k: int = 0) -> np.random.Generator:
 
 
 def subnets(
-    kinds: Sequence[str], space: Sampled, seed: int, step: int, sampler: Sampler | None = None
+    kinds: Sequence[str],
+    space: Sampled,
+    seed: int,
+    step: int,
+    sampler: Sampler | None = None,
+    one_resolution: bool = True,
 ) -> list[Arch]:
     """The archs of a training step: 'max', 'min', and 'random' by the sampler, by default the space's own.
+
+    one_resolution: where the resolution is searched, all archs of a step get the same one, drawn uniformly:
+    outputs at every anchor can only be compared at one size. Classifiers may differ.
 
     Raises UserError for an unknown kind, and unless 'max' comes first and only there: it teaches the others.
     """
@@ -50,9 +60,14 @@ def subnets(
     if not kinds or kinds[0] != "max" or "max" in kinds[1:]:
         raise UserError(f"the subnets of a step should be 'max' first, then others, got {list(kinds)}")
     draws = {"max": lambda rng: space.largest(), "min": lambda rng: space.smallest()}
-    return [
+    archs = [
         draws.get(kind, sampler or space.random)(generator(seed, step, k)) for k, kind in enumerate(kinds)
     ]
+    sides = space.choices.get("resolution")
+    if sides and one_resolution:
+        side = sides[int(generator(seed, step, len(kinds)).integers(len(sides)))]
+        archs = [arch | {"resolution": side} for arch in archs]
+    return archs
 
 
 class Stratified:

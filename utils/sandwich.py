@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from utils.batch import resized
 from utils.errors import UserError
 
 Arch = Mapping[str, Any]
@@ -93,7 +94,7 @@ def sandwich_step(
     """Add the gradients of the mean over `archs` of their losses to `.grad`; returns the losses, detached.
 
     model:    a `Pupil`, or DDP around one. archs[0] teaches the others on this batch.
-    set_arch: makes the network inside run an arch.
+    set_arch: makes the network inside run an arch. An arch with a `resolution` sees the images at that size.
     backward: e.g. Fabric's. Called once for each arch, so that only one graph is alive at a time.
     no_sync:  e.g. DDP's. Around all passes but the last: gradients are exchanged once.
     touch:    with DDP, count the parameters that the last arch does not use as used.
@@ -106,7 +107,8 @@ def sandwich_step(
             set_arch(arch)
             last = k + 1 == len(archs)
             with nullcontext() if last else no_sync():
-                losses, raw = model(batch, teacher, touch and last)
+                sized = resized(batch, arch["resolution"]) if "resolution" in arch else batch
+                losses, raw = model(sized, teacher, touch and last)
                 backward(torch.stack(list(losses.values())).sum() / len(archs))
             found.append({name: v.detach() for name, v in losses.items() if name != "touch"})
             if k == 0:

@@ -290,6 +290,13 @@ def test_dims():
     assert [divisible(v) for v in (1, 11, 12, 20, 50)] == [8, 16, 16, 24, 48]
 
 
+def test_a_width_that_hangs_on_too_many_genes():
+    with pytest.raises(
+        UserError, match="262,144 combinations of w0, w1.*sample widths by stage, not by block"
+    ):
+        combine(lambda *w: w[-1], *(dim(f"w{i}", 8, 16, 24, 32) for i in range(9)))
+
+
 # Synchronised over ranks ----------------------------------------------------------------------------------
 
 RANK = """

@@ -143,6 +143,22 @@ def test_a_few_steps_teach_every_arch():
         assert supernet.net.loss(batch)["cls"].item() < 0.8  # from log 4 = 1.39
 
 
+def test_all_archs_of_a_step_see_one_resolution():
+    torch.manual_seed(0)
+    supernet = Supernet({**RETINANET, "resolution": [32, 64, 96]})
+    sides, seen = [], []
+    supernet.net.backbone.register_forward_pre_hook(lambda m, x: seen.append(x[0].shape[-1]))
+    for step in range(6):
+        archs = subnets(["max", "random", "min"], supernet.space, 0, step)
+        assert len({a["resolution"] for a in archs}) == 1
+        sides += [archs[0]["resolution"]] * 3
+        if step < 3:  # and the dense outputs can be compared
+            sandwich_step(Pupil(supernet.net, Sandwich()), supernet.set_arch, OBJECTS, archs)
+    assert seen == sides[:9] and len(set(sides)) > 1
+    free = [subnets(["max", "min"], supernet.space, 0, s, one_resolution=False) for s in range(3)]
+    assert [[a["resolution"] for a in archs] for archs in free] == [[96, 32]] * 3
+
+
 def test_mistakes():
     space = supernet_of("regnet")[0].space
     with pytest.raises(UserError, match="unknown kind of subnet 'mx'; did you mean 'max'"):

@@ -1,5 +1,6 @@
 """Supernets: golden costs, slice against extracted network, statistics, NNI, files."""
 
+import copy
 import subprocess
 import sys
 import time
@@ -240,6 +241,36 @@ def test_a_fresh_supernet_runs_its_largest_arch():
     with pytest.raises(UserError, match="unknown value of backbone.depth.3 '4'"):
         supernet.set_arch(supernet.arch | {"backbone.depth.3": 4})
     assert supernet.arch == supernet.space.largest()
+
+
+def test_nni_s_engines_get_the_extracted_network():
+    """What a strategy submits to NNI's inline engine is the slice as a plain network, weights and all."""
+    from nni.nas.evaluator import FunctionalEvaluator
+    from nni.nas.space import RawFormatModelSpace
+
+    supernet = Supernet(REGNET)
+    scramble(supernet)
+    arch = supernet.eval().sample(np.random.default_rng(1))
+    submitted = RawFormatModelSpace(supernet, FunctionalEvaluator(len)).freeze(supernet.space.complete(arch))
+    model = submitted.executable_model()
+    assert model.arch == arch and is_plain(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images()), supernet(images()), rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_runs_its_own_arch():
+    """As an average of the weights needs it."""
+    supernet = Supernet(REGNET)
+    scramble(supernet)
+    copied = copy.deepcopy(supernet.eval())
+    assert copied.space.choices == supernet.space.choices
+    copied.set_arch(copied.space.smallest())
+    assert supernet.arch == supernet.space.largest()
+    with torch.no_grad():
+        largest = supernet(images())
+        supernet.set_arch(supernet.space.smallest())
+        assert torch.equal(supernet(images()), copied(images()))
+        assert not torch.equal(largest, copied(images()))
 
 
 PLUGIN = """
