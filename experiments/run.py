@@ -22,7 +22,7 @@ from experiments.processes import check_port, stop_leftovers
 from experiments.run_folder import RunFolder, cache_beside
 from models.space import Space
 from utils.errors import UserError, unknown
-from utils.files import write_text
+from utils.files import printed_to, write_text
 from utils.limits import check_limits, parse_limits
 from utils.rewards import COST_KEYS, QUALITY_KEYS, check_reward
 
@@ -70,8 +70,8 @@ def run_experiment(
 
 
 def run_steps(run: RunFolder, ui: WebUi) -> None:
-    """One step after the other."""
-    with running(run):
+    """One step after the other; what they print is in `log.txt` too."""
+    with running(run), printed_to(run.path / "log.txt"):
         for step in run.experiment.steps:
             STEP_FUNCTIONS[step](run, ui)
 

@@ -74,6 +74,7 @@ def strategy_of(job: Job) -> Any:
         objectives=search.objectives,
         limits=parse_limits(search.limits),
         cost=lambda arch: costs(job, arch),
+        quick_cost=lambda arch: job.space.cost(arch, exp.imgsz),
         baseline=search.baseline,
     )
 
@@ -158,6 +159,8 @@ def follow(job: Job) -> Iterator[None]:
 
 def one_line(trial: Trial) -> str:
     """A finished trial for the terminal."""
+    if trial.state == "infeasible":
+        return f"not trained: {trial.reason}"
     if trial.state != "complete":
         return f"trial {trial.number}: {trial.state}, {trial.reason}"
     shown = {"mAP50-95": "map50_95", "params_m": "params_m", "gflops": "gflops", "latency_ms": "latency_ms"}

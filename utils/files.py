@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any, TextIO
 
 
 def write_text(path: Path, text: str) -> None:
@@ -23,3 +27,24 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(neighbour, path)
     finally:
         neighbour.unlink(missing_ok=True)
+
+
+@contextmanager
+def printed_to(path: Path) -> Iterator[None]:
+    """What is printed meanwhile is appended to a file as well, line by line."""
+    with open(path, "a", encoding="utf-8", buffering=1) as log, redirect_stdout(Tee(sys.stdout, log)):
+        yield
+
+
+class Tee:
+    """A text stream that repeats what it is given; everything else is the first stream's."""
+
+    def __init__(self, stream: TextIO, copy: TextIO) -> None:
+        self._stream, self._copy = stream, copy
+
+    def write(self, text: str) -> int:
+        self._copy.write(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

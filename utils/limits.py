@@ -79,17 +79,50 @@ def broken(limits: Sequence[Limit], metrics: Mapping[str, float]) -> str | None:
     return "; ".join(lines) or None
 
 
-class PricedSpace(Protocol):
-    """What `check_limits` needs of a space."""
+class Choices(Protocol):
+    """What `steer` needs of a space."""
 
     @property
     def choices(self) -> Mapping[str, Sequence[Any]]: ...
+    def complete(self, arch: Arch) -> Arch: ...
+    def canonical(self, arch: Arch) -> Arch: ...
+
+
+def steer(
+    space: Choices,
+    arch: Arch,
+    limits: Sequence[Limit],
+    price: Callable[[Arch], Mapping[str, float]],
+    rng: np.random.Generator,
+) -> Arch:
+    """An arch near `arch` that meets the limits, or breaks them less: random changes, kept if they help.
+
+    Where one arch in a million is cheap enough, drawing until one is would never end. What comes out lies
+    close to the limit more often than a fair draw among the feasible archs would. Bounded: 20 tries a label.
+    """
+    genes, current = space.complete(arch), space.canonical(arch)
+    value = violation(limits, price(current))
+    labels = list(space.choices)
+    for _ in range(20 * len(labels)):
+        if value == 0:
+            break
+        label = labels[int(rng.integers(len(labels)))]
+        values = space.choices[label]
+        changed = {**genes, label: values[int(rng.integers(len(values)))]}
+        candidate = space.canonical(changed)
+        broken_by = violation(limits, price(candidate))
+        if broken_by < value:
+            genes, current, value = changed, candidate, broken_by
+    return current
+
+
+class PricedSpace(Choices, Protocol):
+    """What `check_limits` needs of a space."""
+
     def default(self) -> Arch: ...
     def smallest(self) -> Arch: ...
     def largest(self) -> Arch: ...
     def random(self, rng: np.random.Generator) -> Arch: ...
-    def complete(self, arch: Arch) -> Arch: ...
-    def canonical(self, arch: Arch) -> Arch: ...
     def cost(self, arch: Arch, imgsz: int) -> dict[str, float]: ...
 
 

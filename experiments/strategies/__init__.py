@@ -23,7 +23,7 @@ import numpy as np
 from utils.errors import UserError, unknown
 from utils.files import write_text
 from utils.history import Arch, Trial
-from utils.limits import Limit
+from utils.limits import Limit, steer
 
 if TYPE_CHECKING:
     from nni.nas.strategy.base import Strategy
@@ -66,8 +66,9 @@ class AskTell(Protocol):
 class Setup:
     """What every strategy gets beside its options.
 
-    budget:    trials of the whole search, the baseline included
-    fruitless: how many proposals in a row have brought nothing new by now
+    budget:  trials of the whole search, the baseline included
+    repeats: how many proposals in a row have been tried before, by now
+    quick:   costs of an arch in microseconds, or None where only measuring tells
     """
 
     space: SearchSpace
@@ -75,14 +76,23 @@ class Setup:
     budget: int
     objectives: Mapping[str, str]
     limits: Sequence[Limit] = ()
-    fruitless: Callable[[], int] = lambda: 0
+    repeats: Callable[[], int] = lambda: 0
+    quick: Callable[[Arch], Mapping[str, float]] | None = None
+
+    def within_limits(self, arch: Arch, rng: np.random.Generator) -> Arch:
+        """`arch`, or one near it that meets the limits: a random start would seldom find those on its own."""
+        if self.quick is None or not self.limits:
+            return self.space.canonical(arch)
+        known = self.quick(self.space.default())
+        limits = [limit for limit in self.limits if limit.key in known]
+        return steer(self.space, arch, limits, self.quick, rng)
 
 
 def random(setup: Setup) -> Strategy:
     """NNI's Random: independent draws."""
-    from nni.nas.strategy import Random
+    from experiments.strategies.nni_strategies import RandomSearch
 
-    return Random(seed=setup.seed)
+    return RandomSearch(setup)
 
 
 def evolution(
@@ -105,12 +115,12 @@ def evolution(
     if sample > population:
         raise UserError(f"evolution sample_size {sample} exceeds population_size {population}")
     return Evolution(
+        setup,
         population_size=population,
         sample_size=sample,
         mutation_prob=1 / len(setup.space.choices) if mutation_prob is None else mutation_prob,
         crossover=crossover,
         start=start,
-        seed=setup.seed,
     )
 
 
@@ -118,14 +128,14 @@ def rl(
     setup: Setup,
     *,
     samples_per_update: int | None = None,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 1e-2,
     update_times: int = 1,
 ) -> Strategy:
     """NNI's PolicyBasedRL: PPO over the choices, one after the other (after Zoph and Le 2017)."""
     from experiments.strategies.nni_strategies import seeded_rl
 
-    samples = samples_per_update or max(2, min(20, setup.budget // 4))
-    return seeded_rl(setup.seed, samples, learning_rate, update_times, setup.fruitless)
+    samples = samples_per_update or max(2, min(20, setup.budget // 5))
+    return seeded_rl(setup.seed, samples, learning_rate, update_times, setup.repeats)
 
 
 def tpe(
@@ -136,7 +146,7 @@ def tpe(
     from experiments.strategies.tpe import Tpe
 
     startup = startup_trials or max(2, min(20, setup.budget // 3))
-    searcher = Tpe(setup.space, seed=setup.seed, startup=startup, candidates=candidates, gamma=gamma)
+    searcher = Tpe(setup, startup=startup, candidates=candidates, gamma=gamma)
     return AskTellStrategy(searcher, setup.space)
 
 
@@ -168,6 +178,7 @@ def pareto(
         crossover_prob=crossover_prob,
         start=start,
         limits=setup.limits,
+        within_limits=setup.within_limits,
     )
     return AskTellStrategy(searcher, setup.space)
 
@@ -198,6 +209,7 @@ def build_strategy(
     objectives: Mapping[str, str],
     limits: Sequence[Limit] = (),
     cost: Callable[[Arch], Mapping[str, float]] | None = None,
+    quick_cost: Callable[[Arch], Mapping[str, float]] | None = None,
     baseline: bool = True,
     patience: int | None = None,
 ) -> Search:
@@ -205,7 +217,9 @@ def build_strategy(
 
     budget:   trials that may finish (complete or failed) over all starts of this run, the baseline included
     run_dir:  holds history.jsonl and asked.jsonl; gets `strategy.json`, the options as they were resolved
-    cost:     prices an arch for `limits`, before training; required with limits
+    cost:     prices an arch for `limits`, before training; required with limits; may measure (latency_ms)
+    quick_cost: those of the costs that need no measuring (`space.cost`); with it, random starts are steered
+              into the limits, and what breaks one of these is not measured
     baseline: run `space.default()` as trial 0, whatever the limits say: it is what the others are compared to
     patience: proposals in a row that bring nothing new before the search ends with a message
     Raises UserError for an unknown name or option, or a value that does not fit.
@@ -223,16 +237,13 @@ def build_strategy(
         max_trials=budget,
         limits=limits,
         cost=cost or (lambda arch: {}),
+        quick_cost=quick_cost,
         patience=patience or PATIENCE.get(name, DEFAULT_PATIENCE),
+        penalise=name == "rl",
     )
     fitted_to = _first_budget(run_dir, name, budget)
-    setup = Setup(space, seed, fitted_to, objectives, limits, lambda: ledger.fruitless)
-    strategy = STRATEGIES[name](setup, **chosen)
-    return Search(strategy, ledger, baseline=baseline, reward_for_failure=FAILURES.get(name))
-
-
-# What a failed or infeasible arch is worth to a strategy that cannot learn from silence; the others skip it.
-FAILURES = {"rl": 0.0}
+    setup = Setup(space, seed, fitted_to, objectives, limits, lambda: ledger.repeats, quick_cost)
+    return Search(STRATEGIES[name](setup, **chosen), ledger, baseline=baseline)
 
 
 def check_strategy(name: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Between any NNI strategy and any NNI engine: what is new, what is known already, what is not allowed.
 
-    Search = Chain(strategy, [FailureHandler], Filter, Ledger) -> engine
+    Search = Chain(strategy, Filter, Ledger) -> engine
 
 The strategy proposes; NNI's Filter drops what breaks a limit; the Ledger numbers what is new, writes it to
 asked.jsonl and hands it to the engine, answers repeats from what is known, and tells the strategy what
@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nni.nas.space import ModelStatus
-from nni.nas.strategy.middleware import Chain, FailureHandler, Filter, StrategyMiddleware
+from nni.nas.strategy.middleware import Chain, Filter, StrategyMiddleware
 
 from utils.errors import UserError
 from utils.history import Arch, History, Trial, append_line, arch_key, read_lines
-from utils.limits import Limit, broken
+from utils.limits import Limit, broken, violation
 
 if TYPE_CHECKING:
     from experiments.strategies import SearchSpace
@@ -54,7 +54,11 @@ class Asked:
 
 
 class Ledger(StrategyMiddleware):
-    """See `build_strategy` for the arguments."""
+    """See `build_strategy` for the arguments.
+
+    penalise: give the strategy a reward of 0 for a failed arch and of -violation for an infeasible one (for
+              PolicyBasedRL, which learns nothing from silence; the others skip them or read the trial)
+    """
 
     def __init__(
         self,
@@ -65,6 +69,8 @@ class Ledger(StrategyMiddleware):
         limits: Sequence[Limit],
         cost: Callable[[Arch], Mapping[str, float]],
         patience: int,
+        quick_cost: Callable[[Arch], Mapping[str, float]] | None = None,
+        penalise: bool = False,
     ) -> None:
         super().__init__()
         self.space = space
@@ -72,6 +78,9 @@ class Ledger(StrategyMiddleware):
         self.limits = list(limits)
         self.cost = cost
         self.patience = patience
+        self.quick_cost = quick_cost
+        self.penalise = penalise
+        self.repeats = 0  # proposals in a row that were tried before
         self.fruitless = 0  # proposals in a row that brought nothing new
         self.fruitless_reason = ""
         self.history = History(run_dir / "history.jsonl")
@@ -119,14 +128,16 @@ class Ledger(StrategyMiddleware):
         for model in models:
             arch = self.space.canonical(model.sample)
             key = arch_key(arch)
-            if key in self._flight:
-                self._flight[key].append(model)
-                self.note_fruitless("was tried already")
-            elif key in self._told:
-                self._answers.append((model, self.results[key]))
+            if key in self._flight or key in self._told:
+                self.repeats += 1
                 self.note_fruitless("was tried already")
             else:
-                self.fruitless = 0
+                self.repeats = self.fruitless = 0
+            if key in self._flight:
+                self._flight[key].append(model)
+            elif key in self._told:
+                self._answers.append((model, self.results[key]))
+            else:
                 self._take(model, arch, key)
 
     def _take(self, model: Any, arch: Arch, key: str) -> None:
@@ -166,8 +177,7 @@ class Ledger(StrategyMiddleware):
         if key in self._asked or key in self.results:
             return True  # it was let in before, or is the baseline
         if key not in self.infeasible:
-            metrics = dict(self.cost(arch)) if self.limits else {}
-            reason = broken(self.limits, metrics)
+            metrics, reason = self._price(arch)
             if reason is None:
                 return True
             parents = tuple(getattr(model, "parents", ()))
@@ -176,8 +186,26 @@ class Ledger(StrategyMiddleware):
             )
             self.history.append(self.infeasible[key])
         model.trial = self.infeasible[key]
+        self.repeats = 0
+        if self.penalise:
+            penalty = -violation(self._limits_on(model.trial.metrics), model.trial.metrics)
+            self.dispatch_model_event("final_metric", model=model, metric=penalty)
         self.note_fruitless(f"breaks a limit: {model.trial.reason}")
         return False
+
+    def _price(self, arch: Arch) -> tuple[dict[str, float], str | None]:
+        """Costs of an arch and the limits it breaks; what needs measuring is not measured in vain."""
+        if not self.limits:
+            return {}, None
+        for price in filter(None, (self.quick_cost, self.cost)):
+            metrics = dict(price(arch))
+            reason = broken(self._limits_on(metrics), metrics)
+            if reason is not None:
+                break
+        return metrics, reason
+
+    def _limits_on(self, metrics: Mapping[str, float]) -> list[Limit]:
+        return [limit for limit in self.limits if limit.key in metrics]
 
     def note_fruitless(self, reason: str) -> None:
         self.fruitless += 1
@@ -286,6 +314,8 @@ class Ledger(StrategyMiddleware):
         model.metrics.clear()  # what the history says counts, in a replay as in the first run
         if good:
             self.dispatch_model_event("final_metric", model=model, metric=trial.reward)
+        elif self.penalise:
+            self.dispatch_model_event("final_metric", model=model, metric=0.0)
         status = ModelStatus.Trained if good else ModelStatus.Failed
         self.dispatch_model_event("training_end", model=model, status=status)
 
@@ -336,22 +366,13 @@ class Ledger(StrategyMiddleware):
 
 
 class Search(Chain):
-    """What `build_strategy` gives to NNI. After `run`, `message` says why it ended early, or is None.
+    """What `build_strategy` gives to NNI. After `run`, `message` says why it ended early, or is None."""
 
-    reward_for_failure: told to the strategy for a failed or infeasible arch, in place of silence
-    """
-
-    def __init__(
-        self, strategy: Any, ledger: Ledger, *, baseline: bool, reward_for_failure: float | None = None
-    ) -> None:
-        filters: list[StrategyMiddleware] = [Filter(ledger.feasible, patience=ledger.patience), ledger]
-        if reward_for_failure is not None:
-            failures = (ModelStatus.Failed, ModelStatus.Invalid)
-            filters.insert(0, FailureHandler(metric=reward_for_failure, failure_types=failures))
-        for middleware in filters:
-            # Theirs looks at the models' status once a second, which does not change unless the ledger looks.
-            middleware.wait_models = ledger.wait_models
-        super().__init__(strategy, *filters)
+    def __init__(self, strategy: Any, ledger: Ledger, *, baseline: bool) -> None:
+        limits = Filter(ledger.feasible, patience=ledger.patience)
+        # NNI's looks at the models' status once a second, which does not change unless the ledger looks.
+        limits.wait_models = ledger.wait_models
+        super().__init__(strategy, limits, ledger)
         self.ledger = ledger
         self.baseline = baseline
         self.message: str | None = None

@@ -4,18 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from nni.mutable import SampleValidationError
-from nni.nas.strategy import PolicyBasedRL, RegularizedEvolution
+from nni.nas.strategy import PolicyBasedRL, Random, RegularizedEvolution
 
 from utils.errors import UserError
 from utils.history import arch_key
 
+if TYPE_CHECKING:
+    from experiments.strategies import Setup
+
 MUTATIONS = 50  # repeats in a row before a random individual is tried instead
-STUCK = 50  # proposals in a row without anything new, after which the RL policy only draws at random
+STUCK = 50  # repeats in a row after which the RL policy only draws at random
+
+
+class RandomSearch(Random):
+    """Random whose draws are steered into the limits."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(seed=setup.seed)
+        self._setup = setup
+        self._rng = np.random.default_rng(setup.seed)
+
+    def random(self, model_space: Any) -> Any:
+        sample: dict[str, Any] = {}
+        model_space.random(memo=sample, random_state=self._random_state)
+        sample = _steered(self._setup, sample, self._rng)
+        self._dedup_helper.dedup(sample)
+        return model_space.freeze(sample)
+
+
+def _steered(setup: Setup, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """A sample (all labels), moved into the limits where it breaks one."""
+    arch = setup.space.canonical(sample)
+    within = setup.within_limits(arch, rng)
+    return sample if within == arch else setup.space.complete(within)
 
 
 class Evolution(RegularizedEvolution):
@@ -23,8 +49,10 @@ class Evolution(RegularizedEvolution):
     elsewhere when the neighbourhood of its parents is used up (NNI's stops there, with most of the space
     untried)."""
 
-    def __init__(self, *, start: str = "baseline", **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, setup: Setup, *, start: str = "baseline", **options: Any) -> None:
+        super().__init__(seed=setup.seed, **options)
+        self._setup = setup
+        self._rng = np.random.default_rng(setup.seed)
         self._start = start
         self._baseline: dict[str, Any] | None = None
         self._repeats = 0
@@ -41,14 +69,14 @@ class Evolution(RegularizedEvolution):
         """The first population fans out from the baseline: the i-th of n has each label redrawn with
         probability (i/n)^2, so that a small budget begins where things are known to work."""
         i, n = self._individual_counter + 1, self.population_size
-        if self._baseline is None or self._start == "random" or i >= n:
-            return super().random()
+        near = self._baseline if self._start == "baseline" and i < n else None
         sample = {
             label: mutable.random(random_state=self._random_state)
-            if self._random_state.uniform() < (i / n) ** 2
-            else self._baseline[label]
+            if near is None or self._random_state.uniform() < (i / n) ** 2
+            else near[label]
             for label, mutable in self.model_space.simplify().items()
         }
+        sample = _steered(self._setup, sample, self._rng)
         self._dedup_helper.dedup(sample)
         self._individual_counter += 1
         return self.model_space.freeze(sample)
@@ -81,15 +109,14 @@ class Evolution(RegularizedEvolution):
 
 
 def seeded_rl(
-    seed: int, samples_per_update: int, learning_rate: float, update_times: int, fruitless: Callable[[], int]
+    seed: int, samples_per_update: int, learning_rate: float, update_times: int, repeats: Callable[[], int]
 ) -> PolicyBasedRL:
     """PolicyBasedRL whose draws come from a generator of its own; NNI's come from torch's and numpy's
     global ones.
 
     learning_rate: replaces NNI's 1e-4, which does not move the policy in a search of a few hundred trials
-    fruitless:     proposals in a row that brought nothing new. A policy that is sure of itself proposes the
-    same
-                   arch for ever, so with that number grows the chance of a random choice, up to 1.
+    repeats:       proposals in a row that were tried before. A policy that is sure of itself proposes the
+                   same arch for ever, so with that number grows the chance of a random choice, up to 1.
     """
     try:
         updates = {"batch_size": 32, "repeat": 5, "update_times": update_times}
@@ -113,7 +140,7 @@ def seeded_rl(
                 return forward(batch, *args, **kwargs)
             with private():
                 result = forward(batch, *args, **kwargs)
-                if np.random.random() < fruitless() / STUCK:
+                if np.random.random() < repeats() / STUCK:
                     result.act = torch.randint(int(batch.obs.action_dim[0]), (1,))
             return result
 

@@ -8,7 +8,7 @@ variation is uniform crossover and a change of label's value, because choices ha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,7 @@ class ParetoEvolution:
                      small budget begins where things are known to work; "random" = as in the paper
     limits:          an arch that breaks one loses against any that breaks none, and against any that breaks
                      less (constraint-dominance, section VI of the paper)
+    within_limits:   moves a random arch into the limits
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class ParetoEvolution:
         crossover_prob: float = 0.9,
         start: str = "baseline",
         limits: Sequence[Limit] = (),
+        within_limits: Callable[[Arch, np.random.Generator], Arch] | None = None,
     ) -> None:
         check_objectives(objectives)
         self.space = space
         self.objectives = dict(objectives)
         self.limits = list(limits)
+        self.within_limits = within_limits or (lambda arch, rng: arch)
         self.population_size = population_size
         self.mutation_prob = 1 / len(space.choices) if mutation_prob is None else mutation_prob
         self.crossover_prob = crossover_prob
@@ -84,6 +87,7 @@ class ParetoEvolution:
                 return child
         for _ in range(DRAWS):
             arch = self.space.random(self._rng) if begun or self.start == "random" else self._near_baseline()
+            arch = self.within_limits(arch, self._rng)
             if self._is_new(arch):
                 self.parents = ()
                 return arch

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 
 import nni
+import numpy as np
 import pytest
 import torch
 from nni.nas.evaluator import FunctionalEvaluator
@@ -133,8 +134,9 @@ def trials(run_dir):
 
 
 @pytest.fixture(autouse=True)
-def quiet():
+def quick_and_quiet(monkeypatch):
     logging.getLogger("nni").setLevel(logging.CRITICAL)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)  # thousands of lines; no power fails here
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -173,6 +175,18 @@ def test_limits_are_respected_and_what_breaks_them_is_no_trial(name, tmp_path):
     for trial in infeasible:
         assert trial.number == -1 and trial.reward is None and trial.metrics["gflops"] > 7
         assert trial.reason == f"gflops {trial.metrics['gflops']:g} breaks <= 7"
+
+
+@pytest.mark.parametrize("name", ["random", "evolution", "tpe", "pareto"])
+def test_limits_that_one_arch_in_a_million_meets_still_leave_a_search(name, tmp_path):
+    space = Space(blocks=16, widths=(4, 1, 2, 3), activations=("silu", "relu"))
+    space.choices["depth"] = [16, 15]
+    limits = {"gflops": "<= 19"}
+    rng = np.random.default_rng(0)
+    assert not any(space.cost(space.random(rng))["gflops"] <= 19 for _ in range(2000))
+    search(tmp_path, name, space=space, limits=limits, quick_cost=space.cost)
+    assert len(trials(tmp_path)) == 14
+    assert all(t.metrics["gflops"] <= 19 for t in trials(tmp_path)[1:])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.limits import Limit, broken, check_limits, parse_limits, violation
+from utils.limits import Limit, broken, check_limits, parse_limits, steer, violation
 
 
 class Blocks:
@@ -100,3 +100,19 @@ def test_limits_that_no_arch_meets_are_named_with_the_nearest_values():
         check({"gflops": ">= 29", "params_m": "<= 84"})
     with pytest.raises(UserError, match="the nearest has latency_ms 10"):
         check({"latency_ms": "<= 9"}, cost=lambda arch: {"latency_ms": float(sum(arch.values()))})
+
+
+def test_steering_ends_within_the_limits_and_changes_nothing_that_is():
+    space, rng = Blocks(), np.random.default_rng(0)
+    limits = parse_limits({"gflops": "<= 12"})
+
+    def price(arch):
+        return space.cost(arch, 64)
+
+    ends = [steer(space, space.random(rng), limits, price, rng) for _ in range(20)]
+    assert all(price(arch)["gflops"] <= 12 for arch in ends)
+    assert len({str(arch) for arch in ends}) > 10
+    assert steer(space, ends[0], limits, price, rng) == ends[0]
+    # Where nothing meets them it comes as near as it can, and ends.
+    impossible = parse_limits({"gflops": "<= 5"})
+    assert price(steer(space, space.default(), impossible, price, rng))["gflops"] <= 12
