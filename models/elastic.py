@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -133,6 +134,7 @@ class ElasticConv2d(Elastic, nn.Conv2d):
             shape.depth.largest, shape.out.largest, k, stride, shape.padding_of(k), dilation, bias=bias
         )
         self.shape, self.dims = shape, shape.dims
+        self.held: dict[Any, Tensor] | None = None  # the last slice, see `held`
         self.transforms = nn.ParameterDict()
         sizes = [s for s in reversed(shape.kernel.values) if s < k]
         for size in sizes if transform else ():
@@ -149,30 +151,36 @@ class ElasticConv2d(Elastic, nn.Conv2d):
         return ()  # its matrices are part of the weight
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.active_weight(x.size(1))
+        held = self.held is not None and not torch.is_grad_enabled()
+        weight = self._held_weight(x.size(1)) if held else self.active_weight(x.size(1))
         bias = None if self.bias is None else self.bias[: self.active_out]
         return F.conv2d(x, weight, bias, self.stride, self.active_padding, self.dilation, self.groups)
 
     def active_weight(self, channels: int) -> Tensor:
         """The weight [out, in / groups, k, k] for an input of so many channels."""
-        w = self.weight
-        if self.active_out != w.size(0):
-            w = w[: self.active_out]
+        w, k = self.weight, self.active_kernel
+        sliced = w.size(-1) if self.transforms else k
+        spans = [(0, channels // self.groups)]
         if len(self.shape.parts) > 1:
-            w = _join(w, 1, self.shape.parts, self.active_parts, channels)
-        elif channels // self.groups != w.size(1):
-            w = w[:, : channels // self.groups]
-        k = self.active_kernel
-        if k == w.size(-1):
+            spans = _spans(self.shape.parts, self.active_parts, channels)
+        if (self.active_out, sum(n for _, n in spans), sliced) != (w.size(0), w.size(1), w.size(-1)):
+            w = _Slice.apply(w, self.active_out, spans, sliced)
+        if k == sliced:
             return w
-        if not self.transforms:
-            return _centre(w, k)
         for size, matrix in self.transforms.items():  # from large to small, each on the one before
             w = _centre(w, int(size))
             w = (w.flatten(2) @ matrix.T).view_as(w)
             if int(size) == k:
                 break
         return w
+
+    def _held_weight(self, channels: int) -> Tensor:
+        assert self.held is not None
+        key = (self.active_out, self.active_kernel, self.groups, tuple(self.active_parts), channels)
+        if key not in self.held:
+            self.held.clear()
+            self.held[key] = self.active_weight(channels)
+        return self.held[key]
 
     def freeze(self, sample: Mapping[str, Any]) -> nn.Conv2d:
         """nn.Conv2d with the slice of `sample`, its own storage."""
@@ -306,16 +314,18 @@ class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
     def _slice(self, t: Any, channels: int) -> Any:
         if t is None or channels == len(t):
             return t
-        return _join(t, 0, self.parts, self.active_parts, channels) if len(self.parts) > 1 else t[:channels]
+        if len(self.parts) == 1:
+            return t[:channels]
+        return torch.cat([t[a : a + n] for a, n in _spans(self.parts, self.active_parts, channels)])
 
     @torch.no_grad()
     def _write_back(self, mean: Tensor, var: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None
-        start = done = 0
-        for part, n in zip(self.parts, self.active_parts, strict=True):
+        done = 0
+        for start, n in _spans(self.parts, self.active_parts, len(mean)):
             self.running_mean[start : start + n] = mean[done : done + n]
             self.running_var[start : start + n] = var[done : done + n]
-            start, done = start + part.largest, done + n
+            done += n
 
     def freeze(self, sample: Mapping[str, Any]) -> nn.BatchNorm2d:
         """nn.BatchNorm2d with the slice of `sample`, its own storage."""
@@ -476,6 +486,24 @@ def frozen(module: Module, sample: Mapping[str, Any]) -> Module:
     return copy.deepcopy(module, memo)
 
 
+@contextmanager
+def held(net: nn.Module) -> Iterator[None]:
+    """Promise that the weights stay as they are inside: without gradients, a slice is then copied once an
+    arch instead of once a forward pass.
+
+    Said by the caller, because it cannot be seen: fused optimizers and flat buffers change weights without
+    telling torch's version counters.
+    """
+    layers = [m for m in net.modules() if isinstance(m, ElasticConv2d)]
+    for layer in layers:
+        layer.held = {}
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.held = None
+
+
 def outermost(module: nn.Module) -> Iterator[Elastic]:
     """The elastic layers below `module` that are inside no other elastic layer."""
     for child in module.children():
@@ -498,17 +526,39 @@ def _parts(sizes: Sizes) -> list[Dim]:
     return [as_dim(s) for s in sizes] if isinstance(sizes, Sequence) else [as_dim(sizes)]
 
 
-def _join(t: Tensor, axis: int, parts: Sequence[Dim], active: Sequence[int], channels: int) -> Tensor:
-    """The first active[j] channels of every part j, one after the other."""
+def _spans(parts: Sequence[Dim], active: Sequence[int], channels: int) -> list[tuple[int, int]]:
+    """(start, length) of the first active[j] channels of every part j."""
     if channels != sum(active):
         raise ValueError(f"the input has {channels} channels, the parts of this arch {list(active)}")
-    if channels == t.size(axis):
-        return t
     found, start = [], 0
     for part, n in zip(parts, active, strict=True):
-        found.append(t.narrow(axis, start, n))
+        found.append((start, n))
         start += part.largest
-    return torch.cat(found, axis)
+    return found
+
+
+class _Slice(torch.autograd.Function):
+    """Weight [O, I, K, K] -> a dense copy of its first `out` filters, `spans` of its inputs, k x k centre.
+
+    Indexing does the same, with one zero-filled gradient of the full size for each index; here it is one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, out: int, spans: list[tuple[int, int]], k: int) -> Tensor:
+        ctx.shape, ctx.at = w.shape, (out, spans, k)
+        parts = [_centre(w[:out, start : start + n], k) for start, n in spans]
+        last = w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous()
+        layout = torch.channels_last if last else torch.contiguous_format
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0].clone(memory_format=layout)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,), (out, spans, k) = grads, ctx.at
+        whole, done = grad.new_zeros(ctx.shape), 0
+        for start, n in spans:
+            _centre(whole[:out, start : start + n], k).copy_(grad[:, done : done + n])
+            done += n
+        return whole, None, None, None
 
 
 def _centre(w: Tensor, k: int) -> Tensor:

@@ -13,7 +13,15 @@ from nni.nas.space import model_context
 from torch import nn
 
 from models.dims import combine, divisible, fixed
-from models.elastic import Elastic, ElasticBatchNorm2d, ElasticConv2d, ElasticDepth, ModelSpace, PathChoice
+from models.elastic import (
+    Elastic,
+    ElasticBatchNorm2d,
+    ElasticConv2d,
+    ElasticDepth,
+    ModelSpace,
+    PathChoice,
+    held,
+)
 from models.elastic_blocks import BasicBlock, Bottleneck, ConvBlock
 from models.parse import Choice
 from models.supernet import choices, extract, is_plain, sample, set_arch
@@ -201,6 +209,43 @@ def test_a_layer_that_is_used_twice_stays_one_layer():
 
     plain = extract(Twice(), {})
     assert plain.a is plain.b and plain.listed[0] is plain.a.conv and type(plain.a.conv) is nn.Conv2d
+
+
+@torch.no_grad()
+def test_slices_are_held_only_where_it_was_promised(monkeypatch):
+    net = KINDS["concat"]().eval()
+    archs = [{"a": 4, "b": 2, "out": 5}, {"a": 8, "b": 2, "out": 8}]
+    set_arch(net, archs[0])
+    before = net(X)
+    net.join.conv.weight.data.mul_(2)  # as a fused optimizer does, unseen by version counters
+    assert not torch.equal(net(X), before)
+
+    copies = []
+    active_weight = ElasticConv2d.active_weight
+    monkeypatch.setattr(
+        ElasticConv2d, "active_weight", lambda self, c: copies.append(self) or active_weight(self, c)
+    )
+    expected = {str(a): extract(net, a)(X) for a in archs}
+    copies.clear()
+    with held(net):
+        for arch in [archs[0], archs[0], archs[1], archs[0]]:
+            set_arch(net, arch)
+            torch.testing.assert_close(net(X), expected[str(arch)])
+    assert copies.count(net.join.conv) == 3
+    net(X)
+    assert copies.count(net.join.conv) == 4 and net.join.conv.held is None
+
+
+@pytest.mark.parametrize("arch", [{"a": 4, "b": 6, "out": 5}, {"a": 8, "b": 2, "out": 8}])
+def test_the_gradient_of_a_slice_is_that_of_indexing(arch):
+    conv = KINDS["concat"]().join.conv
+    set_arch(conv, arch)
+    x = torch.randn(2, arch["a"] + arch["b"], 6, 6)
+    conv(x).square().sum().backward()
+    w = conv.weight.detach().clone().requires_grad_()
+    part = torch.cat((w[: arch["out"], : arch["a"]], w[: arch["out"], 8 : 8 + arch["b"]]), 1)
+    F.conv2d(x, part, padding=1).square().sum().backward()
+    torch.testing.assert_close(conv.weight.grad, w.grad)
 
 
 def test_extraction_does_not_disturb_what_is_running():
