@@ -76,13 +76,19 @@ class RegNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.names, self.stride, self.nc = [str(i) for i in range(space.nc)], STRIDE, space.nc
+        self.stride, self.nc = STRIDE, space.nc
+        self.names = [str(i) for i in range(space.nc)]
 
-    def set_names(self, names: Sequence[str]) -> None:
+    @property
+    def names(self) -> list[str]:
         """Class names in the order of the labels."""
+        return self._names
+
+    @names.setter
+    def names(self, names: Sequence[str]) -> None:
         if len(names) != self.nc:
             raise UserError(f"{len(names)} class names for a classifier of {self.nc} classes")
-        self.names = list(names)
+        self._names = list(names)
 
     def forward(self, x: dict[str, Tensor] | Tensor) -> Any:
         """The loss of a batch, or logits [B, nc] for images: one door for wrappers (DDP)."""

@@ -97,20 +97,24 @@ class RetinaNet(nn.Module):
         self.box = Tower(space, width, levels, anchors * 4, norm)
         nn.init.constant_(self.cls.predict.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
 
+        self.stride, self.nc = STRIDE, space.nc
         self.names = [str(i) for i in range(space.nc)]
-        self.stride = STRIDE
-        self.nc = space.nc
         strides = [2 ** (6 - laterals + i) for i in range(levels)]
         sizes = tuple(tuple(s * scale for scale in scales) for s in strides)
         self.anchors = AnchorGenerator(sizes, (tuple(ratios),) * levels)
         self.coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
 
-    def set_names(self, names: Sequence[str]) -> None:
+    @property
+    def names(self) -> list[str]:
         """Class names in the order of the labels."""
+        return self._names
+
+    @names.setter
+    def names(self, names: Sequence[str]) -> None:
         if len(names) != self.nc:
             raise UserError(f"{len(names)} class names for a detector of {self.nc} classes")
-        self.names = list(names)
+        self._names = list(names)
 
     def forward(self, x: Batch | Tensor) -> Any:
         """The loss of a batch, or the raw output for images [B, 3, H, W]: one door for wrappers (DDP)."""

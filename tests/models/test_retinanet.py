@@ -34,10 +34,10 @@ OBJECTS = batch((0, 1, 0.5, 0.5, 0.5, 0.5), (0, 2, 0.25, 0.75, 0.3, 0.4), (1, 0,
 
 def test_it_is_a_detector(net):
     assert isinstance(net, Detector) and net.stride == 32
-    net.set_names(["a", "b", "c"])
+    net.names = ["a", "b", "c"]
     assert net.names == ["a", "b", "c"]
     with pytest.raises(UserError, match="2 class names for a detector of 3 classes"):
-        net.set_names(["a", "b"])
+        net.names = ["a", "b"]
 
 
 def test_anchors_are_in_the_order_of_the_raw_output(net):

@@ -7,9 +7,11 @@ import pytest
 
 from models.elastic_space import ElasticSpace
 from models.sampling import BestOf, Stratified, generator, in_range
+from models.space import Space
 from utils.errors import UserError
 
-SPACE = ElasticSpace(Path(__file__).resolve().parents[2] / "models" / "bignas_regnet.yaml")
+MODELS = Path(__file__).resolve().parents[2] / "models"
+SPACE = ElasticSpace(MODELS / "bignas_regnet.yaml")
 
 
 def gflops(arch):
@@ -33,6 +35,18 @@ def test_stratified_draws_are_spread_evenly_over_cost():
     uniform = np.histogram([gflops(SPACE.random(rng)) for _ in range(800)], sampler.edges)[0]
     assert uniform[0] + uniform[-1] < 20  # what it repairs
     assert Stratified(SPACE, 64, seed=0, bins=8, pool=600).bin_counts == sampler.bin_counts
+
+
+def test_the_yolo_space_is_stratified_alike():
+    space = Space(MODELS / "yolov5n_nas.yaml", nc=3)
+    sampler = Stratified(space, 64, seed=0, bins=6, pool=300)
+    assert min(sampler.bin_counts) > 5
+    rng = np.random.default_rng(0)
+    arch = sampler(rng)
+    assert space.canonical(arch) == arch
+    wide = [space.biased(rng, 6.0)["c3_2_width"] for _ in range(200)]
+    flat = [space.biased(rng, 0.0)["c3_2_width"] for _ in range(200)]
+    assert wide.count(2.0) > 160 and 30 < flat.count(2.0) < 70  # .87 and .25 of 200
 
 
 def test_best_of_k_keeps_the_lowest_score():
