@@ -197,9 +197,9 @@ class Part:
                 return 1
             total = 0
             for value in self._depth_values(stage):
-                if before is not None and not (
-                    value == before if tied else self._depth_allows(stage, before, value)
-                ):
+                if before is not None and tied and value != before:
+                    continue
+                if before is not None and not self._depth_allows(stage - 1, stage, before, value):
                     continue
                 depth = self.depth[stage](self._depth_arch(stage, value))
                 each = prod(options(n, stage, depth) for n in free)
@@ -281,14 +281,13 @@ class Part:
         order = self.ranges[name].order
         return lambda last, stage, a, b: order is None or order.allows(a, b, stage)
 
-    def _depth_allows(self, *args: Any) -> bool:
+    def _depth_allows(self, last: int, stage: int, a: Any, b: Any) -> bool:
         """Whether depth gene b of a stage may follow a: the orders of depth and of all that hang on it."""
-        *_, stage, a, b = args
         for name, range_ in self.ranges.items():
             if range_.order is None or not (name == "depth" or range_.sample == "depth"):
                 continue
             dims = self.depth if name == "depth" else [blocks[0] for blocks in self._dims[name]]
-            before = dims[stage - 1](self._depth_arch(stage - 1, a))
+            before = dims[last](self._depth_arch(last, a))
             if not range_.order.allows(before, dims[stage](self._depth_arch(stage, b)), stage):
                 return False
         return True
@@ -452,7 +451,7 @@ def _sample(where: str, given: Mapping[str, Any]) -> tuple[str, Order | None]:
     if sample == "block":
         if options:
             raise UserError(f"{where}: the order of blocks is never descending and takes no options")
-        return sample, Order()
+        return sample, Order(start=-1)  # the blocks of stage 0 too
     return sample, Order(**{keys[k]: v for k, v in options.items()})
 
 

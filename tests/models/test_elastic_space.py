@@ -209,6 +209,10 @@ ORDERED = [
         "kernel_size": {"values": [[3], [3, 5], [3, 5], [3, 5], [5]], "sample": "ordered_block_wise"},
     },
     {
+        "depth": {"values": [[1, 2, 3], [1, 2], [1], [1], [1]], "sample": "stage"},
+        "kernel_size": {"values": [[3, 5, 7], [3, 5, 7], [7], [7], [7]], "sample": "ordered_block_wise"},
+    },
+    {
         "depth": {"values": [[1], [1, 2], [1, 2], [1, 2], [1]], "sample": "stage"},
         "out_channel": {
             "values": [[16], [16, 32], [24, 32], [16, 48], [48]],
