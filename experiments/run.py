@@ -71,9 +71,15 @@ def run_experiment(
 
 def run_steps(run: RunFolder, ui: WebUi) -> None:
     """One step after the other; what they print is in `log.txt` too."""
-    with running(run), printed_to(run.path / "log.txt"):
-        for step in run.experiment.steps:
-            STEP_FUNCTIONS[step](run, ui)
+    try:
+        with running(run), printed_to(run.path / "log.txt"):
+            for step in run.experiment.steps:
+                STEP_FUNCTIONS[step](run, ui)
+    finally:
+        if run.history.path.is_file():  # after a Ctrl-C or an error too, and with the state as it is now
+            from utils.report import write_report
+
+            write_report(run.path)
 
 
 @contextmanager
@@ -141,13 +147,12 @@ def search(run: RunFolder, ui: WebUi) -> None:
 
 
 def report(run: RunFolder, ui: WebUi) -> None:
-    """report.html, pareto.png, results.csv and a model card for each of the top k."""
+    """A model card for each of the top k; the report itself is written at the end of every run."""
     from utils.model_card import write_model_card
-    from utils.report import write_report
 
     for path in run.path.glob("top/[0-9]*.json"):
         write_model_card(run.path, int(path.stem))
-    print(f"report: {write_report(run.path)}")
+    print(f"report: {run.path / 'report.html'}")
 
 
 def after(name: str) -> Callable[[RunFolder, WebUi], None]:

@@ -74,7 +74,8 @@ def _metrics(run: Run, record: dict[str, Any]) -> str:
     heads += ["retrained"] if final else []
     heads += ["baseline retrained"] if final and rival else []
     rows = [heads, ["---"] * len(heads)]
-    keys = [k for k in dict.fromkeys([*record["metrics"], *final]) if not k.endswith("_spread")]
+    quality = [k for k in dict.fromkeys([*record["metrics"], *final]) if not k.startswith("val_")]
+    keys = [k for k in quality if not k.endswith("_spread")]
     for key in keys:
         value = record["metrics"].get(key)
         start = base.metrics.get(key) if base else None
