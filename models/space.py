@@ -73,6 +73,21 @@ class Space:
         drawn = rng.integers(self._sizes).tolist()
         return self._canonical({c: v[i] for (c, v), i in zip(self.choices.items(), drawn, strict=True)})
 
+    def biased(self, rng: np.random.Generator, tilt: float) -> Arch:
+        """A random arch that leans to small (`tilt` < 0) or large sizes; 0 is uniform.
+
+        A size of rank r in 0..1 among its alternatives is drawn in proportion to exp(tilt * r); activations
+        are drawn uniformly.
+        """
+        arch: Arch = {}
+        for label, values in self.choices.items():
+            ordered, lean = values, 0.0 if label.endswith("_act") else tilt
+            if lean:
+                ordered = sorted(values, key=_amount)
+            weights = np.exp(lean * np.linspace(0, 1, len(ordered)))
+            arch[label] = ordered[int(rng.choice(len(ordered), p=weights / weights.sum()))]
+        return self._canonical(arch)
+
     def smallest(self) -> Arch:
         """The cheapest arch, in parameters and FLOPs alike, because both grow with every size."""
         return self._extreme(min)

@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision  # noqa: F401  Ultralytics' NMS takes torchvision's kernel only if somebody has imported it
 from torch import Tensor, nn
 
 from models.detector import Batch, Detections
 from models.parse import C3Options, ConvOptions
 from models.space import Arch, Space, pick
+from utils.distill import confidence, soft_scores, weighted
 from utils.errors import UserError
 from utils.offline import quiet_ultralytics
 
@@ -82,8 +84,16 @@ class YoloDetector(nn.Module):
         Their sum is what is minimised, a mean over images. Ultralytics' trainer minimises it times the batch
         size: to follow one of its SGD recipes, scale the learning rate so. A batch without boxes is fine.
         """
-        raw = self.model(batch["img"])
-        raw = raw[1] if isinstance(raw, tuple) else raw  # eval mode decodes as well
+        return self.losses(self.raw(batch["img"]), batch)
+
+    def raw(self, images: Tensor) -> dict[str, Any]:
+        """The head's `boxes` [B, 4 x reg_max, A] and `scores` [B, nc, A] (logits) of all A anchor points, and
+        the maps `feats` they were made of."""
+        found = self.model(images)
+        return found[1] if isinstance(found, tuple) else found  # eval mode decodes as well
+
+    def losses(self, raw: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
+        """The same from a raw output that is at hand."""
         with torch.autocast(batch["img"].device.type, enabled=False):
             preds = {
                 "boxes": raw["boxes"].float(),
@@ -93,6 +103,23 @@ class YoloDetector(nn.Module):
             # Made anew each time, which costs nothing: kept, it would pin the device and be saved along.
             parts, _ = v8DetectionLoss(self.model)(preds, batch)
         return dict(zip(("box", "cls", "dfl"), parts / len(batch["img"]), strict=True))
+
+    def distil(self, raw: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Tensor]:
+        """`cls` and `dfl`: towards a teacher's raw output on the same images, at every anchor point.
+
+        Scores by quality focal loss; distributions of the four distances by KL (localisation distillation,
+        arXiv 2102.12252), weighted by how sure the teacher is of something there.
+        """
+        bins = self.model.model[-1].reg_max
+        with torch.autocast(raw["scores"].device.type, enabled=False):
+            sure = confidence(teacher["scores"].float(), 1)  # [B, A]
+            cls = soft_scores(raw["scores"].float(), teacher["scores"].float(), sure)
+            ours, theirs = (r["boxes"].float().unflatten(1, (4, bins)) for r in (raw, teacher))
+            if bins > 1:
+                apart = F.kl_div(ours.log_softmax(2), theirs.softmax(2), reduction="none").sum(2).mean(1)
+            else:
+                apart = (ours - theirs).abs().flatten(1, 2).mean(1)
+        return {"cls": cls, "dfl": weighted(apart, sure)}
 
     @torch.no_grad()
     def predict(

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def resized(batch: Mapping[str, Any], side: int) -> dict[str, Any]:
+    """The batch with its float images [B, 3, H, W] at `side` x `side`; boxes, shares of the image, stay."""
+    images = batch["img"]
+    if images.shape[-2:] != (side, side):
+        images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+    return {**batch, "img": images}
 
 
 def prepare(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

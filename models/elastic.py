@@ -1,0 +1,611 @@
+"""Layers that hold the largest weights and run with a slice of them.
+
+Every layer is an NNI mutable module: `simplify()` lists its labels, `freeze(sample)` and building it under
+NNI's `model_context(sample)` give the plain torch layer. Sizes are `Dim`s (models/dims.py) or numbers, so a
+network is written once, by its usual forward code, and is elastic or plain depending on where it is built.
+
+    width = gene(Choice("width", (16, 24, 32)))
+    conv = ElasticConv2d(3, width, 3)
+    conv.set_arch({"width": 24})  # runs as 3 -> 24; a fresh layer runs at its largest
+    conv.freeze({"width": 24})  # nn.Conv2d(3, 24, 3, padding=1) with those weights
+
+Channels are prefixes, kernels centre crops (Once-for-All, arXiv 1908.09791; BigNAS, arXiv 2003.11142).
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.dims import Dim, as_dim, combine
+from models.parse import Choice, Value
+from utils.errors import UserError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", RuntimeWarning)  # NNI 3.0 meets names in torch.nn that are no modules
+    from nni.nas.nn.pytorch import ModelSpace as ModelSpace
+    from nni.nas.nn.pytorch import MutableModule
+from nni.mutable import Categorical, Mutable
+from nni.mutable.exception import SampleMissingError, SampleValidationError
+
+Size = Dim | int
+Sizes = Size | Sequence[Size]  # channels; a sequence for the input after a concat, one entry for each part
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Elastic(MutableModule):
+    """What the layers below have in common: a few dims, and what they are at the moment.
+
+    `dims` are all that the layer depends on itself; layers inside it have their own.
+    """
+
+    dims: tuple[Dim, ...] = ()
+
+    def choices(self) -> Iterator[Choice]:
+        """The layer's own choices that have alternatives."""
+        for dim in self.dims:
+            yield from (c for c in dim.choices if len(c.values) > 1)
+
+    def set_arch(self, arch: Mapping[str, Any]) -> None:
+        """Run this layer, not those inside it, as `arch` says from now on."""
+        raise NotImplementedError
+
+    def largest(self) -> dict[str, Any]:
+        """Every choice at its largest; at its default where it is no number."""
+        found = {}
+        for c in self.choices():
+            found[c.label] = c.values[0] if any(isinstance(v, str) for v in c.values) else max(c.values)
+        return found
+
+    def running(self, arch: Mapping[str, Any]) -> Iterable[nn.Module]:
+        """The children that run in `arch`."""
+        return self.children()
+
+    # NNI's side. Its `add_mutable` is for values fixed while a ModelSpace is built; ours change all the time.
+
+    def leaf_mutables(self, is_leaf: Any) -> Iterator[Any]:
+        for choice in self.choices():
+            yield from Categorical(choice.values, label=choice.label).leaf_mutables(is_leaf)
+        yield from super().leaf_mutables(is_leaf)
+
+    def check_contains(self, sample: Mapping[str, Any]) -> Any:
+        """None if the sample says what this layer and those running inside it need, else what is wrong."""
+        for choice in self.choices():
+            if choice.label in sample and sample[choice.label] not in choice.values:
+                return SampleValidationError(f"{sample[choice.label]} not found in {choice.values}")
+        for dim in self.dims:
+            for label in dim.needs(sample):
+                return SampleMissingError(label, list(sample))
+        for child in self.running(sample):
+            for layer in [child] if isinstance(child, Elastic) else outermost(child):
+                problem = layer.check_contains(sample)
+                if problem is not None:
+                    return problem
+        return None
+
+    def require(self, sample: Mapping[str, Any]) -> None:
+        """Raise NNI's SampleValidationError, a ValueError, unless the sample says what is needed here."""
+        problem = self.check_contains(sample)
+        if problem is not None:
+            raise problem
+
+    def count(self, arch: Mapping[str, Any]) -> tuple[int, int]:
+        """(parameters, MACs for one position of the output) of this layer alone, once extracted."""
+        return 0, 0
+
+
+class ElasticConv2d(Elastic, nn.Conv2d):
+    """Conv2d whose output width, kernel and groups may vary; the input width is read from the input.
+
+    Args:
+        inputs: channels that may come in. A sequence when the input is a concat: its parts, in order. The
+            weight has a place for each part at its largest, so that no channel is taken for a neighbour's.
+        out: channels out. kernel: odd sizes, or all even. groups: must divide; `inputs` itself for depthwise.
+        padding: for the largest kernel; smaller ones are padded less, so that the size of the map stays the
+            same. Default: what keeps the size at stride 1.
+        transform: smaller kernels are the centre of the next larger one times a learned matrix, shared by all
+            channels and the identity at first (OFA, section 3.3), instead of the plain centre.
+
+    Raises UserError for sizes that no convolution can have.
+    """
+
+    def __init__(
+        self,
+        inputs: Sizes,
+        out: Size,
+        kernel: Size = 1,
+        stride: int = 1,
+        padding: int | None = None,
+        dilation: int = 1,
+        groups: Size = 1,
+        bias: bool = False,
+        transform: bool = False,
+    ) -> None:
+        shape = _ConvShape(inputs, out, kernel, padding, dilation, groups)
+        k = shape.kernel.largest
+        super(MutableModule, self).__init__(  # past NNI's classes, which take no arguments
+            shape.depth.largest, shape.out.largest, k, stride, shape.padding_of(k), dilation, bias=bias
+        )
+        self.shape, self.dims = shape, shape.dims
+        self.held: dict[Any, Tensor] | None = None  # the last slice, see `held`
+        self.transforms = nn.ParameterDict()
+        sizes = [s for s in reversed(shape.kernel.values) if s < k]
+        for size in sizes if transform else ():
+            self.transforms[str(size)] = nn.Parameter(torch.eye(size * size))
+        self.set_arch(self.largest())
+
+    def set_arch(self, arch: Mapping[str, Any]) -> None:
+        s = self.shape
+        self.active_out, self.active_kernel = s.out(arch), s.kernel(arch)
+        self.groups, self.active_parts = s.groups(arch), [part(arch) for part in s.parts]
+        self.active_padding = s.padding_of(self.active_kernel)
+
+    def running(self, arch: Mapping[str, Any]) -> tuple[nn.Module, ...]:
+        return ()  # its matrices are part of the weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = self.held is not None and not torch.is_grad_enabled()
+        weight = self._held_weight(x.size(1)) if held else self.active_weight(x.size(1))
+        bias = None if self.bias is None else self.bias[: self.active_out]
+        return F.conv2d(x, weight, bias, self.stride, self.active_padding, self.dilation, self.groups)
+
+    def active_weight(self, channels: int) -> Tensor:
+        """The weight [out, in / groups, k, k] for an input of so many channels."""
+        w, k = self.weight, self.active_kernel
+        sliced = w.size(-1) if self.transforms else k
+        spans = [(0, channels // self.groups)]
+        if len(self.shape.parts) > 1:
+            spans = _spans(self.shape.parts, self.active_parts, channels)
+        if (self.active_out, sum(n for _, n in spans), sliced) != (w.size(0), w.size(1), w.size(-1)):
+            w = _Slice.apply(w, self.active_out, spans, sliced)
+        if k == sliced:
+            return w
+        for size, matrix in self.transforms.items():  # from large to small, each on the one before
+            w = _centre(w, int(size))
+            w = (w.flatten(2) @ matrix.T).view_as(w)
+            if int(size) == k:
+                break
+        return w
+
+    def _held_weight(self, channels: int) -> Tensor:
+        assert self.held is not None
+        key = (self.active_out, self.active_kernel, self.groups, tuple(self.active_parts), channels)
+        if key not in self.held:
+            self.held.clear()
+            self.held[key] = self.active_weight(channels)
+        return self.held[key]
+
+    def freeze(self, sample: Mapping[str, Any]) -> nn.Conv2d:
+        """nn.Conv2d with the slice of `sample`, its own storage."""
+        self.require(sample)
+        plain = self._plain(self.shape, sample, self)
+        was = self.active_out, self.active_kernel, self.groups, self.active_parts, self.active_padding
+        self.set_arch(sample)
+        with torch.no_grad():
+            weight = self.active_weight(sum(self.active_parts)).detach().clone()
+            plain.weight = nn.Parameter(weight, self.weight.requires_grad)
+            if self.bias is not None:
+                plain.bias = nn.Parameter(
+                    self.bias[: self.active_out].detach().clone(), self.bias.requires_grad
+                )
+        self.active_out, self.active_kernel, self.groups, self.active_parts, self.active_padding = was
+        return plain.train(self.training)
+
+    def count(self, arch: Mapping[str, Any]) -> tuple[int, int]:
+        s = self.shape
+        ins, out = sum(part(arch) for part in s.parts), s.out(arch)
+        weights = ins // s.groups(arch) * out * s.kernel(arch) ** 2
+        return weights + out * (self.bias is not None), weights
+
+    @classmethod
+    def create_fixed_module(
+        cls,
+        sample: Mapping[str, Any],
+        inputs: Sizes,
+        out: Size,
+        kernel: Size = 1,
+        stride: int = 1,
+        padding: int | None = None,
+        dilation: int = 1,
+        groups: Size = 1,
+        bias: bool = False,
+        transform: bool = False,
+    ) -> nn.Conv2d:
+        s = _ConvShape(inputs, out, kernel, padding, dilation, groups)
+        k = s.kernel(sample)
+        ins = sum(part(sample) for part in s.parts)
+        return nn.Conv2d(ins, s.out(sample), k, stride, s.padding_of(k), dilation, s.groups(sample), bias)
+
+    @staticmethod
+    def _plain(s: _ConvShape, sample: Mapping[str, Any], like: nn.Conv2d) -> nn.Conv2d:
+        k, ins = s.kernel(sample), sum(part(sample) for part in s.parts)
+        with torch.device("meta"):  # the weights are put in next
+            return nn.Conv2d(
+                ins,
+                s.out(sample),
+                k,
+                like.stride,  # type: ignore[arg-type]
+                s.padding_of(k),
+                like.dilation,  # type: ignore[arg-type]
+                s.groups(sample),
+                like.bias is not None,
+            )
+
+    def extra_repr(self) -> str:
+        s = self.shape
+        sizes = f"{[p.values for p in s.parts]} -> {s.out.values}, kernel={s.kernel.values}"
+        return f"{sizes}, stride={self.stride}" + (
+            f", groups={s.groups.values}" if s.groups.largest > 1 else ""
+        )
+
+
+class _ConvShape:
+    """The sizes of an elastic convolution as dims, checked against each other once."""
+
+    def __init__(
+        self, inputs: Sizes, out: Size, kernel: Size, padding: int | None, dilation: int, groups: Size
+    ) -> None:
+        self.parts = _parts(inputs)
+        self.out, self.kernel, self.groups = as_dim(out), as_dim(kernel), as_dim(groups)
+        self.dilation = dilation
+        k = self.kernel.largest
+        self.padding = dilation * (k - 1) // 2 if padding is None else padding
+        assert len(self.parts) == 1 or self.groups.largest == 1, "groups over a concat have no meaning here"
+        sizes = self.parts[0] if len(self.parts) == 1 else combine(lambda *p: sum(p), *self.parts)
+        for size in self.kernel.values:
+            if size < 1 or (k - size) % 2 or self.padding_of(size) < 0:
+                raise UserError(f"kernel {size} is no centre of kernel {k} with padding {self.padding}")
+        for ins, outs, g in combine(lambda i, o, g: (i, o, g), sizes, self.out, self.groups).table.values():
+            if min(ins, outs, g) < 1 or ins % g or outs % g:
+                raise UserError(f"{g} groups do not divide {ins} -> {outs} channels")
+        # Channels of the weight that one output reads: all parts at their largest, one after the other.
+        self.depth = combine(lambda i, g: i // g, sizes, self.groups)
+        if len(self.parts) > 1:
+            self.depth = as_dim(sum(p.largest for p in self.parts))
+        self.dims = (*self.parts, self.out, self.kernel, self.groups)
+
+    def padding_of(self, kernel: int) -> int:
+        return self.padding - self.dilation * (self.kernel.largest - kernel) // 2
+
+
+class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
+    """BatchNorm2d of a prefix of its channels ("solo": one set of statistics, shared by all widths).
+
+    The statistics mix those of all archs that trained: re-estimate them before an arch is scored
+    (`models.supernet.calibrate`). channels: as the convolution's `inputs`; synchronised: with DDP, the mean
+    and variance of a training step are those of all ranks' batches together, on any device.
+    """
+
+    def __init__(
+        self, channels: Sizes, eps: float = 1e-5, momentum: float | None = 0.1, synchronised: bool = False
+    ) -> None:
+        parts = _parts(channels)
+        super(MutableModule, self).__init__(sum(p.largest for p in parts), eps, momentum)
+        self.parts, self.dims, self.synchronised = parts, tuple(parts), synchronised
+        self.set_arch(self.largest())
+
+    def set_arch(self, arch: Mapping[str, Any]) -> None:
+        self.active_parts = [part(arch) for part in self.parts]
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                factor = 1.0 / float(self.num_batches_tracked)
+        c = x.size(1)
+        weight, bias = self._slice(self.weight, c), self._slice(self.bias, c)
+        mean, var = self._slice(self.running_mean, c), self._slice(self.running_var, c)
+        if self.synchronised and self.training and _ranks() > 1:
+            y = _synchronised_norm(x, weight, bias, mean, var, factor, self.eps)
+        else:
+            y = F.batch_norm(x, mean, var, weight, bias, self.training or mean is None, factor, self.eps)
+        if self.training and len(self.parts) > 1 and c != self.num_features:
+            self._write_back(mean, var)  # a joined slice is a copy, a prefix a view
+        return y
+
+    def _slice(self, t: Any, channels: int) -> Any:
+        if t is None or channels == len(t):
+            return t
+        if len(self.parts) == 1:
+            return t[:channels]
+        return torch.cat([t[a : a + n] for a, n in _spans(self.parts, self.active_parts, channels)])
+
+    @torch.no_grad()
+    def _write_back(self, mean: Tensor, var: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        done = 0
+        for start, n in _spans(self.parts, self.active_parts, len(mean)):
+            self.running_mean[start : start + n] = mean[done : done + n]
+            self.running_var[start : start + n] = var[done : done + n]
+            done += n
+
+    def freeze(self, sample: Mapping[str, Any]) -> nn.BatchNorm2d:
+        """nn.BatchNorm2d with the slice of `sample`, its own storage."""
+        self.require(sample)
+        was, self.active_parts = self.active_parts, [part(sample) for part in self.parts]
+        c = sum(self.active_parts)
+        plain = nn.BatchNorm2d(c, self.eps, self.momentum, device="meta")
+        for name in ("weight", "bias"):
+            old = getattr(self, name)
+            setattr(plain, name, nn.Parameter(self._slice(old, c).detach().clone(), old.requires_grad))
+        for name in ("running_mean", "running_var"):
+            plain.register_buffer(name, self._slice(getattr(self, name), c).clone())
+        assert self.num_batches_tracked is not None
+        plain.register_buffer("num_batches_tracked", self.num_batches_tracked.clone())
+        self.active_parts = was
+        return plain.train(self.training)
+
+    def count(self, arch: Mapping[str, Any]) -> tuple[int, int]:
+        return 2 * sum(part(arch) for part in self.parts), 0
+
+    @classmethod
+    def create_fixed_module(
+        cls,
+        sample: Mapping[str, Any],
+        channels: Sizes,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        synchronised: bool = False,
+    ) -> nn.BatchNorm2d:
+        return nn.BatchNorm2d(sum(part(sample) for part in _parts(channels)), eps, momentum)
+
+    def extra_repr(self) -> str:
+        return f"{[p.values for p in self.parts]}, eps={self.eps}, momentum={self.momentum}"
+
+
+class ElasticLinear(Elastic, nn.Linear):
+    """Linear whose output width may vary; the input width is read from the input."""
+
+    def __init__(self, inputs: Size, out: Size, bias: bool = True) -> None:
+        self_in, self_out = as_dim(inputs), as_dim(out)
+        super(MutableModule, self).__init__(self_in.largest, self_out.largest, bias)
+        self.inputs, self.out = self_in, self_out
+        self.dims = (self_in, self_out)
+        self.set_arch(self.largest())
+
+    def set_arch(self, arch: Mapping[str, Any]) -> None:
+        self.active_out = self.out(arch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias[: self.active_out]
+        return F.linear(x, self.weight[: self.active_out, : x.size(-1)], bias)
+
+    def freeze(self, sample: Mapping[str, Any]) -> nn.Linear:
+        """nn.Linear with the slice of `sample`, its own storage."""
+        self.require(sample)
+        ins, outs = self.inputs(sample), self.out(sample)
+        plain = nn.Linear(ins, outs, self.bias is not None, device="meta")
+        plain.weight = nn.Parameter(self.weight[:outs, :ins].detach().clone(), self.weight.requires_grad)
+        if self.bias is not None:
+            plain.bias = nn.Parameter(self.bias[:outs].detach().clone(), self.bias.requires_grad)
+        return plain.train(self.training)
+
+    def count(self, arch: Mapping[str, Any]) -> tuple[int, int]:
+        ins, outs = self.inputs(arch), self.out(arch)
+        return ins * outs + outs * (self.bias is not None), ins * outs
+
+    @classmethod
+    def create_fixed_module(
+        cls, sample: Mapping[str, Any], inputs: Size, out: Size, bias: bool = True
+    ) -> nn.Linear:
+        return nn.Linear(as_dim(inputs)(sample), as_dim(out)(sample), bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.inputs.values} -> {self.out.values}"
+
+
+class ElasticDepth(Elastic, nn.Sequential):
+    """The first `depth` of its blocks, one after the other."""
+
+    def __init__(self, blocks: Iterable[nn.Module], depth: Size) -> None:
+        blocks = list(blocks)
+        super(MutableModule, self).__init__(*blocks)
+        self.depth = as_dim(depth)
+        assert self.depth.values[0] >= 0 and self.depth.largest <= len(blocks), (
+            self.depth.values,
+            len(blocks),
+        )
+        self.dims = (self.depth,)
+        self.set_arch(self.largest())
+
+    def set_arch(self, arch: Mapping[str, Any]) -> None:
+        self.active_depth = self.depth(arch)
+
+    def running(self, arch: Mapping[str, Any]) -> list[nn.Module]:
+        return list(self.children())[: self.depth(arch)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in list(self._modules.values())[: self.active_depth]:
+            x = block(x)  # type: ignore[misc]
+        return x
+
+    def freeze(self, sample: Mapping[str, Any]) -> nn.Sequential:
+        self.require(sample)
+        return nn.Sequential(*(frozen(block, sample) for block in self.running(sample))).train(self.training)
+
+    @classmethod
+    def create_fixed_module(
+        cls, sample: Mapping[str, Any], blocks: Iterable[nn.Module], depth: Size
+    ) -> nn.Sequential:
+        return nn.Sequential(*list(blocks)[: as_dim(depth)(sample)])
+
+
+class PathChoice(Elastic):
+    """One of several modules; the others do not run, and get no gradient."""
+
+    def __init__(self, choice: Choice, candidates: Mapping[Value, nn.Module]) -> None:
+        super().__init__()
+        assert tuple(candidates) == choice.values, (tuple(candidates), choice.values)
+        self.choice = Dim((choice,), {(v,): v for v in choice.values})
+        self.dims = (self.choice,)
+        for value, module in candidates.items():
+            self.add_module(_key(value), module)
+        self.active = choice.values[0]
+
+    def set_arch(self, arch: Mapping[str, Any]) -> None:
+        self.active = self.choice(arch)
+
+    def running(self, arch: Mapping[str, Any]) -> list[nn.Module]:
+        return [self[self.choice(arch)]]
+
+    def __getitem__(self, value: Value) -> nn.Module:
+        return getattr(self, _key(value))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self[self.active](*args, **kwargs)
+
+    def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
+        self.require(sample)
+        return frozen(self[self.choice(sample)], sample)
+
+    @classmethod
+    def create_fixed_module(
+        cls, sample: Mapping[str, Any], choice: Choice, candidates: Mapping[Value, nn.Module]
+    ) -> nn.Module:
+        return candidates[sample.get(choice.label, choice.values[0])]
+
+
+def frozen(module: Module, sample: Mapping[str, Any]) -> Module:
+    """A plain copy of `module` at `sample`: what is elastic sliced out, the rest copied, no storage shared.
+
+    A layer that is used in several places stays one layer.
+    """
+    if isinstance(module, Elastic):
+        return module.freeze(sample)
+    # deepcopy takes what its memo already knows: elastic layers are replaced wherever they are referred to,
+    # and the large weights are never copied.
+    memo: dict[int, Any] = {id(m): m.freeze(sample) for m in outermost(module)}
+    return copy.deepcopy(module, memo)
+
+
+@contextmanager
+def held(net: nn.Module) -> Iterator[None]:
+    """Promise that the weights stay as they are inside: without gradients, a slice is then copied once an
+    arch instead of once a forward pass.
+
+    Said by the caller, because it cannot be seen: fused optimizers and flat buffers change weights without
+    telling torch's version counters.
+    """
+    layers = [m for m in net.modules() if isinstance(m, ElasticConv2d)]
+    for layer in layers:
+        layer.held = {}
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.held = None
+
+
+def outermost(module: nn.Module) -> Iterator[Elastic]:
+    """The elastic layers below `module` that are inside no other elastic layer."""
+    for child in module.children():
+        if isinstance(child, Elastic):
+            yield child
+        elif isinstance(child, Mutable):
+            raise TypeError(
+                f"{type(child).__name__} is one of NNI's mutables; use PathChoice or ElasticDepth"
+            )
+        else:
+            yield from outermost(child)
+
+
+def _key(value: Value) -> str:
+    """Torch allows no dot in the name of a submodule."""
+    return str(value).replace(".", "_")
+
+
+def _parts(sizes: Sizes) -> list[Dim]:
+    return [as_dim(s) for s in sizes] if isinstance(sizes, Sequence) else [as_dim(sizes)]
+
+
+def _spans(parts: Sequence[Dim], active: Sequence[int], channels: int) -> list[tuple[int, int]]:
+    """(start, length) of the first active[j] channels of every part j."""
+    if channels != sum(active):
+        raise ValueError(f"the input has {channels} channels, the parts of this arch {list(active)}")
+    found, start = [], 0
+    for part, n in zip(parts, active, strict=True):
+        found.append((start, n))
+        start += part.largest
+    return found
+
+
+class _Slice(torch.autograd.Function):
+    """Weight [O, I, K, K] -> a dense copy of its first `out` filters, `spans` of its inputs, k x k centre.
+
+    Indexing does the same, with one zero-filled gradient of the full size for each index; here it is one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, out: int, spans: list[tuple[int, int]], k: int) -> Tensor:
+        ctx.shape, ctx.at = w.shape, (out, spans, k)
+        parts = [_centre(w[:out, start : start + n], k) for start, n in spans]
+        last = w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous()
+        layout = torch.channels_last if last else torch.contiguous_format
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0].clone(memory_format=layout)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad,), (out, spans, k) = grads, ctx.at
+        whole, done = grad.new_zeros(ctx.shape), 0
+        for start, n in spans:
+            _centre(whole[:out, start : start + n], k).copy_(grad[:, done : done + n])
+            done += n
+        return whole, None, None, None
+
+
+def _centre(w: Tensor, k: int) -> Tensor:
+    edge = (w.size(-1) - k) // 2
+    return w[..., edge : edge + k, edge : edge + k]
+
+
+def _ranks() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce whose gradient is all-reduced as well: each rank's output depends on every rank's input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        torch.distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        torch.distributed.all_reduce(grad)
+        return grad
+
+
+def _synchronised_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, factor: float, eps: float
+) -> Tensor:
+    """Batch norm over the batches of all ranks; updates the running `mean` and `var` in place.
+
+    The mean first and the variance around it second, because E[x^2] - E[x]^2 cancels in float32. torch's own
+    SyncBatchNorm is for CUDA alone.
+    """
+    wide = x.float()
+    over = [0, *range(2, x.dim())]
+    view = [1, -1, *[1] * (x.dim() - 2)]
+    n = torch.tensor([x.numel() / x.size(1)], device=x.device)
+    totals = _SumOverRanks.apply(torch.cat((wide.sum(over), n)))
+    count = totals[-1].detach()
+    centre = totals[:-1] / count
+    centred = wide - centre.view(view)
+    variance = _SumOverRanks.apply(centred.square().sum(over)) / count
+    with torch.no_grad():
+        mean.lerp_(centre.to(mean.dtype), factor)
+        var.lerp_((variance * count / (count - 1)).to(var.dtype), factor)
+    y = centred * (variance + eps).rsqrt().view(view) * weight.view(view) + bias.view(view)
+    return y.to(x.dtype)

@@ -1,0 +1,161 @@
+"""Which arch a supernet trains next: uniform, spread over FLOPs, or the best of a few. No torch.
+
+    sampler = Stratified(space, imgsz=512, seed=0)
+    arch = sampler(generator(seed, step, k))
+
+A sampler is a function of a generator, and the generator one of (seed, step, k): every rank of a distributed
+training draws the same arch without a word between them, and a resumed one what it would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.space import Arch
+from utils.errors import UserError, unknown
+
+Sampler = Callable[[np.random.Generator], Arch]
+TILT = 6.0  # odds of e^6 between a gene's largest and smallest value at the ends of the pool
+TRIES = 2000
+
+
+class Sampled(Protocol):
+    """What sampling needs of a space."""
+
+    choices: dict[str, list[Any]]
+
+    def random(self, rng: np.random.Generator) -> Arch: ...
+    def biased(self, rng: np.random.Generator, tilt: float) -> Arch: ...
+    def smallest(self) -> Arch: ...
+    def largest(self) -> Arch: ...
+    def cost(self, arch: Arch, imgsz: int) -> dict[str, float]: ...
+
+
+def generator(seed: int, step: int, k: int = 0) -> np.random.Generator:
+    """The generator of the k-th arch of a training step; equal on every rank and in every process."""
+    return np.random.default_rng([seed, step, k])
+
+
+def subnets(
+    kinds: Sequence[str],
+    space: Sampled,
+    seed: int,
+    step: int,
+    sampler: Sampler | None = None,
+    one_resolution: bool = True,
+) -> list[Arch]:
+    """The archs of a training step: 'max', 'min', and 'random' by the sampler, by default the space's own.
+
+    one_resolution: where the resolution is searched, all archs of a step get the same one, drawn uniformly:
+    outputs at every anchor can only be compared at one size. Classifiers may differ.
+
+    Raises UserError for an unknown kind, and unless 'max' comes first and only there: it teaches the others.
+    """
+    for kind in kinds:
+        if kind not in ("max", "random", "min"):
+            raise unknown("kind of subnet", kind, ("max", "random", "min"))
+    if not kinds or kinds[0] != "max" or "max" in kinds[1:]:
+        raise UserError(f"the subnets of a step should be 'max' first, then others, got {list(kinds)}")
+    draws = {"max": lambda rng: space.largest(), "min": lambda rng: space.smallest()}
+    archs = [
+        draws.get(kind, sampler or space.random)(generator(seed, step, k)) for k, kind in enumerate(kinds)
+    ]
+    sides = space.choices.get("resolution")
+    if sides and one_resolution:
+        side = sides[int(generator(seed, step, len(kinds)).integers(len(sides)))]
+        archs = [arch | {"resolution": side} for arch in archs]
+    return archs
+
+
+class Stratified:
+    """Archs whose cost is spread evenly over what the space offers.
+
+    Choices drawn uniformly give costs crowded in the middle, and the ends of the range are hardly trained.
+    Here a bin of the cost range is drawn (AttentiveNAS, arXiv 2011.09011, section 3, draws a target cost) and
+    an arch of it, from a pool that leans to small and large values as often as to none.
+
+    bins: of equal width between the smallest and the largest cost. pool: archs drawn once, from `seed`.
+    key: which cost. `bin_counts`: archs of the pool in each bin; an empty bin is never drawn.
+    """
+
+    def __init__(
+        self, space: Sampled, imgsz: int, seed: int = 0, bins: int = 16, pool: int = 2000, key: str = "gflops"
+    ) -> None:
+        if bins < 1 or pool < bins:
+            raise UserError(f"stratified sampling needs bins >= 1 and pool >= bins, got {bins=}, {pool=}")
+        rng = np.random.default_rng([seed, 0x57])  # not the stream of any training step
+        archs = [space.smallest(), space.largest()]
+        archs += [space.biased(rng, float(rng.uniform(-TILT, TILT))) for _ in range(pool - len(archs))]
+        costs = np.array([space.cost(arch, imgsz)[key] for arch in archs])
+        edges = np.linspace(costs.min(), costs.max(), bins + 1)
+        which = np.clip(np.searchsorted(edges, costs, side="right") - 1, 0, bins - 1)
+        self.edges = edges
+        self.bin_counts = np.bincount(which, minlength=bins).tolist()
+        self.strata = [
+            [archs[i] for i in np.flatnonzero(which == b)] for b in range(bins) if (which == b).any()
+        ]
+
+    def __call__(self, rng: np.random.Generator) -> Arch:
+        stratum = self.strata[int(rng.integers(len(self.strata)))]
+        return dict(stratum[int(rng.integers(len(stratum)))])
+
+
+class BestOf:
+    """The one of k archs with the lowest score: with a minibatch loss, AttentiveNAS's BestUp; with its
+    negative, WorstUp."""
+
+    def __init__(self, sampler: Sampler, score: Callable[[Arch], float], k: int = 3) -> None:
+        if k < 1:
+            raise UserError(f"best-of-k sampling needs k >= 1, got {k}")
+        self.sampler, self.score, self.k = sampler, score, k
+
+    def __call__(self, rng: np.random.Generator) -> Arch:
+        return min((self.sampler(rng) for _ in range(self.k)), key=self.score)
+
+
+def in_range(
+    space: Sampled,
+    rng: np.random.Generator,
+    low: float,
+    high: float,
+    imgsz: int,
+    n: int = 1,
+    key: str = "gflops",
+    tries: int = TRIES,
+) -> list[Arch]:
+    """`n` different random archs that cost between `low` and `high`, both included.
+
+    Draws lean to small or large values, so that the ends of the space are met as well. Raises UserError after
+    `tries` draws without a new one, with the nearest cost that was seen.
+    """
+    if low > high:
+        raise UserError(f"{key} range {low:g} to {high:g} is empty: the first is above the second")
+    found: dict[tuple[object, ...], Arch] = {}
+    nearest, missed = None, 0
+    ends: Sequence[Arch] = [space.smallest(), space.largest()]
+    while len(found) < n and missed < tries:
+        tilted = rng.uniform(-TILT, TILT)
+        arch = ends[missed] if missed < 2 and not found else space.biased(rng, float(tilted))
+        cost = space.cost(arch, imgsz)[key]
+        identity = tuple(arch.items())
+        if low <= cost <= high and identity not in found:
+            found[identity], missed = arch, 0
+            continue
+        missed += 1
+        distance = max(low - cost, cost - high)
+        if distance > 0 and (nearest is None or distance < nearest[0]):
+            nearest = distance, cost
+    if len(found) == n:
+        return list(found.values())
+    if found:
+        raise UserError(
+            f"only {len(found)} of {n} architectures with {key} from {low:g} to {high:g} met in {tries} draws"
+        )
+    assert nearest is not None
+    raise UserError(
+        f"no architecture met in {tries} draws has {key} from {low:g} to {high:g}; "
+        f"the nearest has {nearest[1]:.6g}"
+    )

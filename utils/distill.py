@@ -1,0 +1,68 @@
+"""What a small net may learn from a large one's output on the same batch. Knows no network.
+
+Teachers' outputs are expected detached; every function is 0 or smallest where student and teacher agree.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over rows of KL(teacher || student) of class logits [N, C]."""
+    return F.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="batchmean")
+
+
+def alpha_divergence(
+    student: Tensor, teacher: Tensor, low: float = -1.0, high: float = 1.0, clip: float = 5.0
+) -> Tensor:
+    """Adaptive alpha-divergence of class logits [N, C], mean over rows (AlphaNet, arXiv 2102.07954, eq. 9).
+
+    Of two divergences each row takes the larger: `low` < 0 punishes students that are too sure, `high` > 0
+    those that miss what the teacher sees. Powers of the ratio teacher / student are clipped, and carry no
+    gradient. The value itself is a surrogate: only its gradient means something.
+    """
+    at_low, surrogate_low = _divergence(student, teacher, low, clip)
+    at_high, surrogate_high = _divergence(student, teacher, high, clip)
+    return torch.where(at_low > at_high, surrogate_low, surrogate_high).mean()
+
+
+def _divergence(student: Tensor, teacher: Tensor, alpha: float, clip: float) -> tuple[Tensor, Tensor]:
+    """([N] the divergence, [N] what has its gradient)."""
+    log_q = student.log_softmax(1)
+    with torch.no_grad():
+        q = log_q.exp()
+        log_ratio = teacher.log_softmax(1) - log_q
+        if abs(alpha) < 1e-3:  # the limit: KL(student || teacher)
+            value, slope = -log_ratio, log_ratio - 1
+        elif abs(alpha - 1) < 1e-3:  # the limit: KL(teacher || student)
+            ratio = log_ratio.exp()
+            value, slope = ratio * log_ratio, ratio
+        else:
+            power = (alpha * log_ratio).exp().clamp(max=clip)
+            value = (power - 1) / (alpha * (alpha - 1))
+            slope = power / alpha + 1 / (alpha * (alpha - 1))
+    return (q * value).sum(1), -(q * slope * log_q).sum(1)
+
+
+def soft_scores(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """Quality focal loss (arXiv 2006.04388, eq. 3, beta 2) of multi-label logits to the teacher's scores.
+
+    student, teacher: logits of one shape. weight: the loss is divided by its sum, at least 1: how much there
+    is to see, by `confidence`. Easy background weighs next to nothing, as in the focal loss.
+    """
+    target = teacher.sigmoid()
+    bce = F.binary_cross_entropy_with_logits(student, target, reduction="none")
+    return ((student.sigmoid() - target).square() * bce).sum() / weight.sum().clamp(min=1)
+
+
+def confidence(teacher: Tensor, classes: int) -> Tensor:
+    """The teacher's best class score at every anchor; classes: the axis of the logits."""
+    return teacher.sigmoid().amax(classes)
+
+
+def weighted(losses: Tensor, weight: Tensor) -> Tensor:
+    """Sum of losses times weights, divided by the weights' sum, at least 1."""
+    return (losses * weight).sum() / weight.sum().clamp(min=1)
