@@ -15,12 +15,13 @@ from experiments.nni_runtime import SearchRuntime, run_search
 from experiments.run_folder import RunFolder
 from experiments.strategies import build_strategy
 from models.nas import YoloSpace
+from utils.errors import UserError
 from utils.history import Trial
 from utils.limits import parse_limits
 from utils.pareto import pareto_front
 from utils.report import write_report
 from utils.results import results_table, write_csv, write_top
-from utils.runs import top_trials
+from utils.runs import completed, top_trials
 
 REPORT_EVERY = 60.0  # seconds between two reports while a search runs
 
@@ -59,6 +60,10 @@ def search(run: RunFolder, port: int | None, host: str) -> None:
         raise KeyboardInterrupt(outcome.signal)
     if strategy.message:
         print(strategy.message)
+    trials = run.history.load()
+    if not completed(trials):
+        reasons = [t.reason for t in trials if t.state == "failed"]
+        raise UserError(f"no trial completed; the last one failed: {reasons[-1] if reasons else 'none ran'}")
 
 
 def strategy_of(job: Job) -> Any:

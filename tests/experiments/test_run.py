@@ -80,8 +80,9 @@ def test_the_same_seed_gives_the_same_weights(tiny):
     assert all(torch.equal(one["state"][k], two["state"][k]) for k in one["state"])
 
 
-def test_a_trial_that_fails_is_a_line_with_its_reason_and_the_search_goes_on(tiny):
-    assert run(tiny, "train={lr: 1e+30, clip: 0, warmup_epochs: 0, epochs: 3, batch: 12}") == 0
+def test_a_trial_that_fails_is_a_line_with_its_reason_and_the_search_goes_on(tiny, capsys):
+    assert run(tiny, "train={lr: 1e+30, clip: 0, warmup_epochs: 0, epochs: 3, batch: 12}") == 2
+    assert "error: no trial completed; the last one failed: loss became" in capsys.readouterr().err
     trials = History(tiny.parent / "runs/tiny/history.jsonl").load()
     assert len(trials) == 3
     assert {t.state for t in trials} == {"failed"}
