@@ -11,6 +11,7 @@ python hello_nas.py COMMAND --help                      what a command takes
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -266,12 +267,17 @@ def _experiment_and_overrides(args: tuple[str, ...]) -> tuple[Path | None, list[
 def main(argv: list[str] | None = None) -> int:
     """0 on success, 2 with one line for a mistake of the user's, 130 on Ctrl-C, 143 on SIGTERM."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # so that `| tee` shows a search while it runs
     try:
         app(argv, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except (UserError, cyclopts.CycloptsError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
