@@ -76,6 +76,9 @@ class Experiment(Strict):
     search: SearchSettings = SearchSettings()
     retrain: dict[str, Any] = Field({}, description="what the retrain step changes of train: {epochs: 50}")
     family: list[str] = Field([], description="detector YAMLs that the baselines step trains, unsearched")
+    loggers: list[str] = Field(
+        [], description="beside the log.csv of each training: tensorboard, wandb, mlflow"
+    )
     steps: list[Step] = ["search"]
 
     @field_validator("device", mode="before")

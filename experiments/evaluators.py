@@ -28,6 +28,7 @@ from models.weights import save_weights
 from models.yolo import build
 from utils.evaluate import QUICK, evaluate
 from utils.history import Arch, Trial
+from utils.loggers import open_loggers
 from utils.measure import Calibration, calibrate, device_info, latency, resolve_device
 from utils.precision import choose_precision
 from utils.rewards import COST_KEYS, build_reward
@@ -121,22 +122,24 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
 
     def on_epoch(row: dict[str, float]) -> None:
         curve.append(row)
+        log.log(int(row["epoch"]), row)
         if "map50_95" in row:
             report_intermediate(row["map50_95"])
 
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
-    result = train(
-        detector,
-        train_loader,
-        settings=exp.train.model_copy(update={"precision": precision_of(job)}),
-        seed=exp.seed,
-        device=job.device,
-        evaluate=score,
-        on_epoch=on_epoch,
-        checkpoint=checkpoint,
-        progress=False,
-    )
+    with open_loggers(exp.loggers, folder, name=f"{exp.name}-{folder.name}", config=arch) as log:
+        result = train(
+            detector,
+            train_loader,
+            settings=exp.train.model_copy(update={"precision": precision_of(job)}),
+            seed=exp.seed,
+            device=job.device,
+            evaluate=score,
+            on_epoch=on_epoch,
+            checkpoint=checkpoint,
+            progress=False,
+        )
     metrics = result.metrics | costs(job, arch)
     save_weights(folder / "weights.pt", result.detector, job.space, arch, imgsz=exp.imgsz)
     checkpoint.unlink(missing_ok=True)

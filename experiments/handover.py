@@ -207,7 +207,6 @@ def train_in_full(
     weights: Path | None = None,
     *,
     kind: str = "retrain",
-    loggers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train `arch` on all of train, score it on val, and write what `retrain` promises into `folder`.
 
@@ -245,7 +244,7 @@ def train_in_full(
         return metrics
 
     checkpoint = folder / "checkpoint.pt"
-    with open_loggers(loggers, folder, name=folder.name) as log:
+    with open_loggers(exp.loggers, folder, name=folder.name) as log:
         result = train(
             detector,
             train_loader,

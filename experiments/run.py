@@ -24,6 +24,7 @@ from models.space import Space
 from utils.errors import UserError, unknown
 from utils.files import printed_to, write_text
 from utils.limits import check_limits, parse_limits
+from utils.loggers import check_loggers
 from utils.rewards import COST_KEYS, QUALITY_KEYS, check_reward
 
 
@@ -120,6 +121,7 @@ def check_names(exp: Experiment) -> None:
     for key in search.measure:
         if key not in COST_KEYS:
             raise unknown("cost to measure", key, COST_KEYS)
+    check_loggers(exp.loggers)
     Space(exp.space)
 
 

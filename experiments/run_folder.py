@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "device",
     "threads",
     "steps",
+    "loggers",
     "retrain",
     "family",
     "search.max_trials",

@@ -7,8 +7,10 @@ with open_loggers(["tensorboard"], folder, name="demo") as log:
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -146,12 +148,19 @@ def open_loggers(
     names: Sequence[str], folder: Path, *, name: str = "run", config: Mapping[str, Any] | None = None
 ) -> Loggers:
     """CSV and the named ones. Raises UserError for an unknown name or a package that is not installed."""
-    for wanted in names:
-        if wanted not in LOGGERS:
-            raise unknown("logger", wanted, LOGGERS)
+    check_loggers(names)
     folder.mkdir(parents=True, exist_ok=True)
     chosen = dict.fromkeys(["csv", *names])
     return Loggers([LOGGERS[wanted](folder, name, config or {}) for wanted in chosen])
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """UserError for an unknown name or a package that is not installed; imports none of them."""
+    for wanted in names:
+        if wanted not in LOGGERS:
+            raise unknown("logger", wanted, LOGGERS)
+        if wanted != "csv" and wanted not in sys.modules and find_spec(wanted) is None:
+            raise UserError(f"logger {wanted!r} needs a package that is not installed: pip install {wanted}")
 
 
 def _need(module: str, package: str) -> Any:

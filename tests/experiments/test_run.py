@@ -28,7 +28,7 @@ def run(*arguments):
 def test_a_search_leaves_everything_behind_and_the_metrics_are_those_of_the_arch(tiny, capsys):
     card = tiny.parent / "digits.yaml"
     card.write_text(card.read_text().replace("search_train: 24", "search_train: 160"))
-    assert run(tiny, "train.epochs=5", "search.max_trials=3") == 0
+    assert run(tiny, "train.epochs=5", "search.max_trials=3", "loggers=[tensorboard]") == 0
     folder = tiny.parent / "runs" / "tiny"
     trials = History(folder / "history.jsonl").load()
     assert [t.number for t in trials] == [0, 1, 2]
@@ -48,6 +48,8 @@ def test_a_search_leaves_everything_behind_and_the_metrics_are_those_of_the_arch
         best.number,
     }
     assert (folder / "results.csv").read_text().count("\n") == 4
+    assert (folder / "trials" / "0001" / "log.csv").read_text().count("\n") == 6  # a header, five epochs
+    assert list((folder / "trials" / "0001" / "tensorboard").glob("events*"))
     assert "baseline" in capsys.readouterr().out
 
     # The weights that were kept, in a network built from the arch that was written, score as written.
@@ -141,6 +143,8 @@ MISTAKES = {
     "CUDA that is not there": (["device=cuda"], "use device=cpu or device=auto"),
     "an absent run to resume": (["--resume", "--run-dir", "nowhere"], "is no run folder"),
     "a wrong option": (["--prot", "1"], "--prot"),
+    "a logger that is not installed": (["loggers=[mlflow]"], "pip install mlflow"),
+    "an unknown logger": (["loggers=[tensorbord]"], "did you mean 'tensorboard'?"),
     "data that are none": (["data=thin_nas.yaml"], "thin_nas.yaml"),
     "a port that does not exist": (["search.engine=nni", "--port", "70000"], "from 1 to 65535"),
     "a stranger's word": (["oops"], "'oops' is neither a file nor key=value"),
