@@ -130,7 +130,7 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
     if "search" in exp.steps and exp.search.engine == "nni" and ui.port is not None:
         check_port(ui.host, ui.port)
     space = open_space(exp, open_data(exp, cache))
-    limits = parse_limits(exp.search.limits)
+    limits = parse_limits(exp.search.limits, space.cost(space.default(), exp.imgsz))
     share = check_limits(space, limits, exp.imgsz, default_rng(exp.seed))
     if limits:
         said = ", ".join(f"{limit.key} {limit}" for limit in limits)

@@ -77,7 +77,7 @@ def strategy_of(job: Job) -> Any:
         budget=search.max_trials,
         run_dir=job.run.path,
         objectives=search.objectives,
-        limits=parse_limits(search.limits),
+        limits=parse_limits(search.limits, baseline_costs(job)),
         cost=lambda arch: costs(job, arch),
         quick_cost=lambda arch: job.space.cost(arch, exp.imgsz),
         baseline=search.baseline,

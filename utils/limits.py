@@ -1,7 +1,7 @@
 """Hard limits on what an architecture may cost, checked before anything is trained.
 
-`{"gflops": "<= 4", "params_m": ">= 0.5, <= 2"}`: an arch that breaks one is infeasible, and limits that no
-arch of the space meets are found before the search starts.
+`{"gflops": "<= 4", "params_m": ">= 0.5, <= 2", "latency_ms": "<= 0.8 baseline"}`: an arch that breaks one is
+infeasible, and limits that no arch of the space meets are found before the search starts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from utils.errors import UserError, unknown
 from utils.history import Arch
 from utils.rewards import COST_KEYS
 
-_CONDITION = re.compile(r"\s*(<=|>=)\s*(\S+)\s*")
+_CONDITION = re.compile(r"\s*(<=|>=)\s*(\S+?)??\s*(baseline)?\s*")  # `<= 4`, `<= baseline`, `<= 0.8 baseline`
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,11 @@ class Limit:
         return f"{self.sign} {self.bound:g}"
 
 
-def parse_limits(limits: Mapping[str, Any]) -> list[Limit]:
+def parse_limits(limits: Mapping[str, Any], baseline: Mapping[str, float] | None = None) -> list[Limit]:
     """The limits of an experiment. A bare number means "at most"; two conditions are joined by a comma.
 
+    baseline: costs of the unsearched network, which a bound may be a multiple of; conditions that speak of
+        one that is not given here are left out.
     Raises UserError for a metric that is not a cost, and for anything but `<= number` and `>= number`.
     """
     found = []
@@ -54,13 +56,17 @@ def parse_limits(limits: Mapping[str, Any]) -> list[Limit]:
             text = f"<= {text}"
         for condition in str(text).split(","):
             match = _CONDITION.fullmatch(condition)
+            relative = match is not None and match[3] is not None
             try:
-                bound = float(match[2]) if match else math.nan
+                bound = float(match[2] or (1.0 if relative else math.nan)) if match else math.nan
             except ValueError:
                 bound = math.nan
             if match is None or not math.isfinite(bound):
-                raise UserError(f"limit of {key} is {text!r}; write '<= 4' or '>= 4'")
-            found.append(Limit(key, match[1], bound))
+                raise UserError(f"limit of {key} is {text!r}; write '<= 4', '>= 4' or '<= 0.8 baseline'")
+            if not relative:
+                found.append(Limit(key, match[1], bound))
+            elif key in (baseline or {}):
+                found.append(Limit(key, match[1], bound * (baseline or {})[key]))
     return found
 
 

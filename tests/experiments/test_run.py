@@ -135,7 +135,7 @@ MISTAKES = {
         "would reward slower networks",
     ),
     "an unknown limit": (["search.limits.gflop=<= 3"], "did you mean 'gflops'?"),
-    "a limit that is none": (["search.limits.gflops=low"], "write '<= 4'"),
+    "a limit that is none": (["search.limits.gflops=low"], "write '<= 4', '>= 4'"),
     "limits that no arch meets": (["search.limits.gflops=<= 1e-6"], "the nearest has gflops 0.0"),
     "an unknown objective": (["search.objectives={map: max}"], "unknown metric 'map'"),
     "a missing data set": (["data=nowhere.yaml"], "'nowhere.yaml' does not exist"),

@@ -47,12 +47,22 @@ def test_what_can_be_written():
     assert parse_limits({}) == []
 
 
+def test_a_bound_may_be_a_multiple_of_the_baseline():
+    given = {"gflops": "<= baseline", "params_m": ">= 0.5 baseline, <= 3", "latency_ms": "<=baseline"}
+    assert parse_limits(given, {"gflops": 0.0707, "params_m": 2.0}) == [
+        Limit("gflops", "<=", 0.0707),
+        Limit("params_m", ">=", 1.0),
+        Limit("params_m", "<=", 3.0),
+    ]  # the baseline's latency is not known here
+    assert parse_limits(given) == [Limit("params_m", "<=", 3.0)]
+
+
 @pytest.mark.parametrize(
     ("limits", "line"),
     [
         ({"glops": "<= 4"}, "unknown limit 'glops'; did you mean 'gflops'"),
         ({"map50_95": ">= 0.4"}, "unknown limit 'map50_95'"),
-        ({"gflops": "< 4"}, "limit of gflops is '< 4'; write '<= 4' or '>= 4'"),
+        ({"gflops": "< 4"}, "limit of gflops is '< 4'; write '<= 4', '>= 4' or '<= 0.8 baseline'"),
         ({"gflops": "<= four"}, "limit of gflops is '<= four'"),
         ({"gflops": "<= nan"}, "limit of gflops is '<= nan'"),
         ({"gflops": "=< 4"}, "limit of gflops is '=< 4'"),
