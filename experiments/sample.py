@@ -39,7 +39,7 @@ class Sample:
 def draw(space: Space, imgsz: int, n: int, seed: int) -> Sample:
     """`n` random archs, each choice uniform, priced by the cost model."""
     rng, started = np.random.default_rng(seed), time.perf_counter()
-    archs = [space.random(rng) for _ in tqdm(range(n), "sampling", unit="arch", leave=False)]
+    archs = [space.random(rng) for _ in tqdm(range(n), "sampling", unit="arch", leave=False, disable=None)]
     costs = [space.cost(arch, imgsz) for arch in archs]
     return Sample(
         archs,

@@ -49,7 +49,8 @@ def main(path: Path) -> None:
 
     build_and_count(space, archs[0])  # the first one pays for lazy imports
     start = time.perf_counter()
-    truth = [build_and_count(space, arch) for arch in tqdm(archs[:BUILT], "build and count", leave=False)]
+    bar = tqdm(archs[:BUILT], "build and count", leave=False, disable=None)
+    truth = [build_and_count(space, arch) for arch in bar]
     built = BUILT / (time.perf_counter() - start)
 
     wrong = sum(a != b for a, b in zip(costs, truth, strict=False))
