@@ -106,7 +106,7 @@ def evaluate(
         overrides: key=value for data, imgsz, device, seed, threads and train.*; else as its search had them.
         data: the same as data=...
         weights: default those of its trial.
-        split: val, or test where the data have one.
+        split: val, search_val, or test where the data have one.
         out: a JSON file for the result.
     """
     from experiments.handover import evaluate_arch
