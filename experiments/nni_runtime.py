@@ -2,8 +2,9 @@
 
 NNI 3.0 (archived in 2024) does what it does well: it schedules trials, serves the web UI, answers `nnictl`.
 What is wrong with it is repaired here and in nni_preload.js, by subclasses wherever possible; nothing of NNI
-is changed on disk. `STILL_DEFECTIVE` looks for each defect in NNI's own source, so that a repair steps aside
-for an NNI that no longer needs it. The defects, by the name that the repairs carry:
+is changed on disk. `STILL_DEFECTIVE` looks for six of the defects in NNI's own source, and a test fails when
+one of them is gone; `bad_metric`, `hidden_choices` and the preload's part of `wrong_arch` step aside by
+themselves then, the other repairs are always on. The defects, by the name that the repairs carry:
 
 wrong_arch      with two trials at a time one may run the other's architecture
 bad_metric      a result of None, NaN or without 'default' hangs the search, or wins it

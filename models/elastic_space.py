@@ -29,7 +29,7 @@ import yaml
 from models.dims import Dim
 from models.elastic_yaml import Part, read_choice_list, read_part
 from models.parse import Choice, Value
-from models.space import Arch
+from models.space import Arch, known_values
 from utils.errors import UserError, unknown
 
 HERE = Path(__file__).resolve().parent
@@ -128,14 +128,7 @@ class ElasticSpace:
 
         Raises UserError for an unknown label or value, a missing label that matters, a broken order.
         """
-        checked: Arch = {}
-        for label, value in arch.items():
-            if label not in self._values:
-                raise unknown(f"choice in an arch of {self.name}", label, self._values)
-            known = self._values[label]
-            if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value not in known:
-                raise unknown(f"value of {label}", value, known)
-            checked[label] = known[value]
+        checked = known_values(arch, self._values, self.name)
         live = self._live(checked)
         for label in live:
             if label not in checked:

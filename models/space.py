@@ -104,14 +104,7 @@ class Space:
 
         Raises UserError for an unknown label or value, and for a missing label that matters.
         """
-        checked = {}
-        for label, value in arch.items():
-            if label not in self._values:
-                raise unknown(f"choice in an arch of {self.name}", label, self._values)
-            known = self._values[label]
-            if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value not in known:
-                raise unknown(f"value of {label}", value, known)
-            checked[label] = known[value]
+        checked = known_values(arch, self._values, self.name)
         try:
             return self._canonical(checked)
         except KeyError as missing:
@@ -214,6 +207,22 @@ class Space:
                 table.c3s.append(_C3Cost(o, source[1]))
         table.fixed = fixed.params, fixed.flops
         return self._tables.setdefault(imgsz, table)
+
+
+def known_values(arch: Mapping[str, Any], values: Mapping[str, Mapping[Value, Value]], name: str) -> Arch:
+    """`arch` with its values as the space `name` writes them (1 becomes 1.0 where that is the choice).
+
+    Raises UserError for a label or a value that is not among `values`.
+    """
+    checked: Arch = {}
+    for label, value in arch.items():
+        if label not in values:
+            raise unknown(f"choice in an arch of {name}", label, values)
+        known = values[label]
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value not in known:
+            raise unknown(f"value of {label}", value, known)
+        checked[label] = known[value]
+    return checked
 
 
 def pick(arch: Mapping[str, Value], choice: Choice) -> Any:

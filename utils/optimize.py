@@ -29,8 +29,8 @@ class Flat:
     """The float32 tensors of `weight_groups` moved into one buffer, of which they stay views.
 
     Clipping, the optimizer step and the average are then a few long operations instead of hundreds of short
-    ones: of a YOLOv5n's step at 64 px they took 15 %, now 4 %. `release` gives the tensors their own memory
-    back.
+    ones: of a YOLOv5n's step at 64 px they took 15.1 ms, now 9.3 of 93. `release` gives the tensors their own
+    memory back.
     """
 
     def __init__(self, net: nn.Module) -> None:
