@@ -45,7 +45,7 @@ class ElasticSpace:
         nc: number of classes, overrides the file's. ch: input channels, the file's, else 3.
 
     Attributes:
-        name, nc, ch; stride: image sides are multiples of it.
+        name, nc, ch; task: detect or classify; stride: image sides are multiples of it.
         model: the YAML as a plain dict, ready for JSON; `ElasticSpace(model, nc, ch)` is this space again.
         parts: name -> Part, whose dims the network is built from.
         resolution: the dim of the image side, or None where the YAML leaves it to the experiment.
@@ -64,6 +64,7 @@ class ElasticSpace:
         self.model = copy.deepcopy(source) if isinstance(source, dict) else _read(source)
         self.plugin, declared = find_network(self.model.get("network"))
         self.stride: int = declared["STRIDE"]
+        self.task: str = declared.get("TASK", "detect")
         known_parts: dict[str, dict[str, Any]] = declared["PARTS"]
         for key in self.model:
             if key not in KEYS and key not in known_parts:
@@ -232,8 +233,8 @@ class ElasticSpace:
 def find_network(network: Any) -> tuple[Path, dict[str, Any]]:
     """(file, what it declares) of a network: a name of NETWORKS or a plugin file.
 
-    The declarations PARTS, STRIDE and OPTIONS are read as literals, without running the file, so that a
-    mistake in a YAML is answered before torch is imported.
+    The declarations PARTS, STRIDE, OPTIONS and TASK (detect or classify, by default detect) are read as
+    literals, without running the file, so that a mistake in a YAML is answered before torch is imported.
     """
     if not isinstance(network, str):
         raise UserError(f"the space does not say its network; add `network: {next(iter(NETWORKS))}`")
@@ -248,7 +249,7 @@ def find_network(network: Any) -> tuple[Path, dict[str, Any]]:
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
-            if name in ("PARTS", "STRIDE", "OPTIONS"):
+            if name in ("PARTS", "STRIDE", "OPTIONS", "TASK"):
                 try:
                     declared[name] = ast.literal_eval(node.value)
                 except ValueError:

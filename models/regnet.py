@@ -30,6 +30,7 @@ PARTS = {
     },
 }
 STRIDE = 32
+TASK = "classify"
 OPTIONS = {"squeeze": 0.0, "dropout": 0.0, "kernel_transform": False, "synchronised_norm": False}
 
 

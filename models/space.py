@@ -36,7 +36,8 @@ class Space:
         ch: input channels; the file's, else 3.
 
     Attributes:
-        name, nc, ch: as parsed. strides: of the Detect inputs. max_stride: image sides are multiples of it.
+        task: what its networks do. name, nc, ch: as parsed.
+        strides: of the Detect inputs. max_stride: image sides are multiples of it.
         model: the YAML as a plain dict, ready for JSON; `Space(model, nc, ch)` is this space again.
         choices: label -> what it may be, in the order of the network, the stock network's value first.
             Labels are made of the row's number: `nasconv_0` (kernel), `nasconv_0_act`, `c3_2_width`,
@@ -47,6 +48,8 @@ class Space:
     Raises:
         UserError: for everything a file can get wrong, naming the row.
     """
+
+    task = "detect"
 
     def __init__(
         self, source: str | Path | dict[str, Any], nc: int | None = None, ch: int | None = None

@@ -1,0 +1,32 @@
+"""What a space's networks do, and what follows from it: how data become batches, how a network is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from data.loader import make_loader
+from utils.evaluate import QUICK, evaluate
+
+
+@dataclass(frozen=True)
+class Task:
+    """quality: the metric that counts, 0..1. make_loader: as data.loader.make_loader.
+    score: (network, loader, class names, device, quick) -> metrics; quick is for a curve."""
+
+    quality: str
+    make_loader: Callable[..., Any]
+    score: Callable[[Any, Any, Sequence[str], torch.device, bool], dict[str, float]]
+
+
+def detection_score(
+    net: Any, loader: Any, names: Sequence[str], device: torch.device, quick: bool
+) -> dict[str, float]:
+    how: Mapping[str, Any] = QUICK if quick else {}
+    return evaluate(net, loader, names, device, **how)
+
+
+TASKS: dict[str, Task] = {"detect": Task("map50_95", make_loader, detection_score)}
