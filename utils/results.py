@@ -184,6 +184,7 @@ def _set_aside(folder: Path, rank: int, trial: Any) -> None:
 
 def load_arch_file(path: str | Path) -> dict[str, Any]:
     """Read `top/N.json`. Needs `schema`, `space`, `arch` and `imgsz`; the rest is filled with empty values.
+    In the place of `arch` may stand United-Perception's `subnet_settings`, which only the space can read.
 
     UserError, one line, for anything that is not such a file.
     """
@@ -209,7 +210,8 @@ def load_arch_file(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{name!r} holds a list of {len(record)}; give one architecture, like top/1.json")
     if not isinstance(record, dict):
         raise UserError(f"{name!r} holds {type(record).__name__} {record!r}; expected a JSON object")
-    missing = [k for k in ("schema", "space", "arch", "imgsz") if k not in record]
+    arch = "subnet_settings" if "arch" not in record and "subnet_settings" in record else "arch"
+    missing = [k for k in ("schema", "space", arch, "imgsz") if k not in record]
     if missing:
         raise UserError(
             f"{name!r} lacks {', '.join(map(repr, missing))}; it has {', '.join(record) or 'no key'}"
@@ -217,11 +219,11 @@ def load_arch_file(path: str | Path) -> dict[str, Any]:
     if record["schema"] != SCHEMA or isinstance(record["schema"], bool):
         raise UserError(f"{name!r} has schema {record['schema']!r}; this version reads schema {SCHEMA}")
     _check(name, "space", record["space"], str, "a text")
-    _check(name, "arch", record["arch"], dict, "an object of label: value")
+    _check(name, arch, record[arch], dict, "an object of label: value")
     _check(name, "imgsz", record["imgsz"], int, "a whole number of pixels")
     if record["imgsz"] <= 0:
         raise UserError(f"{name!r} has imgsz {record['imgsz']}; it must be above 0")
-    for label, value in record["arch"].items():
+    for label, value in record.get("arch", {}).items():
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise UserError(f"{name!r}: arch value of {label!r} is {value!r}; expected a number or a text")
     empty: dict[str, Any] = {"metrics": {}, "reward": None, "trial": None, "data": None, "versions": {}}
