@@ -8,13 +8,16 @@ REASONS = {
     "degenerate": "box without width or height",
     "outside": "box entirely outside its image",
     "duplicate": "box written twice in one image",
-    "unknown class": "box of a class that is not in names",
+    "unknown class": "box (or image) of a class that is not in names",
     "crowd": "crowd region (iscrowd=1), not one object",
     "difficult": "object marked difficult",
     "no image": "box of an image that is not listed",
     "missing image": "image listed but not found",
     "corrupt image": "image that cannot be decoded",
     "listed twice": "image listed twice in one split",
+    "tiny": "box of a pixel or less, nothing to crop",
+    "no object": "image without objects, nothing to classify",
+    "empty class": "class folder without images",
 }
 KEPT = {
     "clipped": "box reaching outside its image, cut to the image",

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from data.account import Account
-from utils.errors import UserError
+from utils.errors import UserError, unknown
 
+TASKS = ("detect", "classify")
 SCHEMA = 1  # of the cache file; raise it when a reader changes what it keeps
 VAL_SEED, VAL_FRACTION = 0, 0.2  # for sources that declare no val split
 REPO = Path(__file__).resolve().parents[1]
@@ -50,6 +51,8 @@ class Dataset:
     splits: 'train' (all that may be learned from), 'search_train' and 'search_val' (disjoint parts of it:
     a search learns from one and scores on the other), 'val' (reported on, never searched on), sometimes
     'test'.
+    task: "detect", or "classify": then each sample has exactly one box and class, the object (or the whole
+    image), and several samples may be of one image, always of one split.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Dataset:
     format: str
     licence: str = "not stated"
     account: Account = field(default_factory=Account)
+    task: str = "detect"
 
     @property
     def nc(self) -> int:
@@ -73,18 +77,20 @@ class Dataset:
         return dict(zip(self.names, counts.tolist(), strict=True))
 
     def summary(self) -> str:
-        """Images, boxes and classes per split; what was dropped or changed, and why."""
+        """Images, boxes (or objects) and classes per split; what was dropped or changed, and why."""
         lines = [f"data: {self.name} ({self.format}) from {self.source}; licence: {self.licence}"]
         shown = self.names if self.nc <= 12 else []
-        head = ["split", "images", "no boxes", "boxes", *(shown or ["classes seen"])]
-        rows = [head]
+        boxes = self.task == "detect"
+        head = ["split", "images", *(["no boxes", "boxes"] if boxes else ["objects"])]
+        rows = [[*head, *(shown or ["classes seen"])]]
         for split, samples in self.splits.items():
             per_class = self.boxes_per_class(split)
             seen = [str(per_class[n]) for n in shown] or [
                 f"{sum(v > 0 for v in per_class.values())} of {self.nc}"
             ]
-            empty = sum(len(s.cls) == 0 for s in samples)
-            rows.append([split, str(len(samples)), str(empty), str(sum(per_class.values())), *seen])
+            empty = [str(sum(len(s.cls) == 0 for s in samples))] if boxes else []
+            images = len({s.image for s in samples})
+            rows.append([split, str(images), *empty, str(sum(per_class.values())), *seen])
         return "\n".join(lines + ["  " + line for line in _table(rows) + self.account.lines()])
 
 
@@ -110,22 +116,29 @@ class Reading:
     licence: str = "not stated"
 
 
-def open_dataset(source: str | Path, cache: Path, *, seed: int = 0, val_fraction: float = 0.2) -> Dataset:
-    """Open a YOLO data set YAML, a Pascal VOC folder, a COCO JSON (or a folder with some), or a card of ours.
+def open_dataset(
+    source: str | Path, cache: Path, *, seed: int = 0, val_fraction: float = 0.2, task: str = "detect"
+) -> Dataset:
+    """Open a YOLO data set YAML, a Pascal VOC folder, a COCO JSON (or a folder with some), or a card of ours;
+    to classify also an ImageFolder.
 
     source: path of the YAML, JSON or folder; `data/digits.yaml` needs no files besides itself.
     cache: folder of ours to remember the conversion in; the second opening of unchanged data reads only that.
     seed, val_fraction: how 'search_train' and 'search_val' are carved from 'train' unless the source declares
     them. Same source, seed and fraction: same splits. A 'val' that the source does not declare is carved with
     a notice, and does not depend on either.
+    task: "classify" makes each labelled object of detection data a sample of its own. Images are dealt out to
+    the splits first, so the objects of one are never in two.
 
     Raises UserError, in one line, for everything that can be wrong with the user's data.
     """
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
     path = find_source(source)
-    reading = _read_or_recall(path, Path(cache))
-    return _finish(reading, path, seed, val_fraction)
+    reading = _read_or_recall(path, Path(cache), task)
+    return _finish(reading, path, seed, val_fraction, task)
 
 
 def find_source(source: str | Path) -> Path:
@@ -136,16 +149,24 @@ def find_source(source: str | Path) -> Path:
             return Path(os.path.abspath(candidate))
     raise UserError(
         f"data {str(source)!r} does not exist; give a YOLO data set YAML, a Pascal VOC folder, a COCO JSON, "
-        "or data/digits.yaml"
+        "an ImageFolder (to classify), or data/digits.yaml"
     )
 
 
-def _finish(reading: Reading, path: Path, seed: int, val_fraction: float) -> Dataset:
+def _finish(reading: Reading, path: Path, seed: int, val_fraction: float, task: str) -> Dataset:
     """Check that the splits can be used, and carve those that the source does not declare."""
+    from data.crops import croppable, objects, with_objects
     from data.split import carve
 
-    account, nc = deepcopy(reading.account), len(reading.names)
-    declared = _usable(reading.splits, path, account)
+    account, nc, kind = deepcopy(reading.account), len(reading.names), reading.format
+    declared = reading.splits
+    if task == "classify":
+        declared = {split: croppable(samples, account) for split, samples in declared.items()}
+    declared = _usable(declared, path, account)
+    if task == "classify":
+        declared = {split: with_objects(samples, account) for split, samples in declared.items()}
+        declared = _usable(declared, path, account)  # test may have had no labels
+        _check_classes(declared, reading.names, path)
     train = declared.get("train") or declared["search_train"] + declared["search_val"]
     if "val" in declared:
         val = declared["val"]
@@ -158,8 +179,21 @@ def _finish(reading: Reading, path: Path, seed: int, val_fraction: float) -> Dat
         search_train, search_val = carve(train, nc, val_fraction, seed, "search_val")
     splits = {"train": train, "search_train": search_train, "search_val": search_val, "val": val}
     splits |= {"test": declared["test"]} if "test" in declared else {}
-    _warn(splits, reading.names, account)
-    return Dataset(reading.name, reading.names, splits, str(path), reading.format, reading.licence, account)
+    _warn(splits, reading.names, account, "box" if task == "detect" else "object")
+    if task == "classify":
+        splits = {split: objects(samples) for split, samples in splits.items()}
+        kind = kind if kind == "ImageFolder" else f"objects of {kind}"
+    return Dataset(reading.name, reading.names, splits, str(path), kind, reading.licence, account, task)
+
+
+def _check_classes(splits: dict[str, list[Sample]], names: list[str], path: Path) -> None:
+    """UserError unless there are two classes to tell apart."""
+    train = [s for split in ("train", "search_train", "search_val") for s in splits.get(split, [])]
+    seen = np.unique(np.concatenate([s.cls for s in train]))
+    if len(seen) < 2:
+        raise UserError(
+            f"data {path}: everything in train is of one class, {names[seen[0]]!r}; a classifier needs two"
+        )
 
 
 def _usable(splits: dict[str, list[Sample]], path: Path, account: Account) -> dict[str, list[Sample]]:
@@ -179,7 +213,7 @@ def _usable(splits: dict[str, list[Sample]], path: Path, account: Account) -> di
     return usable
 
 
-def _warn(splits: dict[str, list[Sample]], names: list[str], account: Account) -> None:
+def _warn(splits: dict[str, list[Sample]], names: list[str], account: Account, thing: str) -> None:
     """Say what will make figures misleading."""
     from data.split import shared_content
 
@@ -191,31 +225,31 @@ def _warn(splits: dict[str, list[Sample]], names: list[str], account: Account) -
     unseen = [name for i, name in enumerate(names) if i not in seen]
     if unseen:
         shown = ", ".join(unseen[:8]) + (", ..." if len(unseen) > 8 else "")
-        account.say(f"no box in train for {len(unseen)} of {len(names)} classes: {shown}")
+        account.say(f"no {thing} in train for {len(unseen)} of {len(names)} classes: {shown}")
 
 
 # Reading once --------------------------------------------------------------------------------------------
 
 
-def _read_or_recall(path: Path, cache: Path) -> Reading:
+def _read_or_recall(path: Path, cache: Path, task: str) -> Reading:
     """The reading of `path` from the cache if nothing changed since, else from the source."""
     from data.images import contents, fingerprint
 
     memory = cache / f"{path.stem or 'data'}-{hashlib.sha1(str(path).encode()).hexdigest()[:12]}.npz"
     if memory.exists():
         recalled = _recall(memory, fingerprint)
-        if recalled:
+        if recalled and (task == "classify" or recalled.format != "ImageFolder"):
             return recalled
-    reading = read(path, cache)
+    reading = read(path, cache, task)
     keys = iter(contents([s.image for samples in reading.splits.values() for s in samples]))
     reading.splits = {k: [replace(s, content=next(keys)) for s in v] for k, v in reading.splits.items()}
     _remember(memory, reading, fingerprint(reading.watch))
     return reading
 
 
-def read(path: Path, cache: Path) -> Reading:
+def read(path: Path, cache: Path, task: str = "detect") -> Reading:
     """Read a source by what it looks like. `cache` is only for data we make ourselves (the digits)."""
-    from data import coco, voc, yolo_format
+    from data import coco, image_folder, voc, yolo_format
     from data.card import load_card
 
     if path.is_dir():
@@ -224,10 +258,15 @@ def read(path: Path, cache: Path) -> Reading:
             return voc.read_folder(path)
         if card_file is None and coco.looks_like(path):
             return coco.read_folder(path)
+        if card_file is None and image_folder.looks_like(path):
+            if task == "detect":
+                raise image_folder.has_no_boxes(path)
+            return image_folder.read_folder(path)
         if card_file is None:
+            folders = ", a folder of images for each class (ImageFolder)" if task == "classify" else ""
             raise UserError(
                 f"data {path} is none of the known layouts: looked for data.yaml (YOLO), Annotations/*.xml "
-                "(Pascal VOC), annotations/*.json and *.json (COCO)"
+                f"(Pascal VOC), annotations/*.json and *.json (COCO){folders}"
             )
         path = card_file
     if path.suffix.lower() == ".json":

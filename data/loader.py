@@ -60,12 +60,19 @@ def make_loader(
     dataset = DetectionData(
         samples, names, imgsz, train=train, hyp=hyp, seed=seed, epochs=epochs, pixels=pixels
     )
+    return loader_of(dataset, batch, seed, workers, collate)
+
+
+def loader_of(
+    dataset: DetectionData, batch: int, seed: int, workers: int, collate_fn: Callable[[Any], dict[str, Any]]
+) -> DetectionLoader:
+    """Batches of a data set in its own order."""
     return DetectionLoader(
         dataset,
         batch_size=batch,
         sampler=dataset.order,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
         worker_init_fn=_one_thread,
@@ -215,13 +222,16 @@ def private_random() -> Iterator[Callable[[int], None]]:
 
 
 class EpochOrder(Sampler):
-    """(epoch, i) for every i, in an order drawn from (seed, epoch), or in order."""
+    """(epoch, i) for every i, in an order drawn from (seed, epoch), or in order.
 
-    def __init__(self, n: int, shuffle: bool, seed: int) -> None:
-        self.n, self.shuffle, self.seed, self.epoch = n, shuffle, seed, 0
+    company: the epoch's first image comes a second time at its end.
+    """
+
+    def __init__(self, n: int, shuffle: bool, seed: int, company: bool = False) -> None:
+        self.n, self.shuffle, self.seed, self.company, self.epoch = n, shuffle, seed, company, 0
 
     def __len__(self) -> int:
-        return self.n
+        return self.n + self.company
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = (
@@ -229,7 +239,8 @@ class EpochOrder(Sampler):
             if self.shuffle
             else range(self.n)
         )
-        return iter([(self.epoch, int(i)) for i in order])
+        keys = [(self.epoch, int(i)) for i in order]
+        return iter(keys + keys[: self.company])
 
 
 class DetectionLoader(DataLoader):

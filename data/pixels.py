@@ -1,9 +1,9 @@
 """Decoded pixels, kept in memory once per process family.
 
 A warm parent that calls `PIXELS.preload(...)` before it forks gives all its children the decoded images
-for nothing: the pages are shared until somebody writes to them, and nobody does. This is the one piece of
-process-wide state in the data code; it holds copies of what is on disk, so it cannot change a result,
-only its speed.
+for nothing: the pages are shared until somebody writes to them, and nobody does. These two, `PIXELS` of whole
+images and `CROPS` of objects, are the process-wide state of the data code; they hold copies of what is on
+disk, so they cannot change a result, only its speed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from utils.errors import UserError
 from utils.offline import quiet_ultralytics
 
 SHARE_OF_MEMORY = 0.5  # of what is available when asked: training needs the rest
+MARGIN = 0.1  # of a box's width and height, on each side: what surrounds an object helps to tell it
+Key = tuple[Path, bytes, int]
 
 
 def resized_shape(shape: tuple[int, int], imgsz: int) -> tuple[int, int]:
@@ -33,61 +35,128 @@ def resized_shape(shape: tuple[int, int], imgsz: int) -> tuple[int, int]:
 
 def decode(sample: Sample, imgsz: int) -> np.ndarray:
     """The image as uint8 [h, w, 3] BGR, upright, longer side `imgsz`, as Ultralytics' own loader has it."""
-    quiet_ultralytics()
     import cv2
-    from ultralytics.utils.patches import imread
 
-    im = imread(sample.image)
-    if im is None:
-        raise UserError(
-            f"image {sample.image} cannot be decoded (any more); remove it from the data or repair it"
-        )
+    im = _imread(sample.image)
     h, w = resized_shape((im.shape[0], im.shape[1]), imgsz)
     return im if im.shape[:2] == (h, w) else cv2.resize(im, (w, h), interpolation=cv2.INTER_LINEAR)
+
+
+def _imread(path: Path) -> np.ndarray:
+    quiet_ultralytics()
+    from ultralytics.utils.patches import imread
+
+    im = imread(path)
+    if im is None:
+        raise UserError(f"image {path} cannot be decoded (any more); remove it from the data or repair it")
+    return im
+
+
+def region(box: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) in whole pixels of an object with its margin, inside the image.
+
+    box: xywh (centre) as fractions; shape: (height, width). A box that is the whole image gives just that.
+    """
+    height, width = shape
+    x, y, w, h = (float(v) for v in box)
+    left, right = (x - w * (0.5 + MARGIN)) * width, (x + w * (0.5 + MARGIN)) * width
+    top, bottom = (y - h * (0.5 + MARGIN)) * height, (y + h * (0.5 + MARGIN)) * height
+    # a thousandth of a pixel is what float32 fractions leave of an edge between two pixels
+    left, top = min(max(0, int(left + 1e-3)), width - 1), min(max(0, int(top + 1e-3)), height - 1)
+    right, bottom = min(int(np.ceil(right - 1e-3)), width), min(int(np.ceil(bottom - 1e-3)), height)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def cut(samples: Sequence[Sample], imgsz: int) -> list[np.ndarray]:
+    """The objects of one image, decoded once: each uint8 [h, w, 3] BGR, its longer side at `imgsz`."""
+    import cv2
+
+    im = _imread(samples[0].image)
+    crops = []
+    for sample in samples:
+        left, top, right, bottom = region(sample.boxes[0], (im.shape[0], im.shape[1]))
+        crop = im[top:bottom, left:right]
+        h, w = resized_shape((crop.shape[0], crop.shape[1]), imgsz)
+        shrinks = h * w < crop.shape[0] * crop.shape[1]
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR  # a photo shrunk tenfold by the latter flickers
+        crops.append(cv2.resize(crop, (w, h), interpolation=how))
+    return crops
 
 
 class Pixels:
     """Resized images by (path, size). `get` answers from memory or from disk; `preload` fills the memory."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Path, int], np.ndarray] = {}
+        self._kept: dict[Key, np.ndarray] = {}
+
+    def key(self, sample: Sample, imgsz: int) -> Key:
+        return (sample.image, b"", imgsz)
+
+    def shape(self, sample: Sample, imgsz: int) -> tuple[int, int]:
+        """(height, width) of what `read` gives for a sample."""
+        return resized_shape(sample.shape, imgsz)
+
+    def read(self, samples: Sequence[Sample], imgsz: int) -> list[np.ndarray]:
+        """From disk; all `samples` are of one image."""
+        return [decode(s, imgsz) for s in samples]
 
     def preload(self, samples: Sequence[Sample], imgsz: int, budget: int | None = None) -> bool:
         """Decode all `samples` not yet here, if they fit; returns whether all are in memory now.
 
         budget: bytes that may be used; by default half of the memory that is available now.
         """
-        missing = {(s.image, imgsz): s for s in samples if (s.image, imgsz) not in self._kept}
+        missing = {self.key(s, imgsz): s for s in samples if self.key(s, imgsz) not in self._kept}
         if not missing:
             return True
-        shapes = [resized_shape(s.shape, imgsz) for s in missing.values()]
+        shapes = [self.shape(s, imgsz) for s in missing.values()]
         need = 3 * sum(h * w for h, w in shapes)
         if need > (_available_memory() if budget is None else budget):
             return False
+        of_image: dict[Path, list[Sample]] = {}
+        for sample in missing.values():
+            of_image.setdefault(sample.image, []).append(sample)
+        groups = list(of_image.values())
         # one block for all: forked children that only read keep sharing its pages, whatever Python's
         # counters do
         block, start = np.empty(need, np.uint8), 0
         with ThreadPoolExecutor(2) as pool:  # OpenCV decodes outside the interpreter's lock
-            decoded = pool.map(lambda s: decode(s, imgsz), missing.values())
-            for key, image in zip(progress(list(missing), f"decoding at {imgsz} px"), decoded, strict=True):
-                if image.size > need - start:  # the file has grown since it was read: keep it apart
-                    self._kept[key] = image
-                    continue
-                view = block[start : start + image.size].reshape(image.shape)
-                view[:] = image
-                self._kept[key], start = view, start + image.size
+            decoded = pool.map(lambda group: self.read(group, imgsz), groups)
+            for group, images in zip(progress(groups, f"decoding at {imgsz} px"), decoded, strict=True):
+                for sample, image in zip(group, images, strict=True):
+                    key = self.key(sample, imgsz)
+                    if image.size > need - start:  # the file has grown since it was read: keep it apart
+                        self._kept[key] = image
+                        continue
+                    view = block[start : start + image.size].reshape(image.shape)
+                    view[:] = image
+                    self._kept[key], start = view, start + image.size
         for key in missing:
             self._kept[key].flags.writeable = False
         return True
 
     def get(self, sample: Sample, imgsz: int) -> np.ndarray:
         """uint8 [h, w, 3] BGR; read-only where it comes from memory."""
-        kept = self._kept.get((sample.image, imgsz))
-        return decode(sample, imgsz) if kept is None else kept
+        kept = self._kept.get(self.key(sample, imgsz))
+        return self.read([sample], imgsz)[0] if kept is None else kept
 
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()
+
+
+class Crops(Pixels):
+    """The same for the one object of each sample, cut out with its margin. An image is decoded once for all
+    of its objects while memory is filled, and once for each object that does not fit there."""
+
+    def key(self, sample: Sample, imgsz: int) -> Key:
+        return (sample.image, sample.boxes.tobytes(), imgsz)
+
+    def shape(self, sample: Sample, imgsz: int) -> tuple[int, int]:
+        left, top, right, bottom = region(sample.boxes[0], sample.shape)
+        return resized_shape((bottom - top, right - left), imgsz)
+
+    def read(self, samples: Sequence[Sample], imgsz: int) -> list[np.ndarray]:
+        return cut(samples, imgsz)
 
 
 def _available_memory() -> int:
@@ -106,3 +175,4 @@ def _available_memory() -> int:
 
 
 PIXELS = Pixels()
+CROPS = Crops()

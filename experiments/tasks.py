@@ -8,18 +8,23 @@ from typing import Any
 
 import torch
 
+from data.class_loader import make_class_loader
 from data.loader import make_loader
+from data.pixels import CROPS, PIXELS, Pixels
 from utils.evaluate import QUICK, evaluate
+from utils.evaluate_classes import evaluate_classes
 
 
 @dataclass(frozen=True)
 class Task:
     """quality: the metric that counts, 0..1. make_loader: as data.loader.make_loader.
-    score: (network, loader, class names, device, quick) -> metrics; quick is for a curve."""
+    score: (network, loader, class names, device, quick) -> metrics; quick is for a curve.
+    pixels: the memory that make_loader reads from, for whoever wants to fill it before."""
 
     quality: str
     make_loader: Callable[..., Any]
     score: Callable[[Any, Any, Sequence[str], torch.device, bool], dict[str, float]]
+    pixels: Pixels
 
 
 def detection_score(
@@ -29,4 +34,13 @@ def detection_score(
     return evaluate(net, loader, names, device, **how)
 
 
-TASKS: dict[str, Task] = {"detect": Task("map50_95", make_loader, detection_score)}
+def classification_score(
+    net: Any, loader: Any, names: Sequence[str], device: torch.device, quick: bool
+) -> dict[str, float]:
+    return evaluate_classes(net, loader, names, device)
+
+
+TASKS: dict[str, Task] = {
+    "detect": Task("map50_95", make_loader, detection_score, PIXELS),
+    "classify": Task("top1", make_class_loader, classification_score, CROPS),
+}

@@ -1,14 +1,15 @@
 """One number from the metrics of a trial: what the single-objective strategies maximise.
 
-With acc the chosen accuracy (map50_95 or map50, 0..1), cost a metric of which less is better (gflops,
-params_m, latency_ms) and target the cost one would be content with, in the same unit:
+With acc the chosen accuracy (map50_95 or map50 of a detector, top1 or top5 of a classifier, 0..1), cost a
+metric of which less is better (gflops, params_m, latency_ms) and target the cost one would be content with,
+in the same unit:
 
-    map               acc
+    map, accuracy     acc
     weighted_product  acc * (cost / target) ** w      w = alpha if cost <= target else beta
     linear            acc - weight * cost / target
 
 `weighted_product` is MnasNet's (Tan et al. 2019, arXiv 1807.11626, eq. 2 and 3): alpha = beta = -0.07 is its
-soft constraint (5 % more mAP is worth twice the cost), alpha = 0 with beta = -1 its hard one. At equal
+soft constraint (5 % more accuracy is worth twice the cost), alpha = 0 with beta = -1 its hard one. At equal
 accuracy no reward ever pays for a dearer network: exponents above 0 and weights below 0 are refused.
 """
 
@@ -25,7 +26,8 @@ from utils.errors import UserError, unknown
 
 Metrics = Mapping[str, float]
 COST_KEYS = ("gflops", "params_m", "latency_ms")
-QUALITY_KEYS = ("map50_95", "map50")
+QUALITIES = {"detect": ("map50_95", "map50"), "classify": ("top1", "top5")}  # task -> its main one first
+QUALITY_KEYS = tuple(key for keys in QUALITIES.values() for key in keys)
 BASELINE = "baseline"  # the target that stands for the cost of the unsearched network
 
 
@@ -62,22 +64,28 @@ def linear(
 
 REWARDS: dict[str, Callable[..., float]] = {
     "map": map_only,
+    "accuracy": map_only,
     "weighted_product": weighted_product,
     "linear": linear,
 }
 
 
 def build_reward(
-    name: str, options: Mapping[str, Any] | None = None, *, baseline: Metrics | None = None
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    baseline: Metrics | None = None,
+    metric: str | None = None,
 ) -> Callable[[Metrics], float]:
     """`metrics -> reward`, with the options checked and bound.
 
     options:  the keyword arguments of the function in REWARDS; `exponent` sets alpha and beta alike
     baseline: the unsearched network's costs; needed when `target` is "baseline"
+    metric:   the task's main quality: the default of the option `metric`, which then must be of that task
     Raises UserError for an unknown name, option or key, a value out of range, or a baseline not given. The
     function raises UserError when a trial's metrics lack what it reads.
     """
-    bound = check_reward(name, options)
+    bound = check_reward(name, options, metric)
     if bound.get("target") == BASELINE:
         bound["target"] = resolve_target(bound, baseline)
     function = REWARDS[name]
@@ -96,8 +104,13 @@ def build_reward(
     return reward
 
 
-def check_reward(name: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Every option of a reward, defaults filled in; `target` may still be "baseline". Raises UserError."""
+def check_reward(
+    name: str, options: Mapping[str, Any] | None = None, metric: str | None = None
+) -> dict[str, Any]:
+    """Every option of a reward, defaults filled in; `target` may still be "baseline". Raises UserError.
+
+    metric: as of `build_reward`; None where the task is not known yet.
+    """
     if name not in REWARDS:
         raise unknown("reward", name, REWARDS)
     parameters = inspect.signature(REWARDS[name]).parameters
@@ -111,10 +124,28 @@ def check_reward(name: str, options: Mapping[str, Any] | None = None) -> dict[st
         if key not in bound:
             known = [*bound, "exponent"] if "alpha" in bound else list(bound)
             raise unknown(f"option of reward {name!r}", key, known)
-    bound.update(given)
+    bound |= ({} if metric is None else {"metric": metric}) | given
+    if metric is not None and bound["metric"] not in _of_same_task(metric):
+        raise unknown("metric of the reward", bound["metric"], _of_same_task(metric))
     for key, value in bound.items():
         bound[key] = _checked(key, value)
     return bound
+
+
+def task_objectives(objectives: Mapping[str, str], metric: str) -> dict[str, str]:
+    """The objectives with another task's main quality replaced by this task's: {map50_95: max, gflops: min},
+    the default, becomes {top1: max, gflops: min} for `metric` top1. Raises UserError for any other quality of
+    another task."""
+    main = {keys[0] for keys in QUALITIES.values()}
+    found = {metric if key in main else key: way for key, way in objectives.items()}
+    for key in found:
+        if key in QUALITY_KEYS and key not in _of_same_task(metric):
+            raise unknown("metric in search.objectives", key, (*_of_same_task(metric), *COST_KEYS))
+    return found
+
+
+def _of_same_task(metric: str) -> tuple[str, ...]:
+    return next(keys for keys in QUALITIES.values() if metric in keys)
 
 
 def resolve_target(options: Mapping[str, Any], baseline: Metrics | None) -> float:

@@ -7,7 +7,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from utils.errors import UserError
-from utils.rewards import REWARDS, build_reward, draw_iso_reward, iso_reward_info, resolve_target
+from utils.rewards import (
+    build_reward,
+    check_reward,
+    draw_iso_reward,
+    iso_reward_info,
+    resolve_target,
+    task_objectives,
+)
 
 
 def metrics(map50_95, gflops, **more):
@@ -26,6 +33,33 @@ def test_weighted_product_by_hand():
     assert soft(metrics(0.5, 1.0)) == pytest.approx(0.5 * 2**0.07)
     # MnasNet section 3.2: at w = -0.07, twice the cost is worth about 5 % accuracy.
     assert soft(metrics(1.05 * 0.5, 4.0)) == pytest.approx(soft(metrics(0.5, 2.0)), rel=1e-3)
+
+
+def test_the_metric_follows_the_task():
+    found = {"top1": 0.6, "top5": 0.9, "gflops": 4.0}
+    assert build_reward("accuracy", metric="top1")(found) == build_reward("map", metric="top1")(found) == 0.6
+    assert build_reward("accuracy", {"metric": "top5"}, metric="top1")(found) == 0.9
+    reward = build_reward("weighted_product", {"target": 2.0}, metric="top1")
+    assert reward(found) == pytest.approx(0.6 * 2**-0.07)
+    linear = build_reward("linear", {"weight": 0.1}, baseline={"gflops": 2.0}, metric="top1")
+    assert linear(found) == pytest.approx(0.6 - 0.1 * 2)
+    assert build_reward("map", metric="map50_95")(metrics(0.4, 3.0)) == 0.4
+    assert check_reward("map", {"metric": "top1"}) == {"metric": "top1"}  # while the task is not known
+    for metric, other, known in (
+        ("top1", "map50", "known: top1, top5"),
+        ("map50_95", "top1", "known: map50_95, map50"),
+    ):
+        with pytest.raises(UserError, match=f"unknown metric of the reward '{other}'.*{known}"):
+            build_reward("map", {"metric": other}, metric=metric)
+
+
+def test_objectives_follow_the_task():
+    default = {"map50_95": "max", "gflops": "min"}
+    assert list(task_objectives(default, "top1").items()) == [("top1", "max"), ("gflops", "min")]
+    assert task_objectives(default, "map50_95") == default
+    assert task_objectives({"top1": "max"}, "map50_95") == {"map50_95": "max"}
+    with pytest.raises(UserError, match=r"unknown metric in search.objectives 'map50'.*top1, top5, gflops"):
+        task_objectives({"map50": "max"}, "top1")
 
 
 def test_hard_exponents_are_indifferent_below_the_target_and_harsh_above():
@@ -139,6 +173,7 @@ def test_every_point_of_a_line_has_the_reward_of_the_line(chosen, level, cost):
 
 
 def test_the_picture_is_written(tmp_path):
-    infos = [iso_reward_info(n, {"target": 2.0} if n != "map" else {}, [1.0, 3.0], [0.3]) for n in REWARDS]
+    names = ("map", "weighted_product", "linear")
+    infos = [iso_reward_info(n, {"target": 2.0} if n != "map" else {}, [1.0, 3.0], [0.3]) for n in names]
     draw_iso_reward(infos, tmp_path / "iso.png")
     assert (tmp_path / "iso.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,115 @@
+"""ImageFolder, as torchvision calls it: a folder for each class, its images inside.
+
+root/train/<class>/*.jpg with root/val/ (or valid/) and perhaps root/test/ beside it, or root/<class>/*.jpg.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from data.account import Account
+from data.card import licence_of
+from data.dataset import Reading, Sample
+from data.images import SUFFIXES, list_images, probe
+from data.progress import progress
+from data.yolo_format import fail_if_most_are_corrupt
+from utils.errors import UserError
+
+FORMAT = "ImageFolder"
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+# Subfolders of detection layouts: what holds such is no folder of classes.
+DETECTION = {"images", "labels", "annotations", "jpegimages", "imagesets"}
+
+
+def looks_like(folder: Path) -> bool:
+    """Whether a folder, or its train folder, holds folders with images."""
+    return _holds_classes(folder) or any(_holds_classes(folder / name) for name in SPLITS["train"])
+
+
+def read_folder(folder: Path) -> Reading:
+    """One Sample an image: the box is the whole image, the class its folder.
+
+    Classes are the class folders of train that hold images, by name, as torchvision sorts them. Raises
+    UserError where the images of val have none of these classes, or most images cannot be decoded.
+    """
+    parts = {split: [folder / n for n in names if (folder / n).is_dir()] for split, names in SPLITS.items()}
+    if any(_holds_classes(place) for place in parts["train"]):
+        roots = {split: places[0] for split, places in parts.items() if places}
+    else:
+        roots = {"train": folder}
+    account = Account()
+    files = {split: _files(root, folder, account) for split, root in roots.items()}
+    names = sorted(files["train"])
+    splits = {split: _samples(found, split, names, folder, account) for split, found in files.items()}
+    licence = licence_of({}, folder)
+    return Reading(folder.name, FORMAT, names, splits, [folder], account, licence)
+
+
+def has_no_boxes(folder: Path) -> UserError:
+    """What to say to somebody who wants to train a detector on it."""
+    place = folder / "train" if _holds_classes(folder / "train") else folder
+    names = [p.name for p in _class_folders(place)]
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return UserError(
+        f"data {folder} is an ImageFolder ({shown}): images "
+        "with classes but without boxes, for a classifier's space; a detector needs YOLO, VOC or COCO labels"
+    )
+
+
+def _holds_classes(folder: Path) -> bool:
+    places = _class_folders(folder) if folder.is_dir() else []
+    words = {word for names in SPLITS.values() for word in names}
+    if any(p.name.lower() in DETECTION for p in places) or {p.name for p in places} <= words:
+        return False
+    return any(_is_image(entry) for place in places for entry in os.scandir(place))
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in SUFFIXES
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    """Subfolders, but for hidden ones and what archives of a Mac leave."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+
+
+def _files(root: Path, shown_from: Path, account: Account) -> dict[str, list[Path]]:
+    """class -> its images; folders without any are counted."""
+    found = {}
+    for place in _class_folders(root):
+        images = list_images(place)
+        if images:
+            found[place.name] = images
+        else:
+            account.note("empty class", os.path.relpath(place, shown_from))
+    return found
+
+
+def _samples(
+    found: dict[str, list[Path]], split: str, names: list[str], root: Path, account: Account
+) -> list[Sample]:
+    ids = {name: i for i, name in enumerate(names)}
+    whole = np.array([[0.5, 0.5, 1, 1]], np.float32)
+    samples, corrupt = [], 0
+    images = [(name, image) for name in sorted(found) for image in found[name]]
+    for name, image in progress(images, f"reading {split}"):
+        shown = os.path.relpath(image, root)
+        if name not in ids:
+            account.note("unknown class", shown)
+            continue
+        seen = probe(image)
+        if seen is None:
+            corrupt += 1
+            account.note("corrupt image", shown)
+            continue
+        samples.append(Sample(image, whole.copy(), np.array([ids[name]], np.int64), seen.upright))
+    fail_if_most_are_corrupt(corrupt, len(samples), split, account)
+    if images and not samples and split != "test":
+        raise UserError(
+            f"data {root}: no folder of {split} is a class of train: {', '.join(sorted(found)[:4])} there, "
+            f"{', '.join(names[:4])} in train"
+        )
+    return samples
