@@ -5,6 +5,8 @@ Teachers' outputs are expected detached; every function is 0 or smallest where s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,3 +68,19 @@ def confidence(teacher: Tensor, classes: int) -> Tensor:
 def weighted(losses: Tensor, weight: Tensor) -> Tensor:
     """Sum of losses times weights, divided by the weights' sum, at least 1."""
     return (losses * weight).sum() / weight.sum().clamp(min=1)
+
+
+def mimicry(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Squared distance of features [B, ...], each sample's divided by its norm; mean over samples and maps.
+
+    From 0 (the same up to a factor) to 4. The mimic loss of United-Perception, for one layer.
+    """
+    apart = [(_unit(s) - _unit(t)).square().sum(1).mean() for s, t in zip(student, teacher, strict=True)]
+    return torch.stack(apart).mean()
+
+
+def _unit(x: Tensor) -> Tensor:
+    """[B, ...] -> [B, n] float32 of length 1; zeros stay zeros and have no gradient."""
+    flat = x.float().flatten(1)
+    length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    return flat / length.where(length > 1e-6, torch.inf)

@@ -1,10 +1,16 @@
-"""How a detector is trained: the `train:` block of an experiment file, checked. Light: imports no torch."""
+"""How a detector is trained: the `train:` block of an experiment file, checked. Light: imports no torch.
+
+`Distil` says what the networks of a supernet learn from each other and from other teachers.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from utils.errors import unknown
 
 
 class TrainSettings(BaseModel):
@@ -17,6 +23,9 @@ class TrainSettings(BaseModel):
     optimizer: Literal["AdamW", "SGD"] = Field("AdamW", description="SGD is with Nesterov momentum")
     lr: float = Field(0.006, gt=0, description="peak learning rate")
     lr_final: float = Field(0.01, ge=0, le=1, description="the last step runs at lr * lr_final")
+    lr_floor: float = Field(
+        0.0, ge=0, le=1, description="the schedule ends in a constant lr * lr_floor; supernets like 0.05"
+    )
     schedule: Literal["linear", "cosine"] = Field("linear", description="how lr falls after the warm-up")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum, or beta1 of AdamW")
     weight_decay: float = Field(5e-4, ge=0, description="only on weights with two or more dimensions")
@@ -53,3 +62,103 @@ class TrainSettings(BaseModel):
         ge=0,
         description="write a checkpoint after the first epoch that ends so long after the last one",
     )
+
+
+# What the networks of a supernet learn from teachers ------------------------------------------------------
+
+MAX = "max"  # the name of the teacher that every supernet has: its own largest net
+
+
+class _Job(BaseModel):
+    """Something to learn from one teacher."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    teacher: str
+    weight: float = Field(1.0, gt=0, description="of this loss, beside the others")
+    warm_up: int = Field(0, ge=0, description="optimizer steps in which the weight grows to its full value")
+
+    def weight_at(self, step: int) -> float:
+        """The weight in an optimizer step, counted from 0: warm-up is linear, its first step counts."""
+        return self.weight * min(1.0, (step + 1) / self.warm_up) if self.warm_up else self.weight
+
+
+class Outputs(_Job):
+    """Learn the raw output of a teacher from a file: students and the largest net do."""
+
+    teacher: str = Field(description="one of `teachers`; students' learning from max is `weight` of distil")
+
+
+class Mimic(_Job):
+    """Learn to have a teacher's features: squared distance of each image's features, divided by their norm,
+    mean over images and layers (United-Perception's mimic). Students do; the largest net too, from others."""
+
+    layers: list[str] = Field(min_length=1, description="as `named_modules` of the network calls them")
+    teacher: str = Field(MAX, description="max, or one of `teachers`")
+    teacher_layers: list[str] | None = Field(None, description="one for each of `layers`; default the same")
+    weight: float = Field(0.5, gt=0, description="of this loss, beside the others")
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Mimic:
+        if self.teacher_layers is not None and len(self.teacher_layers) != len(self.layers):
+            raise ValueError(
+                f"teacher_layers should name one layer for each of layers, {len(self.layers)}, "
+                f"not {len(self.teacher_layers)}"
+            )
+        return self
+
+    @property
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """(layer of the student, layer of the teacher)."""
+        return zip(self.layers, self.teacher_layers or self.layers, strict=True)
+
+
+class Distil(BaseModel):
+    """The `distil:` block: what students, all nets of a supernet's step but the largest, learn from whom.
+
+    distil: {weight: 1, labels: 0.5}                  # in-place distillation, the common case
+    distil:
+      labels: 0                                       # only the largest net sees the ground truth
+      options: {divergence: alpha}
+      mimic: [{layers: [neck.further.0], weight: 0.5}]
+      teachers: {big: runs/big/best.pt}
+      outputs: [{teacher: big, weight: 0.3, warm_up: 500}]
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    weight: float = Field(
+        1.0, ge=0, description="of what students learn from the largest net's raw output; 0 = nothing"
+    )
+    labels: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the ground truth for students; BigNAS has 0, detectors do better with some",
+    )
+    options: dict[str, Any] = Field({}, description="of the network's own distil: {divergence: alpha}")
+    teachers: dict[str, str] = Field({}, description="further teachers: name -> weight file")
+    outputs: list[Outputs] = Field([], description="whose raw outputs are learnt, beside the largest net's")
+    mimic: list[Mimic] = Field([], description="whose features are learnt")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Distil:
+        if self.weight + self.labels == 0 and not self.outputs:
+            raise ValueError(
+                "students need something to learn from: weight and labels are both 0, and outputs is empty"
+            )
+        if MAX in self.teachers:
+            raise ValueError(
+                "the teacher 'max' is the supernet's own largest net; give the file another name"
+            )
+        for job in self.outputs:
+            if job.teacher == MAX:
+                raise ValueError("what is learnt from max's output is distil.weight; outputs are others'")
+        for name in (job.teacher for job in (*self.outputs, *self.mimic)):
+            if name != MAX and name not in self.teachers:
+                raise unknown("teacher", name, (MAX, *self.teachers))
+        for name in self.teachers:
+            if all(job.teacher != name for job in (*self.outputs, *self.mimic)):
+                raise ValueError(
+                    f"nothing is learnt from the teacher {name!r}; add outputs: [{{teacher: {name}}}]"
+                )
+        return self

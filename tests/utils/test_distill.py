@@ -4,9 +4,14 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
+from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from utils.distill import alpha_divergence, confidence, kl, soft_scores, weighted
+from utils.distill import alpha_divergence, confidence, kl, mimicry, soft_scores, weighted
+from utils.errors import UserError
+from utils.mimic import features, mimic_loss
+from utils.settings import Distil, Mimic, Outputs
 
 RNG = torch.Generator().manual_seed(0)
 STUDENT, TEACHER = torch.randn(5, 4, generator=RNG), torch.randn(5, 4, generator=RNG)
@@ -62,3 +67,85 @@ def test_weights():
     assert weighted(torch.tensor([1.0, 2.0]), torch.tensor([0.1, 0.2])).item() == pytest.approx(
         0.5
     )  # never / < 1
+
+
+# Features -------------------------------------------------------------------------------------------------
+
+
+def test_mimicry_by_hand():
+    # (3, 4) -> (.6, .8) against (1, 0): .16 + .64 = .8; (0, 2) -> (0, 1) against (0, 1): 0; mean .4.
+    student = torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]]])
+    teacher = torch.tensor([[[5.0, 0.0]], [[0.0, 7.0]]])
+    assert mimicry([student], [teacher]).item() == pytest.approx(0.4)
+    assert mimicry([student, student], [teacher, student]).item() == pytest.approx(0.2)
+    assert mimicry([student], [-student]).item() == pytest.approx(4)
+
+
+def test_dead_features_have_no_gradient():
+    dead = torch.zeros(1, 3, requires_grad=True)
+    loss = mimicry([dead], [torch.tensor([[0.0, 0.0, 2.0]])])
+    loss.backward()
+    assert loss == 1 and dead.grad.tolist() == [[0, 0, 0]]
+
+
+def test_a_job_is_the_mean_over_its_layers():
+    job = Mimic(layers=["a", "b"], teacher="big", teacher_layers=["x", "y"])
+    student = {"a": [torch.tensor([[3.0, 4.0]])], "b": [torch.tensor([[1.0, 0.0]])]}
+    teacher = {"x": [torch.tensor([[1.0, 0.0]])], "y": [torch.tensor([[0.0, 1.0]])]}
+    assert mimic_loss(job, student, teacher).item() == pytest.approx((0.8 + 2) / 2)
+    with pytest.raises(UserError, match="'a' gives 2 an image, 'x' of the teacher 'big' 3x1: only equal"):
+        mimic_loss(job, student, teacher | {"x": [torch.ones(1, 3, 1)]})
+    with pytest.raises(UserError, match="'b' does not run in every architecture"):
+        mimic_loss(job, {"a": student["a"]}, teacher)
+
+
+def test_features_are_those_before_work_in_place():
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True), nn.Linear(2, 2))
+    nn.init.eye_(net[0].weight)
+    nn.init.zeros_(net[0].bias)
+    with features(net, ["0", "1"]) as seen:
+        net(torch.tensor([[-1.0, 2.0]]))
+        net(torch.tensor([[5.0, 6.0]]))
+    assert [t.tolist() for t in seen["0"]] == [[[-1, 2]], [[5, 6]]]
+    assert [t.tolist() for t in seen["1"]] == [[[0, 2]], [[5, 6]]]
+    net(torch.zeros(1, 2))
+    assert len(seen["0"]) == 2  # no longer watched
+
+
+# Settings -------------------------------------------------------------------------------------------------
+
+
+def test_weights_grow_at_first():
+    job = Outputs(teacher="big", weight=0.8, warm_up=4)
+    assert [job.weight_at(step) for step in (0, 1, 3, 4, 99)] == pytest.approx([0.2, 0.4, 0.8, 0.8, 0.8])
+    assert Mimic(layers=["a"]).weight_at(0) == 0.5
+    assert list(Mimic(layers=["a", "b"]).pairs) == [("a", "a"), ("b", "b")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight": 0, "labels": 0}, "students need something to learn from"),
+        ({"weight": -1}, "greater than or equal to 0"),
+        ({"teachers": {"max": "a.pt"}}, "'max' is the supernet's own largest net"),
+        (
+            {"teachers": {"big": "a.pt"}},
+            r"nothing is learnt from the teacher 'big'; add outputs: \[{teacher: big}",
+        ),
+        ({"mimic": [{"layers": ["a"], "teacher": "mx"}]}, "unknown teacher 'mx'; did you mean 'max'"),
+        ({"outputs": [{"teacher": "max"}]}, "what is learnt from max's output is distil.weight"),
+        ({"mimic": [{"layers": []}]}, "at least 1 item"),
+        (
+            {"mimic": [{"layers": ["a"], "teacher_layers": ["b", "c"]}]},
+            "one layer for each of layers, 1, not 2",
+        ),
+        ({"mimik": []}, "Extra inputs are not permitted"),
+    ],
+)
+def test_settings_that_do_not_fit(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        Distil(**settings)
+
+
+def test_a_teacher_from_a_file_may_be_all_that_students_have():
+    Distil(weight=0, labels=0, teachers={"big": "big.pt"}, outputs=[{"teacher": "big"}])
