@@ -24,6 +24,7 @@ TITLES = {
     "gflops": "GFLOPs",
     "latency_ms": "latency (ms)",
     "top1": "top-1",
+    "top5": "top-5",
 }
 
 

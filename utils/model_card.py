@@ -1,4 +1,4 @@
-"""`top/N.md`: what a stranger must know to use one found detector, as a Hugging Face style model card."""
+"""`top/N.md`: what a stranger must know to use one found network, as a Hugging Face style model card."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Trial
 from utils.results import gain, load_arch_file, percent
-from utils.runs import Run, device_hours, duration, read_run, retrained, search_cost
+from utils.runs import Run, device_hours, duration, read_run, read_yaml, retrained, search_cost
 from utils.summary import mapping, number
 
 
@@ -34,11 +34,15 @@ def write_model_card(run_dir: str | Path, n: int) -> Path:
 def card_text(run: Run, n: int, record: dict[str, Any]) -> str:
     """The card itself, Markdown with the YAML header that model hubs read."""
     trial = next((t for t in run.complete if t.number == record["trial"]), None)
+    # A YAML with this key is of an elastic network (models/elastic_space.py); YOLO's have none.
+    network = read_yaml(Path(record["space"])).get("network")
+    made = f"It is the network {network!r} of this package, in plain torch modules." if network else STOCK
+    found = "A classifier" if run.task == "classify" else "A detector"
     parts = [
-        HEADER,
+        _header(run.task, stock=network is None),
         f"# {run.name}, number {n}\n",
-        f"A detector found by architecture search: trial {record['trial']} of {len(run.trials)}, rank {n} by "
-        f"reward. It is made of stock Ultralytics modules only.\n",
+        f"{found} found by architecture search: trial {record['trial']} of {len(run.trials)}, rank {n} by "
+        f"reward. {made}\n",
         "## Metrics\n",
         _metrics(run, record),
         "## Data\n",
@@ -46,20 +50,25 @@ def card_text(run: Run, n: int, record: dict[str, Any]) -> str:
         "## Cost\n",
         _cost(run, record, trial),
         "## Use\n",
-        _use(run, n, record),
+        _use(run, n, record) if network is None else _use_here(run, record),
         "## Architecture\n",
         _architecture(run, record),
         "## Licence\n",
-        _licence(run),
+        _licence(run, stock=network is None),
     ]
     return "\n".join(parts)
 
 
-HEADER = """---
+STOCK = "It is made of stock Ultralytics modules only."
+
+
+def _header(task: str, stock: bool) -> str:
+    subject = "image-classification" if task == "classify" else "object-detection"
+    return f"""---
 license: agpl-3.0
-library_name: ultralytics
-pipeline_tag: object-detection
-tags: [object-detection, neural-architecture-search, yolo]
+library_name: {"ultralytics" if stock else "pytorch"}
+pipeline_tag: {subject}
+tags: [{subject}, neural-architecture-search{", yolo" if stock else ""}]
 ---
 """
 
@@ -145,6 +154,31 @@ for result in model.predict("picture.jpg", imgsz={record["imgsz"]}):
     return f"First `python hello_nas.py export top/{n}.json --weights {source} --format pt`, then\n\n{code}"
 
 
+def _use_here(run: Run, record: dict[str, Any]) -> str:
+    """For a network of this package: how to build it, load it and run it."""
+    trial = record["trial"]
+    weights = f"trials/{trial:04d}/weights.pt" if isinstance(trial, int) else "WEIGHTS"
+    side = record["imgsz"]
+    if run.task == "classify":
+        result = (
+            f"probabilities = net.predict(images)  # [B, {len(run.meta.get('names') or []) or 'classes'}]"
+        )
+    else:
+        result = "detections = net.predict(images)  # for each image boxes (xyxy, pixels), scores, labels"
+    return f"""In the folder of this package, with the run's `{weights}`:
+
+```python
+from models.networks import build, open_any_space
+from models.weights import load_weights, read_weights
+file = read_weights("{weights}")
+net = build(open_any_space(file.space, file.nc, file.ch), file.arch, file.names)
+load_weights(net, file, whole=True)
+images = ...  # float32 [B, 3, {side}, {side}], RGB, 0..1
+{result}
+```
+"""
+
+
 def _architecture(run: Run, record: dict[str, Any]) -> str:
     base = run.baseline
     changed = difference(record["arch"], base.arch if base else None)
@@ -157,9 +191,10 @@ def _architecture(run: Run, record: dict[str, Any]) -> str:
     return f"Space: `{Path(record['space']).name}`. {head}\n\nMade with: {versions}.\n"
 
 
-def _licence(run: Run) -> str:
+def _licence(run: Run, stock: bool) -> str:
     licence = mapping(run.meta.get("data")).get("licence") or "not recorded"
+    whose = "the network and its training code are Ultralytics', which are" if stock else "this package is"
     return (
-        "AGPL-3.0, because the network and its training code are Ultralytics', which are under that licence. "
+        f"AGPL-3.0, because {whose} under that licence. "
         f"The weights also learnt from the data above; its licence: {licence}.\n"
     )

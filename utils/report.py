@@ -237,7 +237,8 @@ def _limits(run: Run, has_family: bool) -> list[str]:
         limits.append("Latency holds for the device it was measured on, and for no other.")
     if not has_family:
         limits.append(
-            "The unsearched n/s/m family is not drawn, so nothing here says whether searching beat scaling."
+            "No family of unsearched networks (one in several sizes, as YOLO's n, s, m) is drawn, so nothing "
+            "here says whether searching beat scaling."
         )
     if run.baseline is None:
         limits.append("There is no complete unsearched baseline, so gains cannot be given.")

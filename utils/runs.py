@@ -16,8 +16,10 @@ from utils.drawing import is_number
 from utils.errors import UserError
 from utils.history import History, Trial
 from utils.pareto import pareto_front
+from utils.rewards import QUALITIES
 
 COSTS = ("gflops", "params_m", "latency_ms")
+MAIN = tuple(keys[0] for keys in QUALITIES.values())  # what a history without an experiment is judged by
 Objectives = Mapping[str, str]  # metric -> "max" or "min"
 
 
@@ -40,6 +42,11 @@ class Run:
     @property
     def quality(self) -> str:
         return quality_of(self.objectives)
+
+    @property
+    def task(self) -> str:
+        """`detect` or `classify`, as its quality says."""
+        return next((task for task, keys in QUALITIES.items() if self.quality in keys), "detect")
 
     @property
     def search(self) -> dict[str, Any]:
@@ -95,13 +102,13 @@ def _sound(trial: Trial) -> Trial:
 
 
 def _objectives(given: Any, trials: Sequence[Trial]) -> dict[str, str]:
-    """Those of the experiment, else mAP against the first cost that the trials carry."""
+    """Those of the experiment, else mAP or accuracy against the first cost that the trials carry."""
     if isinstance(given, dict) and given and all(v in ("max", "min") for v in given.values()):
         return {str(k): str(v) for k, v in given.items()}
     seen = [k for t in completed(trials) for k in t.metrics]
     costs = [k for k in COSTS if k in seen]
     scores = [k for k in seen if k not in COSTS and "/" not in k]
-    score = "map50_95" if "map50_95" in seen or not scores else scores[0]
+    score = next((k for k in MAIN if k in seen), scores[0] if scores else MAIN[0])
     return {score: "max"} | ({costs[0]: "min"} if costs else {})
 
 

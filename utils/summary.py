@@ -112,7 +112,9 @@ def number(value: float | None) -> str:
 
 def metric_keys(run: Run) -> list[str]:
     """Columns of the tables: quality, objectives, then the usual costs; per-class scores stay in the CSV."""
-    wanted = dict.fromkeys([run.quality, "map50", *run.objectives, "params_m", "gflops", "latency_ms"])
+    wanted = dict.fromkeys(
+        [run.quality, "map50", "top5", *run.objectives, "params_m", "gflops", "latency_ms"]
+    )
     return [k for k in wanted if any(k in t.metrics for t in run.trials)]
 
 

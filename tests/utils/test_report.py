@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.utils.synthetic import make_run, make_trials
 from utils.choices import (
@@ -40,7 +41,7 @@ from utils.plots import (
     save_pareto_png,
 )
 from utils.report import write_report
-from utils.results import extend_top, write_top
+from utils.results import extend_top, results_table, status, write_top
 from utils.runs import read_run
 from utils.summary import family_verdict, number, retrained_rows, verdict
 
@@ -522,6 +523,54 @@ def test_model_card(tmp_path: Path) -> None:
     assert "not known" not in text and "export" not in text
     with pytest.raises(UserError, match="no top model 7 in .*; there are: 1, 2"):
         write_model_card(run, 7)
+
+
+# --- a classifier ---
+
+
+def as_classifier(trials: list[Trial]) -> list[Trial]:
+    """The same trials as a classifier's search would have written them."""
+    names = {"map50_95": "top1", "map50": "top5"}
+
+    def renamed(row: dict[str, float]) -> dict[str, float]:
+        return {names.get(k, k): v for k, v in row.items()}
+
+    return [replace(t, metrics=renamed(t.metrics), curve=[renamed(e) for e in t.curve or []]) for t in trials]
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_classifiers_run_speaks_of_top_1_alone(tmp_path: Path, bare: bool) -> None:
+    run = make_run(tmp_path / "classes", as_classifier(make_trials()), bare=bare)
+    space = tmp_path / "net.yaml"
+    space.write_text("network: regnet\n")
+    if not bare:
+        experiment = yaml.safe_load((run / "experiment.yaml").read_text())
+        experiment["search"]["objectives"] = {"top1": "max", "gflops": "min"}
+        (run / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    (run / "retrain" / "0002").mkdir(parents=True)
+    metrics = {"top1": 0.9, "top5": 1.0, "top1/cat": 0.9}
+    (run / "retrain" / "0002" / "result.json").write_text(json.dumps({"metrics": metrics}))
+    assert read_run(run).task == "classify"
+    write_top(run, read_run(run).trials, 1, space=str(space), data="d", imgsz=32)
+    shown = Page(write_report(run).read_text())
+    assert "best top-1" in shown.text and "top-5" in shown.text and "Retrained in full" in shown.text
+    axes = shown.figures["pareto"]["GFLOPs"]["layout"]
+    assert (axes["xaxis"]["title"]["text"], axes["yaxis"]["title"]["text"]) == ("GFLOPs", "top-1")
+    assert shown.figures["curves"][""]["layout"]["yaxis"]["title"]["text"] == "top-1"
+    assert list(shown.figures["importance"]) == ["reward", "top-1"]
+    texts = [shown.text, json.dumps(shown.figures), status(run), write_model_card(run, 1).read_text()]
+    table = results_table(read_run(run).trials, read_run(run).objectives).splitlines()
+    assert table[0].split()[:2] == ["trial", "top-1"] and table[2].startswith("best top-1 ")
+    for text in [*texts, *table]:
+        assert not re.search(r"\bm?map(50|\b)", text, re.I), text[:2000]
+    card = texts[-1]
+    assert card.startswith(
+        "---\nlicense: agpl-3.0\nlibrary_name: pytorch\npipeline_tag: image-classification\n"
+    )
+    assert "A classifier found" in card and "the network 'regnet' of this package" in card
+    code = re.search(r"```python\n(.*?)```", card, re.S)
+    assert code is not None and "probabilities = net.predict(images)" in code[1]
+    compile(code[1], "card", "exec")
 
 
 # --- loggers ---
