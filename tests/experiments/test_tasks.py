@@ -15,7 +15,7 @@ TINY = {
 
 
 def test_a_classifier_learns_the_digits_objects(tmp_path):
-    """From 161 objects, by sixteens at 32 px: the last stage has 1x1 maps, the last batch one picture more."""
+    """161 objects by sixteens at 32 px: the last stage has 1x1 maps, the last batch is of one picture."""
     torch.set_num_threads(1)
     (tmp_path / "d.yaml").write_text("format: digits\nscenes: {search_train: 60, search_val: 20, val: 5}\n")
     data = open_dataset(tmp_path / "d.yaml", tmp_path / "cache", task="classify")
