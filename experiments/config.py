@@ -6,8 +6,9 @@ or raises `UserError` with one line that names the key, the value and the neares
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,10 +16,25 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from utils.errors import UserError, did_you_mean, unknown
-from utils.settings import TrainSettings
+from utils.settings import Distil, TrainSettings
 
 ROOT = Path(__file__).resolve().parent.parent
-Step = Literal["search", "baselines", "retrain", "evaluate", "export", "report"]
+Step = Literal[
+    "supernet",
+    "sample",
+    "sample_accuracy",
+    "search",
+    "baselines",
+    "retrain",
+    "evaluate",
+    "finetune",
+    "rank",
+    "export",
+    "report",
+]
+
+
+NEED_SUPERNET = ("supernet", "sample_accuracy", "finetune", "rank")
 
 
 class Strict(BaseModel):
@@ -62,6 +78,48 @@ class SearchSettings(Strict):
     training_service: dict[str, Any] | None = Field(None, description="NNI training service, default local")
 
 
+class SupernetSettings(Strict):
+    """The `supernet:` block; where it stands, architectures inherit their weights instead of training them.
+
+    The supernet is trained by the `train:` block, on search_train.
+    """
+
+    subnets: list[Literal["max", "random", "min"]] = Field(
+        ["max", "random", "random", "min"], description="the archs of one step, on one batch; max comes first"
+    )
+    sampling: Named = Field(
+        Named(name="uniform"), description="how random ones are drawn (models/sampling.py)"
+    )
+    distil: Distil = Distil()
+    devices: int = Field(1, ge=1, description="GPUs (or processes, on a CPU) that train it data-parallel")
+    calibration: int = Field(
+        256, ge=2, description="training images that an arch's batch norm is re-estimated on"
+    )
+
+    @field_validator("subnets")
+    @classmethod
+    def _max_teaches(cls, value: list[str]) -> list[str]:
+        if not value or value[0] != "max" or "max" in value[1:]:
+            raise ValueError("max should come first, and only there: it teaches the others")
+        return value
+
+
+class SampleSettings(Strict):
+    """The `sample:` and `sample_accuracy:` blocks: archs whose cost, or whose accuracy too, is looked at."""
+
+    n: int = Field(ge=1, description="archs")
+    gflops: tuple[float, float] | None = Field(None, description="only archs between these, both included")
+    traverse: bool = Field(False, description="walk through the space in even strides instead of drawing")
+
+
+class RankSettings(Strict):
+    """The `rank:` block: archs trained from scratch, to see whether the supernet orders them alike."""
+
+    n: int = Field(15, ge=3, description="archs, spread over the space's costs")
+    seeds: list[int] = Field([0, 1], min_length=1, description="of the trainings; each arch once with each")
+    train: dict[str, Any] = Field({}, description="what these trainings change of train: {epochs: 6}")
+
+
 class Experiment(Strict):
     """An experiment file with its overrides applied; paths are absolute."""
 
@@ -74,7 +132,14 @@ class Experiment(Strict):
     threads: int | None = Field(None, ge=1, description="CPU threads of a trial; default cores / concurrency")
     train: TrainSettings = TrainSettings()
     search: SearchSettings = SearchSettings()
+    supernet: SupernetSettings | None = Field(None, description="train one set of weights for all archs")
+    sample: SampleSettings = SampleSettings(n=10_000)
+    sample_accuracy: SampleSettings = SampleSettings(n=200)
+    rank: RankSettings = RankSettings()
     retrain: dict[str, Any] = Field({}, description="what the retrain step changes of train: {epochs: 50}")
+    finetune: dict[str, Any] = Field(
+        {}, description="what the finetune step changes of a tenth of train's epochs at a tenth of its lr"
+    )
     family: list[str] = Field([], description="detector YAMLs that the baselines step trains, unsearched")
     loggers: list[str] = Field(
         [], description="beside the log.csv of each training: tensorboard, wandb, mlflow"
@@ -125,7 +190,12 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
         exp = Experiment(**raw)
     except ValidationError as error:
         raise _one_line(error, source) from None
-    retrain_settings(exp, source)
+    for settings in (retrain_settings, finetune_settings, rank_settings):
+        settings(exp)
+    if exp.supernet is None:
+        for step in exp.steps:
+            if step in NEED_SUPERNET:
+                raise UserError(f"{source}: the step {step!r} needs a `supernet:` block")
     return exp.model_copy(
         update={
             "space": str(_find(exp.space, "space", "a detector YAML")),
@@ -138,17 +208,36 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
     )
 
 
-def retrain_settings(exp: Experiment, source: str = "retrain") -> TrainSettings:
-    """`train` as the `retrain` block changes it. Raises UserError for a key or value that does not fit."""
-    for key, value in exp.retrain.items():
+def retrain_settings(exp: Experiment) -> TrainSettings:
+    """`train` as the `retrain` block changes it."""
+    return changed(exp.train, exp.retrain, "retrain")
+
+
+def finetune_settings(exp: Experiment) -> TrainSettings:
+    """A tenth of `train`'s epochs at a tenth of its lr, as the `finetune` block changes that.
+
+    A trained head needs no warm-up of its biases.
+    """
+    short = {"epochs": math.ceil(exp.train.epochs / 10), "lr": exp.train.lr / 10, "warmup_bias_lr": 0.0}
+    return changed(exp.train, {**short, **exp.finetune}, "finetune")
+
+
+def rank_settings(exp: Experiment) -> TrainSettings:
+    """`train` as `rank.train` changes it: how archs are trained from scratch for the comparison."""
+    return changed(exp.train, exp.rank.train, "rank.train")
+
+
+def changed(train: TrainSettings, changes: Mapping[str, Any], block: str) -> TrainSettings:
+    """`train` with `changes`. Raises UserError for a key or value that does not fit."""
+    for key, value in changes.items():
         if key not in TrainSettings.model_fields:
-            raise unknown(f"key in {source}: retrain", key, TrainSettings.model_fields)
+            raise unknown(f"key in {block}", key, TrainSettings.model_fields)
         try:
             TrainSettings.model_validate({key: value})
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise UserError(f"{source}: retrain.{key}: {value!r} does not fit: {reason}") from None
-    return TrainSettings.model_validate(exp.train.model_dump() | exp.retrain)
+            raise UserError(f"{block}.{key}: {value!r} does not fit: {reason}") from None
+    return TrainSettings.model_validate(train.model_dump() | dict(changes))
 
 
 def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
@@ -226,9 +315,9 @@ def known_keys(model: type[BaseModel] = Experiment, prefix: str = "") -> list[st
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        inner = field.annotation if isinstance(field.annotation, type) else None
-        if inner and issubclass(inner, BaseModel) and inner is not Named:
-            keys += known_keys(inner, f"{prefix}{name}.")
+        for inner in get_args(field.annotation) or (field.annotation,):  # of `X | None` both
+            if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not Named:
+                keys += known_keys(inner, f"{prefix}{name}.")
     return keys
 
 

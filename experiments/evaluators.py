@@ -16,17 +16,14 @@ import torch
 
 from data.dataset import Dataset
 from data.hyp import load_hyp
-from data.loader import DetectionLoader, make_loader
-from data.pixels import PIXELS
 from experiments.config import Experiment
 from experiments.inputs import open_data, open_space
 from experiments.run_folder import RunFolder
+from experiments.tasks import TASKS, Task
 from experiments.trial import report_final, report_intermediate
-from models.nas import YoloSpace
-from models.space import Space
+from models.nas import ArchSpace, YoloSpace
+from models.networks import AnySpace, build
 from models.weights import save_weights
-from models.yolo import build
-from utils.evaluate import QUICK, evaluate
 from utils.history import Arch, Trial
 from utils.loggers import open_loggers
 from utils.measure import Calibration, calibrate, device_info, latency, resolve_device
@@ -41,7 +38,7 @@ class Job:
 
     run: RunFolder
     dataset: Dataset
-    space: Space
+    space: AnySpace
     hyp: dict[str, float]
 
     @property
@@ -51,6 +48,26 @@ class Job:
     @property
     def device(self) -> torch.device:
         return resolve_device(self.exp.device)
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.space.task]
+
+    def build(self, arch: Arch) -> Any:
+        """The network of an arch, fresh weights of torch's generator, its loss weighed as `hyp` says."""
+        net = build(self.space, arch, self.dataset.names)
+        weigh_losses(net, self.hyp)
+        return net
+
+    def side(self, arch: Arch) -> int:
+        """Pixels of the square images that an arch works on."""
+        return int(arch.get("resolution", self.exp.imgsz))
+
+
+def weigh_losses(net: Any, hyp: dict[str, float]) -> None:
+    """Give a network whose loss has gains (YOLO's) those of the augmentation file."""
+    if hasattr(net, "set_gains"):
+        net.set_gains(**{gain: hyp[gain] for gain in ("box", "cls", "dfl")})
 
 
 @functools.cache
@@ -66,16 +83,24 @@ def warm_up(run_dir: str) -> None:
     """Everything a forked trial inherits: the imports of this module, and the pixels, decoded once."""
     job = prepare(run_dir)
     for split in ("search_train", "search_val"):
-        PIXELS.preload(job.dataset.splits[split], job.exp.imgsz)
+        job.task.pixels.preload(job.dataset.splits[split], job.exp.imgsz)
 
 
-def evaluate_trial(model: YoloSpace, run_dir: str) -> None:
+def evaluate_trial(model: YoloSpace | ArchSpace, run_dir: str) -> None:
     """NNI's evaluator. `model` is the space frozen at this trial's architecture.
 
     The line of history is on disk, with the arch that really ran, before NNI hears of the result. A training
     that fails is a line too; the exception goes on to NNI, which marks the trial as failed.
     """
-    job = prepare(run_dir)
+    run_trial(model, prepare(run_dir), train_and_measure)
+
+
+def run_trial(
+    model: YoloSpace | ArchSpace,
+    job: Job,
+    measure: Callable[[Job, Arch, Path, list[dict[str, float]]], dict[str, float]],
+) -> None:
+    """Measure the model's arch, write its line of history, report to NNI; see `evaluate_trial`."""
     arch = model.arch
     assert arch is not None, "NNI gave a space that is not frozen"
     number, parents = job.run.asked(arch)
@@ -89,7 +114,7 @@ def evaluate_trial(model: YoloSpace, run_dir: str) -> None:
 
     curve: list[dict[str, float]] = []
     try:
-        metrics = train_and_measure(job, arch, job.run.trial_dir(number), curve)
+        metrics = measure(job, arch, job.run.trial_dir(number), curve)
         reward = reward_of(job)(metrics)
         if not math.isfinite(reward):
             raise TrainingFailed(f"the reward is {reward}")
@@ -112,19 +137,17 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     exp = job.exp
     torch.set_num_threads(threads_of(exp))
     torch.manual_seed(exp.seed)
-    detector = build(job.space, arch, job.dataset.names)
-    detector.set_gains(**{gain: job.hyp[gain] for gain in ("box", "cls", "dfl")})
-    train_loader, val_loader = loaders(job, "search_train", "search_val")
+    detector = job.build(arch)
+    train_loader, val_loader = loaders(job, "search_train", "search_val", job.side(arch))
 
     def score(net: torch.nn.Module, last: bool) -> dict[str, float]:
-        how: dict[str, Any] = {} if last else QUICK
-        return evaluate(net, val_loader, job.dataset.names, job.device, **how)
+        return job.task.score(net, val_loader, job.dataset.names, job.device, not last)
 
     def on_epoch(row: dict[str, float]) -> None:
         curve.append(row)
         log.log(int(row["epoch"]), row)
-        if "map50_95" in row:
-            report_intermediate(row["map50_95"])
+        if job.task.quality in row:
+            report_intermediate(row[job.task.quality])
 
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
@@ -146,15 +169,17 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     return metrics
 
 
-def loaders(job: Job, train_split: str, val_split: str) -> tuple[DetectionLoader, DetectionLoader]:
-    """(augmented and shuffled, plain) batches of two splits, as the experiment says."""
+def loaders(job: Job, train_split: str, val_split: str, side: int | None = None) -> tuple[Any, Any]:
+    """(augmented and shuffled, plain) batches of two splits at `side` x `side`, by default the experiment's
+    imgsz."""
+    side = side or job.exp.imgsz
     exp, splits, names = job.exp, job.dataset.splits, job.dataset.names
     on_gpu = job.device.type == "cuda"
     workers = exp.train.workers if exp.train.workers is not None else 4 * on_gpu
-    train_loader = make_loader(
+    train_loader = job.task.make_loader(
         splits[train_split],
         names,
-        exp.imgsz,
+        side,
         exp.train.batch,
         train=True,
         hyp=job.hyp,
@@ -163,9 +188,8 @@ def loaders(job: Job, train_split: str, val_split: str) -> tuple[DetectionLoader
         epochs=exp.train.epochs,
     )
     val_batch = 2 * exp.train.batch
-    return train_loader, make_loader(
-        splits[val_split], names, exp.imgsz, val_batch, train=False, workers=workers
-    )
+    val_loader = job.task.make_loader(splits[val_split], names, side, val_batch, train=False, workers=workers)
+    return train_loader, val_loader
 
 
 def costs(job: Job, arch: Arch) -> dict[str, float]:
@@ -173,8 +197,8 @@ def costs(job: Job, arch: Arch) -> dict[str, float]:
     exp = job.exp
     found = job.space.cost(arch, exp.imgsz)
     if "latency_ms" in wanted_costs(exp):
-        net = build(job.space, arch).model
-        found |= latency(net, exp.imgsz, job.device, calibration=calibration(job))
+        net = build(job.space, arch)
+        found |= latency(net, job.side(arch), job.device, calibration=calibration(job))
     return found
 
 
@@ -203,7 +227,7 @@ def baseline_costs(job: Job) -> dict[str, float]:
 def reward_of(job: Job) -> Callable[[dict[str, float]], float]:
     """The experiment's reward with its target resolved."""
     reward = job.exp.search.reward
-    return build_reward(reward.name, reward.options, baseline=baseline_costs(job))
+    return build_reward(reward.name, reward.options, baseline=baseline_costs(job), metric=job.task.quality)
 
 
 def note_facts(job: Job) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from experiments.config import Experiment, load_experiment
 from experiments.inputs import open_data, open_space
 from experiments.processes import check_port, stop_leftovers
 from experiments.run_folder import RunFolder, cache_beside
-from models.space import Space
+from models.networks import open_any_space
 from utils.errors import UserError, unknown
 from utils.files import printed_to, write_text
 from utils.limits import check_limits, parse_limits
 from utils.loggers import check_loggers
-from utils.rewards import COST_KEYS, QUALITY_KEYS, check_reward
+from utils.rewards import COST_KEYS, QUALITIES, QUALITY_KEYS, check_reward, task_objectives
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def run_experiment(
         assert run_dir is not None
         path = RunFolder.open(run_dir).path / "experiment.yaml"
     experiment = load_experiment(path, overrides)
-    check_names(experiment)
+    experiment = check_names(experiment)
     folder = run_dir or Path("runs") / experiment.name
     if not resume:
         RunFolder.check_free(folder)
@@ -107,13 +108,16 @@ def running(run: RunFolder) -> Iterator[None]:
     say("finished")
 
 
-def check_names(exp: Experiment) -> None:
-    """Names and values that can be wrong by themselves. Takes milliseconds. Raises UserError."""
+def check_names(exp: Experiment) -> Experiment:
+    """Names and values that can be wrong by themselves. Takes milliseconds. Raises UserError.
+
+    Returns the experiment with the objectives of its task: what is mAP for detectors is accuracy for
+    classifiers.
+    """
     from experiments.strategies import check_strategy
 
     search = exp.search
     check_strategy(search.strategy.name, search.strategy.options)
-    check_reward(search.reward.name, search.reward.options)
     parse_limits(search.limits)
     for key in search.objectives:
         if key not in (*QUALITY_KEYS, *COST_KEYS):
@@ -122,14 +126,18 @@ def check_names(exp: Experiment) -> None:
         if key not in COST_KEYS:
             raise unknown("cost to measure", key, COST_KEYS)
     check_loggers(exp.loggers)
-    Space(exp.space)
+    quality = QUALITIES[open_any_space(exp.space, nc=1).task][0]
+    check_reward(search.reward.name, search.reward.options, metric=quality)
+    objectives = task_objectives(search.objectives, quality)
+    return exp.model_copy(update={"search": search.model_copy(update={"objectives": objectives})})
 
 
 def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
     """Do data, space, limits, device and port fit together? Before anything is written. Raises UserError."""
     if "search" in exp.steps and exp.search.engine == "nni" and ui.port is not None:
         check_port(ui.host, ui.port)
-    space = open_space(exp, open_data(exp, cache))
+    dataset = open_data(exp, cache)
+    space = open_space(exp, dataset)
     limits = parse_limits(exp.search.limits, space.cost(space.default(), exp.imgsz))
     share = check_limits(space, limits, exp.imgsz, default_rng(exp.seed))
     if limits:
@@ -139,6 +147,10 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
         from utils.measure import resolve_device  # imports torch
 
         resolve_device(exp.device)
+    if exp.supernet is not None:
+        from experiments.supernet import check_supernet  # imports torch and NNI
+
+        check_supernet(exp, space, dataset)
 
 
 def search(run: RunFolder, ui: WebUi) -> None:
@@ -157,23 +169,26 @@ def report(run: RunFolder, ui: WebUi) -> None:
     print(f"report: {run.path / 'report.html'}")
 
 
-def after(name: str) -> Callable[[RunFolder, WebUi], None]:
-    """A step of experiments/steps.py, imported only when it runs."""
+def of(module: str, name: str) -> Callable[[RunFolder, WebUi], None]:
+    """A step that is imported only when it runs."""
 
     def step(run: RunFolder, ui: WebUi) -> None:
-        from experiments import steps
-
-        getattr(steps, name)(run)
+        getattr(import_module(f"experiments.{module}"), name)(run)
 
     return step
 
 
 STEP_FUNCTIONS: dict[str, Callable[[RunFolder, WebUi], None]] = {
+    "supernet": of("supernet", "train_supernet"),
+    "sample": of("sample", "sample_run"),
+    "sample_accuracy": of("supernet", "sample_accuracy"),
     "search": search,
-    "baselines": after("train_family"),
-    "retrain": after("retrain_top"),
-    "evaluate": after("evaluate_top"),
-    "export": after("export_top"),
+    "baselines": of("steps", "train_family"),
+    "retrain": of("steps", "retrain_top"),
+    "evaluate": of("steps", "evaluate_top"),
+    "finetune": of("steps", "finetune_top"),
+    "rank": of("rank", "rank"),
+    "export": of("steps", "export_top"),
     "report": report,
 }
 

@@ -28,13 +28,18 @@ MAY_CHANGE = (
     "steps",
     "loggers",
     "retrain",
+    "finetune",
     "family",
+    "sample",
+    "sample_accuracy",
+    "rank",
     "search.max_trials",
     "search.max_seconds",
     "search.max_trial_seconds",
     "search.concurrency",
     "search.top_k",
     "search.training_service",
+    "supernet.devices",
     "train.workers",
     "train.checkpoint_seconds",
 )
@@ -57,6 +62,10 @@ class RunFolder:
             space = Path(experiment.space).read_text(encoding="utf-8", errors="ignore")
             run = cls(path.resolve(), experiment)
             write_text(run.space_file, space)
+            for plugin in plugins(Path(experiment.space)):
+                write_text(
+                    run.space_file.parent / plugin, (Path(experiment.space).parent / plugin).read_text()
+                )
             run.save_experiment()
         except OSError as error:
             raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
@@ -136,6 +145,13 @@ class RunFolder:
         raise AssertionError(f"arch was never asked for: {key}")
 
 
+def plugins(space: Path) -> list[str]:
+    """The network file that a space YAML names beside itself: a run keeps a copy of it as well."""
+    network = str(read_yaml_mapping(space, "space").get("network", ""))
+    beside = network.endswith(".py") and "/" not in network
+    return [network] if beside and (space.parent / network).is_file() else []
+
+
 def cache_beside(run_dir: Path) -> Path:
     """`.cache` next to the run folders, or $HELLO_NAS_CACHE."""
     return Path(os.environ.get("HELLO_NAS_CACHE") or run_dir.absolute().parent / ".cache")
@@ -145,7 +161,7 @@ def flatten(experiment: Experiment) -> dict[str, Any]:
     """`{"train.epochs": 6, ...}`; a value that is a list or an option stays whole."""
     flat: dict[str, Any] = {}
     for key, value in experiment.model_dump(mode="json").items():
-        if key in ("train", "search"):
+        if key in ("train", "search", "supernet") and value is not None:
             flat |= {f"{key}.{k}": v for k, v in value.items()}
         else:
             flat[key] = value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,9 +14,10 @@ from experiments.evaluators import Job, baseline_costs, costs, evaluate_trial, n
 from experiments.nni_runtime import SearchRuntime, run_search
 from experiments.run_folder import RunFolder
 from experiments.strategies import build_strategy
-from models.nas import YoloSpace
+from models.nas import ArchSpace, YoloSpace
+from models.space import Space
 from utils.errors import UserError
-from utils.history import Trial
+from utils.history import History, Trial
 from utils.limits import parse_limits
 from utils.pareto import pareto_front
 from utils.report import write_report
@@ -35,6 +36,7 @@ def search(run: RunFolder, port: int | None, host: str) -> None:
     exp, job = run.experiment, prepare(str(run.path))
     print(job.dataset.summary())
     print(opening(job))
+    evaluator = evaluator_of(job)
     strategy = strategy_of(job)
     runtime = SearchRuntime(
         run_dir=run.path,
@@ -47,13 +49,12 @@ def search(run: RunFolder, port: int | None, host: str) -> None:
         host=host,
         gpus_per_trial=1 if job.device.type == "cuda" else None,
         threads=exp.threads,
-        warm_import="experiments.evaluators:warm_up",
+        warm_import=f"{evaluator.__module__}:warm_up",
         training_service=exp.search.training_service,
     )
-    space = YoloSpace(job.space.model, job.space.nc, job.space.ch)
     try:
         with follow(job):
-            outcome = run_search(space, evaluate_trial, {"run_dir": str(run.path)}, strategy, runtime)
+            outcome = run_search(space_of(job), evaluator, {"run_dir": str(run.path)}, strategy, runtime)
     finally:
         write_results(job)
     if outcome.status == "interrupted":
@@ -64,6 +65,22 @@ def search(run: RunFolder, port: int | None, host: str) -> None:
     if not completed(trials):
         reasons = [t.reason for t in trials if t.state == "failed"]
         raise UserError(f"no trial completed; the last one failed: {reasons[-1] if reasons else 'none ran'}")
+
+
+def evaluator_of(job: Job) -> Callable[..., None]:
+    """What a trial does: train its arch, or score its slice of the run's supernet."""
+    if job.exp.supernet is None:
+        return evaluate_trial
+    from experiments.supernet import evaluate_slice, trained_supernet
+
+    trained_supernet(str(job.run.path))  # says so now if there is none
+    return evaluate_slice
+
+
+def space_of(job: Job) -> ArchSpace | YoloSpace:
+    """The space as NNI sees it; a YOLO that trials train, with all its layers."""
+    whole = isinstance(job.space, Space) and job.exp.supernet is None
+    return (YoloSpace if whole else ArchSpace)(job.space.model, job.space.nc, job.space.ch)
 
 
 def strategy_of(job: Job) -> Any:
@@ -81,6 +98,7 @@ def strategy_of(job: Job) -> Any:
         cost=lambda arch: costs(job, arch),
         quick_cost=lambda arch: job.space.cost(arch, exp.imgsz),
         baseline=search.baseline,
+        known=History(job.run.path / "sample_accuracy" / "history.jsonl").load(),
     )
 
 
@@ -95,8 +113,9 @@ def opening(job: Job) -> str:
         f"the unsearched one has {unsearched['params_m']:.3f} M params, {unsearched['gflops']:.4f} GFLOPs "
         f"at {exp.imgsz} px"
     )
+    each = f"trials of {exp.train.epochs} epochs" if exp.supernet is None else "slices of the supernet"
     lines.append(
-        f"search: {exp.search.strategy.name}, {exp.search.max_trials} trials of {exp.train.epochs} epochs, "
+        f"search: {exp.search.strategy.name}, {exp.search.max_trials} {each}, "
         f"{exp.search.concurrency} at a time, on {job.device}"
     )
     return "\n".join(lines)
@@ -118,6 +137,10 @@ def write_results(job: Job) -> None:
         imgsz=exp.imgsz,
         versions=run.meta["versions"],
     )
+    if exp.supernet is not None:
+        from experiments.supernet import save_slices
+
+        save_slices(run, [t.number for t in top_trials(trials, exp.search.top_k)])
     keep_weights_of_the_best(job, trials)
     trained = [t for t in trials if t.state != "infeasible"]
     print(results_table(trained, exp.search.objectives, baseline=exp.search.baseline))
@@ -170,6 +193,12 @@ def one_line(trial: Trial) -> str:
         return f"not trained: {trial.reason}"
     if trial.state != "complete":
         return f"trial {trial.number}: {trial.state}, {trial.reason}"
-    shown = {"mAP50-95": "map50_95", "params_m": "params_m", "gflops": "gflops", "latency_ms": "latency_ms"}
+    shown = {
+        "mAP50-95": "map50_95",
+        "top-1": "top1",
+        "params_m": "params_m",
+        "gflops": "gflops",
+        "latency_ms": "latency_ms",
+    }
     parts = [f"{name} {trial.metrics[key]:.4g}" for name, key in shown.items() if key in trial.metrics]
     return f"trial {trial.number}: reward {trial.reward:.4f}, {', '.join(parts)}, {trial.seconds:.0f} s"

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.config import retrain_settings
+from experiments.config import finetune_settings, retrain_settings
 from experiments.handover import Found, find, measure, one_line, train_in_full, trained
 from experiments.run_folder import RunFolder
 from utils.errors import UserError
 from utils.history import History, Trial
 from utils.results import extend_top
+from utils.runs import quality_of
 
 if TYPE_CHECKING:
     from experiments.evaluators import Job
@@ -49,19 +51,44 @@ def retrain_top(run: RunFolder) -> None:
     if run.experiment.search.baseline:
         wanted.setdefault(0, job.space.default())
     done = {
-        number: _retrain(job, arch, run.path / "retrain" / f"{number:04d}") for number, arch in wanted.items()
+        number: _trained_in(run.path / "retrain" / f"{number:04d}", job, arch)
+        for number, arch in wanted.items()
     }
     for rank, found in top(run):
-        outcome = done[found.record["trial"]]
-        kept = {k: outcome[k] for k in ("split", "metrics", "best", "seconds")}
-        extra = {"epochs": outcome["train"]["epochs"], "seeds": [outcome["seed"]]}
-        extend_top(run.path, rank, retrained=kept | extra)
-    for number, outcome in sorted(done.items(), key=lambda item: -item[1]["metrics"]["map50_95"]):
+        extend_top(run.path, rank, retrained=_summary(done[found.record["trial"]]))
+    for number, outcome in sorted(done.items(), key=lambda item: -item[1]["metrics"][job.task.quality]):
         name = "the unsearched baseline" if number == 0 else f"trial {number}"
         print(f"retrained {name}: {one_line(outcome['metrics'])} on val")
 
 
-def _retrain(job: Job, arch: dict[str, Any], folder: Path) -> dict[str, Any]:
+def finetune_top(run: RunFolder) -> None:
+    """Train the slices of the top k on, as plain networks, shortly and gently, on all of train; score on val.
+
+    Each in `finetune/<trial>/`; what came out is added to `top/N.json` as `finetuned`.
+    """
+    from experiments.evaluators import Job, prepare
+
+    search = prepare(str(run.path))
+    short = run.experiment.model_copy(update={"train": finetune_settings(run.experiment)})
+    job = Job(RunFolder(run.path, short), search.dataset, search.space, search.hyp)
+    for rank, found in top(run):
+        number = found.record["trial"]
+        weights = run.trial_dir(number) / "weights.pt"
+        folder = run.path / "finetune" / f"{number:04d}"
+        outcome = _trained_in(folder, job, found.arch, weights, "finetune")
+        extend_top(run.path, rank, finetuned=_summary(outcome))
+        print(f"fine-tuned trial {number}: {one_line(outcome['metrics'])} on val")
+
+
+def _summary(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """What `top/N.json` says of a training."""
+    kept = {k: outcome[k] for k in ("split", "metrics", "best", "seconds")}
+    return kept | {"epochs": outcome["train"]["epochs"], "seeds": [outcome["seed"]]}
+
+
+def _trained_in(
+    folder: Path, job: Job, arch: dict[str, Any], weights: Path | None = None, kind: str = "retrain"
+) -> dict[str, Any]:
     """The result in `folder` if it is of the same schedule, else a training there."""
     file = folder / "result.json"
     if file.is_file():
@@ -70,17 +97,23 @@ def _retrain(job: Job, arch: dict[str, Any], folder: Path) -> dict[str, Any]:
             return before
         for path in folder.iterdir():  # another schedule was asked for: ours to replace, we made it
             path.unlink()
-    return train_in_full(job, arch, folder)
+    return train_in_full(job, arch, folder, weights, kind=kind)
 
 
 def best_weights(run: RunFolder, found: Found) -> Path:
-    """Of the retraining where there was one, else of the trial."""
-    retrained = run.path / "retrain" / f"{found.record['trial']:04d}" / "last.pt"
+    """Of the retraining or the fine-tuning, the better on val of both; without either, of the trial."""
+    number = f"{found.record['trial']:04d}"
+    longer = [run.path / kind / number / "last.pt" for kind in ("retrain", "finetune")]
+    there = [path for path in longer if path.is_file() and (path.parent / "result.json").is_file()]
+    if there:
+        quality = quality_of(run.experiment.search.objectives)
+        return max(
+            there, key=lambda p: json.loads((p.parent / "result.json").read_text())["metrics"][quality]
+        )
     trial = run.trial_dir(found.record["trial"]) / "weights.pt"
-    for path in (retrained, trial):
-        if path.is_file():
-            return path
-    raise UserError(f"{found.path} has no weights in {run.path}: neither {retrained} nor {trial} is there")
+    if trial.is_file():
+        return trial
+    raise UserError(f"{found.path} has no weights in {run.path}: neither {trial} nor {longer[0]} is there")
 
 
 def evaluate_top(run: RunFolder) -> None:

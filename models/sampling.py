@@ -103,9 +103,27 @@ class Stratified:
         return dict(stratum[int(rng.integers(len(stratum)))])
 
 
+def spread(space: Sampled, imgsz: int, n: int, seed: int = 0, key: str = "gflops") -> list[Arch]:
+    """`n` different archs, as evenly over the cost range as the space allows; the smallest and largest first.
+
+    Fewer where the space, or the pool they are taken from, has fewer.
+    """
+    rng = np.random.default_rng([seed, n])
+    strata = Stratified(space, imgsz, seed, bins=n, pool=max(2000, 10 * n), key=key).strata
+    shuffled = [[stratum[i] for i in rng.permutation(len(stratum))] for stratum in strata]
+    found: dict[tuple[object, ...], Arch] = {}
+    for arch in (space.smallest(), space.largest()):
+        found[tuple(arch.items())] = arch
+    for turn in range(max(map(len, shuffled))):
+        for stratum in shuffled:
+            if turn < len(stratum) and len(found) < n:
+                found.setdefault(tuple(stratum[turn].items()), stratum[turn])
+    return list(found.values())[:n]
+
+
 class BestOf:
     """The one of k archs with the lowest score: with a minibatch loss, AttentiveNAS's BestUp; with its
-    negative, WorstUp."""
+    negative, WorstUp (arXiv 2011.09011, section 3.2)."""
 
     def __init__(self, sampler: Sampler, score: Callable[[Arch], float], k: int = 3) -> None:
         if k < 1:

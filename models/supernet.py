@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from models.elastic import Elastic, ModelSpace, frozen
 from models.elastic_space import ElasticSpace
+from models.networks import AnySpace
 from models.parse import Value
 from models.space import Arch, Space
+from models.weights import WeightFile, load_weights, plain
 from utils.errors import UserError, unknown
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -86,6 +88,31 @@ def _open(model: dict[str, Any], nc: int | None, ch: int | None) -> tuple[Elasti
 
     yolo, sample = Space(model, nc, ch), current_model()
     return yolo, elastic_detector(yolo) if sample is None else build(yolo, yolo.canonical(sample))
+
+
+def load_supernet(file: WeightFile, space: AnySpace, names: Sequence[str] | None = None) -> Supernet:
+    """The supernet of `space` with the weights of a file, in eval mode.
+
+    names: of the classes, by default the file's. Raises UserError unless the file holds a supernet of this
+    very space and number of classes.
+    """
+    if not file.meta.get("supernet"):
+        raise UserError(
+            f"{file.path} holds no supernet; the step `supernet` of a run writes supernet/weights.pt"
+        )
+    theirs = file.space or {}
+    for key in dict.fromkeys([*theirs, *space.model]):
+        if key not in ("name", "nc") and plain(space.model.get(key)) != theirs.get(key):
+            raise UserError(
+                f"{file.path} is a supernet of another space ({theirs.get('name')}): its {key} is "
+                f"{theirs.get(key)!r}, here it is {space.model.get(key)!r}"
+            )
+    if file.nc != space.nc:
+        raise UserError(f"{file.path} is a supernet for {file.nc} classes, here there are {space.nc}")
+    supernet = Supernet(space.model, space.nc, space.ch)
+    supernet.net.names = list(names or file.names)
+    load_weights(supernet.net, file, whole=True)
+    return supernet.eval()
 
 
 # Any network of elastic layers ----------------------------------------------------------------------------

@@ -81,7 +81,8 @@ def build_optimizer(flat: Flat, settings: TrainSettings, fused: bool = True) -> 
 class Schedule:
     """The learning rate of optimizer step n = 0 .. steps - 1.
 
-    From lr at step 0 to exactly lr * lr_final at the last step, in a line or half a cosine. In the first
+    From lr at step 0 to exactly lr * lr_final at the last step, in a line or half a cosine, never below
+    lr * lr_floor (the constant ending of BigNAS, arXiv 2003.11142, section 3.1). In the first
     `warmup` steps (at most half of the run) it is scaled by n / warmup; that of biases goes in a line from
     warmup_bias_lr to the schedule instead.
     """
@@ -95,7 +96,7 @@ class Schedule:
         s = self.settings
         done = step / (self.steps - 1) if self.steps > 1 else 1.0
         left = 1 - done if s.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-        lr = s.lr * (s.lr_final + (1 - s.lr_final) * left)
+        lr = s.lr * max(s.lr_floor, s.lr_final + (1 - s.lr_final) * left)
         if step < self.warmup:
             start = s.warmup_bias_lr if bias else 0.0
             lr = start + (lr - start) * step / self.warmup

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from utils.batch import prepare
 from utils.errors import UserError
 from utils.files import write_bytes
+from utils.lessons import Lesson, Plain
 from utils.optimize import Ema, Flat, Schedule, build_optimizer
 from utils.precision import choose_precision, make_fabric
 from utils.settings import TrainSettings
@@ -56,6 +57,8 @@ def train(
     checkpoint: Path | None = None,
     progress: bool | None = None,
     fabric: Fabric | None = None,
+    lesson: Callable[[Any], Lesson] = Plain,
+    about: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train `detector` for `settings.epochs` passes over `train_loader`.
 
@@ -68,6 +71,9 @@ def train(
     progress:   bar on stderr; by default only on a terminal
     fabric:     a launched `Fabric(devices=..., strategy="ddp")` trains on several devices, `settings.batch`
                 images on each
+    lesson:     what a batch teaches the detector: by default its loss; a supernet, the sandwich
+                (utils/lessons.py)
+    about:      what else a checkpoint must agree in, JSON values
 
     Raises TrainingFailed with a reason; UserError for a checkpoint that is not of this training.
     """
@@ -84,13 +90,19 @@ def train(
     flat = Flat(detector)
     scaler = getattr(fabric._precision, "scaler", None)  # a fused step unscales too late for clipping
     optimizer = build_optimizer(flat, settings, fused=scaler is None)
-    model, optimizer = fabric.setup(LossOf(detector), optimizer)
+    learning = lesson(detector)
+    model, optimizer = fabric.setup(learning.module, optimizer)
     loader = shard(train_loader, fabric)
     batches, clip = len(loader), settings.clip
     steps_per_epoch = math.ceil(batches / settings.accumulate)
     schedule = Schedule(settings, steps_per_epoch)
     ema = Ema(detector, flat, settings.ema_decay, settings.ema_tau or min(2000.0, schedule.steps / 2))
-    state = State(detector, ema, optimizer, fabric, checkpoint, settings, seed)
+    identity = {
+        **settings.model_dump(exclude={"checkpoint_seconds", "workers"}),
+        "seed": seed,
+        **(about or {}),
+    }
+    state = State(detector, ema, optimizer, fabric, checkpoint, settings, identity)
     state.load()
 
     with plain_failures(settings):
@@ -107,11 +119,9 @@ def train(
                 batch = prepare(batch, device)
                 labels += len(batch.get("cls", "?"))
 
-                with fabric.no_backward_sync(model, enabled=not closes):
-                    losses = model(batch)
-                    loss = sum(losses.values())
-                    fabric.backward(loss / window)
-                watch.add(losses)
+                watch.add(
+                    *learning.backward(model, batch, fabric, share=1 / window, last=closes, step=state.step)
+                )
 
                 if closes:
                     lr = schedule.apply(optimizer, state.step)
@@ -143,33 +153,25 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-class LossOf(nn.Module):
-    """Makes `loss` the forward, which is the call that DDP hooks into."""
-
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return self.detector.loss(batch)  # type: ignore[operator]
-
-
 class Watch:
-    """The losses of one epoch. They stay on the device and are looked at only now and then."""
+    """The losses of one epoch. They stay on the device and are looked at only now and then.
+
+    rows: of each step the loss, then its parts.
+    """
 
     def __init__(self, epoch: int) -> None:
         self.epoch, self.checked = epoch, 0
         self.names: list[str] = []
         self.rows: list[Tensor] = []
 
-    def add(self, losses: dict[str, Tensor]) -> None:
-        self.names = list(losses)
-        self.rows.append(torch.stack([v.detach() for v in losses.values()]))
+    def add(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
+        self.names = list(parts)
+        self.rows.append(torch.stack([loss, *parts.values()]))
         if len(self.rows) - self.checked >= CHECK_EVERY:
             self.check()
 
     def check(self) -> None:
-        recent = torch.stack(self.rows[self.checked :]).sum(1)
+        recent = torch.stack(self.rows[self.checked :])[:, 0]
         if not recent.isfinite().all():
             step = int((~recent.isfinite()).nonzero()[0])
             raise TrainingFailed(
@@ -179,11 +181,10 @@ class Watch:
         self.checked = len(self.rows)
 
     def close(self) -> Row:
-        """Mean of the sum and of each item."""
+        """Mean of the loss and of each part."""
         self.check()
-        means = torch.stack(self.rows).double().mean(0)
-        items = {f"loss/{k}": v.item() for k, v in zip(self.names, means, strict=True)}
-        return {"loss": means.sum().item(), **items}
+        loss, *parts = torch.stack(self.rows).double().mean(0).tolist()
+        return {"loss": loss, **{f"loss/{k}": v for k, v in zip(self.names, parts, strict=True)}}
 
 
 class State:
@@ -201,11 +202,11 @@ class State:
         fabric: Fabric,
         path: Path | None,
         settings: TrainSettings,
-        seed: int,
+        identity: Mapping[str, Any],
     ) -> None:
         self.detector, self.ema, self.optimizer, self.fabric = detector, ema, optimizer, fabric
         self.path, self.settings = path, settings
-        self.identity = {**settings.model_dump(exclude={"checkpoint_seconds", "workers"}), "seed": seed}
+        self.identity = dict(identity)
         self.epoch = self.step = 0
         self.curve: list[Row] = []
         self.metrics: dict[str, float] = {}
@@ -283,10 +284,12 @@ def shard(loader: DataLoader, fabric: Fabric) -> DataLoader:
     """The part of `loader` that this device trains on: all of it, or every n-th sample."""
     if fabric.world_size == 1:
         return loader
+    sampler, size = Shard(loader.sampler, fabric.global_rank, fabric.world_size), loader.batch_size or 1
     return DataLoader(
         loader.dataset,
-        batch_size=loader.batch_size,
-        sampler=Shard(loader.sampler, fabric.global_rank, fabric.world_size),
+        batch_size=size,
+        sampler=sampler,
+        drop_last=len(sampler) > size and len(sampler) % size == 1,  # batch norm wants two images
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

@@ -1,0 +1,101 @@
+"""The step `rank`: does the supernet order architectures as training each from scratch would?
+
+A few archs, spread over the costs, are scored as slices, with and without re-estimated batch norm, and
+trained from scratch with several seeds on the same data. Kendall's tau says how far the orders agree; beside
+it stand parameters and FLOPs, which cost nothing to know, and one seed against another: as good as it gets.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from experiments.config import rank_settings
+from experiments.evaluators import Job, prepare, threads_of, train_and_measure
+from experiments.run_folder import RunFolder
+from experiments.supernet import score_slice
+from models.sampling import spread
+from models.space import Arch
+from utils.files import write_text
+from utils.history import History, Trial, arch_key
+from utils.rank import draw_rank, rank_info, rank_table
+
+
+def rank(run: RunFolder) -> None:
+    """Compare; `rank/` gets trainings.jsonl, rank.json and rank.png. Finished trainings are not repeated."""
+    job = prepare(str(run.path))
+    exp, folder = job.exp, run.path / "rank"
+    folder.mkdir(exist_ok=True)
+    archs = spread(job.space, exp.imgsz, exp.rank.n, exp.seed)
+    history = History(folder / "trainings.jsonl")
+    known = {(t.key, t.seed) for t in history.load() if t.state == "complete"}
+    wanted = [
+        (number, arch, seed)
+        for seed in exp.rank.seeds
+        for number, arch in enumerate(archs)
+        if (arch_key(arch), seed) not in known
+    ]
+    print(f"rank: {len(archs)} architectures x {len(exp.rank.seeds)} seeds, {len(wanted)} trainings to do")
+    bar = tqdm(trained(run, wanted), "rank", len(wanted), unit="training", leave=False, disable=None)
+    for trial in bar:
+        history.append(trial)
+        bar.write(f"rank: arch {trial.number}, seed {trial.seed}: {trial.metrics[job.task.quality]:.4f}")
+    rows = list(compared(job, archs, history.load()))
+    info = rank_info(rows)
+    write_text(folder / "rank.json", json.dumps({"rows": rows, **asdict(info)}, indent=2) + "\n")
+    draw_rank(info, folder / "rank.png")
+    print(rank_table(info))
+
+
+def compared(job: Job, archs: list[Arch], trainings: list[Trial]) -> Iterator[dict[str, Any]]:
+    """For each arch its scores: as a slice, as a slice as it comes, and from scratch, seed -> score."""
+    torch.set_num_threads(threads_of(job.exp))
+    quality = job.task.quality
+    for arch in archs:
+        mine = [t for t in trainings if t.key == arch_key(arch) and t.state == "complete"]
+        yield {
+            "arch": arch,
+            **job.space.cost(arch, job.exp.imgsz),
+            "supernet": score_slice(job, arch)[quality],
+            "uncalibrated": score_slice(job, arch, calibrated=False)[quality],
+            "standalone": {str(t.seed): t.metrics[quality] for t in mine if t.seed in job.exp.rank.seeds},
+        }
+
+
+def trained(run: RunFolder, wanted: list[tuple[int, Arch, int]]) -> Iterator[Trial]:
+    """Train (number, arch, seed) from scratch, `search.concurrency` at a time, in processes of their own."""
+    work = functools.partial(train_one, str(run.path))
+    at_a_time = run.experiment.search.concurrency
+    if at_a_time == 1:
+        yield from map(work, wanted)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_a_time, mp_context=context) as pool:
+        try:
+            yield from pool.map(work, wanted)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def train_one(run_dir: str, what: tuple[int, Arch, int]) -> Trial:
+    """Train one arch as `rank.train` says, with a seed of its own, on search_train, scored on search_val."""
+    number, arch, seed = what
+    job = prepare(run_dir)
+    exp = job.exp.model_copy(update={"seed": seed, "train": rank_settings(job.exp)})
+    started, clock = time.time(), time.perf_counter()
+    curve: list[dict[str, float]] = []
+    folder = Path(run_dir) / "rank" / f"{number:04d}-{seed}"
+    metrics = train_and_measure(replace(job, run=RunFolder(job.run.path, exp)), arch, folder, curve)
+    seconds = time.perf_counter() - clock
+    return Trial(number, arch, metrics, seed=seed, curve=curve, started=started, seconds=seconds)

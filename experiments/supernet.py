@@ -1,0 +1,366 @@
+"""One set of weights for all architectures of a space: train it, take archs out of it, score them.
+
+The step `supernet` trains it on search_train. A trial of a search then takes a second (`score_slice`): the
+arch's slice is taken out, its batch norm re-estimated on training images, its score taken on search_val.
+What is reported of it in the end is scored on val.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from data.dataset import Dataset
+from experiments.config import Experiment, SampleSettings, SupernetSettings
+from experiments.evaluators import (
+    Job,
+    costs,
+    loaders,
+    precision_of,
+    prepare,
+    reward_of,
+    run_trial,
+    threads_of,
+    weigh_losses,
+)
+from experiments.run_folder import RunFolder
+from experiments.sample import draw
+from models.elastic import direct_gradients
+from models.nas import ArchSpace
+from models.networks import AnySpace, build, open_any_space
+from models.sampling import BestOf, Sampler, Stratified, in_range, spread, subnets
+from models.space import Arch
+from models.supernet import Supernet, calibrate, extract, load_supernet, set_arch
+from models.weights import load_weights, read_weights, save_weights
+from utils.batch import prepare as ready
+from utils.batch import resized
+from utils.errors import UserError, unknown
+from utils.files import write_text
+from utils.history import History, Trial, arch_key
+from utils.lessons import SandwichLesson
+from utils.loggers import open_loggers
+from utils.measure import device_info
+from utils.plots import pareto_info, save_pareto_png
+from utils.precision import make_fabric
+from utils.results import write_csv
+from utils.rewards import COST_KEYS
+from utils.train import train
+
+LIVE_IMAGES = 64  # that batch norm is re-estimated on while training goes on
+KEEP_BYTES = 2**30  # of validation images that are kept ready in memory
+
+
+def train_supernet(run: RunFolder) -> None:
+    """Train the run's supernet into `supernet/weights.pt`; goes on where it was interrupted.
+
+    Every `train.val_every` epochs the largest and the smallest arch are scored on search_val. With
+    `supernet.devices`, data-parallel on several devices of this machine.
+    """
+    folder = run.path / "supernet"
+    if (folder / "weights.pt").is_file():
+        print(f"the supernet is trained: {folder / 'weights.pt'}")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    job = prepare(str(run.path))
+    devices, precision = settings_of(job).devices, precision_of(job)
+    print(
+        f"supernet: {settings_of(job).subnets} on each batch, {job.exp.train.epochs} epochs, "
+        f"on {f'{devices} x ' * (devices > 1)}{job.device}, {precision}"
+    )
+    if devices == 1:
+        train_on(make_fabric(job.device, precision), str(run.path))
+    else:
+        fabric = make_fabric(job.device, precision, devices, "ddp_spawn")
+        fabric.launch(train_on, str(run.path))
+
+
+def train_on(fabric: Fabric, run_dir: str) -> None:
+    """What each device does: train, validate live, and, the first of them, write the result."""
+    job = prepare(run_dir)
+    exp, space, settings = job.exp, job.space, settings_of(job)
+    folder, names, quality = job.run.path / "supernet", job.dataset.names, job.task.quality
+    torch.set_num_threads(threads_of(exp))
+    torch.manual_seed(exp.seed)
+    net: Any = Supernet(space.model, space.nc, space.ch).net
+    net.names = names
+    weigh_losses(net, job.hyp)
+    train_loader, val_loader = loaders(job, "search_train", "search_val", largest_side(job))
+    ends = {"max": space.largest(), "min": space.smallest()}
+    images = calibration_images(run_dir)[:LIVE_IMAGES]
+
+    def score(averaged: Any, last: bool) -> dict[str, float]:
+        found = {}
+        for kind, arch in ends.items():
+            slice_ = extract(averaged, arch)
+            calibrate(slice_, batches(job, images, arch), len(images))
+            found[f"{kind}_{quality}"] = job.task.score(slice_, val_loader, names, fabric.device, not last)[
+                quality
+            ]
+        return found
+
+    def on_epoch(row: dict[str, float]) -> None:
+        log.log(int(row["epoch"]), row)
+        scores = ", ".join(
+            f"{kind} {row[f'{kind}_{quality}']:.4f}" for kind in ends if f"{kind}_{quality}" in row
+        )
+        print(
+            f"supernet: epoch {row['epoch']:.0f}/{exp.train.epochs}, loss {row['loss']:.4f}, "
+            f"{row['seconds']:.0f} s" + (f", {quality} on search_val: {scores}" if scores else "")
+        )
+
+    loggers = exp.loggers if fabric.is_global_zero else []
+    with open_loggers(loggers, folder, name=f"{exp.name}-supernet") as log:
+        result = train(
+            net,
+            train_loader,
+            settings=exp.train,
+            seed=exp.seed,
+            evaluate=score,
+            on_epoch=on_epoch,
+            checkpoint=folder / "checkpoint.pt",
+            fabric=fabric,
+            lesson=lesson_of(job),
+            about={"space": space.model, "supernet": settings.model_dump(mode="json", exclude={"devices"})},
+        )
+    if not fabric.is_global_zero:
+        return
+    outcome = {
+        "metrics": result.metrics,
+        "seconds": result.seconds,
+        "steps": result.steps,
+        "curve": result.curve,
+        "versions": device_info(fabric.device),
+    }
+    write_text(folder / "result.json", json.dumps(outcome, indent=2) + "\n")
+    facts = {"supernet": True, "train": exp.train.model_dump(mode="json")}
+    save_weights(folder / "weights.pt", result.detector, space, {}, imgsz=exp.imgsz, **facts)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def check_supernet(exp: Experiment, space: AnySpace, dataset: Dataset) -> None:
+    """Raises UserError for what the `supernet:`, `sample:` and `sample_accuracy:` blocks cannot have."""
+    job = Job(RunFolder(Path(), exp), dataset, space, {})
+    net: Any = Supernet(space.model, space.nc, space.ch).net
+    net.names = dataset.names
+    lesson_of(job)(net)
+    for wanted in (exp.sample, exp.sample_accuracy):
+        if wanted.gflops is not None:
+            in_range(space, np.random.default_rng(exp.seed), *wanted.gflops, exp.imgsz)
+
+
+def settings_of(job: Job) -> SupernetSettings:
+    """The experiment's `supernet:` block."""
+    assert job.exp.supernet is not None  # experiments/config.py sees to it
+    return job.exp.supernet
+
+
+def lesson_of(job: Job) -> Callable[[Any], SandwichLesson]:
+    """The sandwich that the experiment's `supernet:` block describes."""
+    exp, settings, draw, teachers = job.exp, settings_of(job), sampler_of(job), teachers_of(job)
+
+    def archs(step: int, score: Callable[[Arch], float]) -> list[Arch]:
+        one = job.space.task == "detect"
+        return subnets(settings.subnets, job.space, exp.seed, step, draw(score), one_resolution=one)
+
+    def lesson(net: Any) -> SandwichLesson:
+        run = functools.partial(set_arch, net)
+        return SandwichLesson(
+            net, settings.distil, run, settings.subnets, archs, teachers, direct_gradients(net)
+        )
+
+    return lesson
+
+
+def sampler_of(job: Job) -> Callable[[Callable[[Arch], float]], Sampler]:
+    """How random archs are drawn while the supernet trains, given what scores one on the batch at hand."""
+    sampling = settings_of(job).sampling
+    build = SAMPLINGS.get(sampling.name)
+    if build is None:
+        raise unknown("supernet.sampling", sampling.name, SAMPLINGS)
+    known = list(inspect.signature(build).parameters)[1:]
+    for key in sampling.options:
+        if key not in known:
+            raise unknown(f"option of sampling {sampling.name!r}", key, known)
+    return build(job, **sampling.options)
+
+
+def uniform(job: Job) -> Callable[..., Sampler]:
+    return lambda score: job.space.random
+
+
+def stratified(job: Job, *, bins: int = 16, pool: int = 2000, key: str = "gflops") -> Callable[..., Sampler]:
+    sampler = Stratified(job.space, job.exp.imgsz, job.exp.seed, bins, pool, key)
+    return lambda score: sampler
+
+
+def best_of(job: Job, *, k: int = 3, worst: bool = False) -> Callable[..., Sampler]:
+    base = stratified(job)(None)
+    return lambda score: BestOf(base, (lambda arch: -score(arch)) if worst else score, k)
+
+
+SAMPLINGS: dict[str, Callable[..., Callable[..., Sampler]]] = {
+    "uniform": uniform,
+    "stratified": stratified,
+    "best_of": best_of,
+}
+
+
+def teachers_of(job: Job) -> dict[str, Any]:
+    """The networks that `supernet.distil.teachers` names by their weight files."""
+    found = {}
+    for name, path in settings_of(job).distil.teachers.items():
+        file = read_weights(path)
+        if file.space is None or not file.arch:
+            raise UserError(f"teacher {name!r}: {path} does not say its architecture; use a file of ours")
+        if file.names != job.dataset.names:
+            raise UserError(
+                f"teacher {name!r}: {path} knows the classes {file.names}, not {job.dataset.names}"
+            )
+        net = build(open_any_space(file.space, file.nc, file.ch), file.arch, file.names)
+        load_weights(net, file, whole=True)
+        found[name] = net.to(job.device)
+    return found
+
+
+# After the training ----------------------------------------------------------------------------------------
+
+
+@functools.cache
+def trained_supernet(run_dir: str) -> Supernet:
+    """The run's supernet, in eval mode, on its device. UserError when it is not trained yet."""
+    job = prepare(run_dir)
+    path = job.run.path / "supernet" / "weights.pt"
+    if not path.is_file():
+        raise UserError(f"{run_dir} has no trained supernet; run its step `supernet` first")
+    return load_supernet(read_weights(path), job.space, job.dataset.names).to(job.device)
+
+
+@functools.cache
+def calibration_images(run_dir: str) -> Tensor:
+    """uint8 [N, 3, H, W]: training images, evenly spaced and as they are, for batch norm statistics."""
+    job = prepare(run_dir)
+    samples = job.dataset.splits["search_train"]
+    n = min(settings_of(job).calibration, len(samples))
+    chosen = [samples[i * len(samples) // n] for i in range(n)]
+    loader = job.task.make_loader(chosen, job.dataset.names, largest_side(job), 64, train=False)
+    return torch.cat([batch["img"] for batch in loader])
+
+
+def batches(job: Job, images: Tensor, arch: Arch) -> Iterator[Tensor]:
+    """The images in equal batches at the arch's size: float32 0..1 on the run's device."""
+    for part in images.tensor_split(math.ceil(len(images) / (2 * job.exp.train.batch))):
+        yield resized(ready({"img": part}, job.device), job.side(arch))["img"]
+
+
+def largest_side(job: Job) -> int:
+    """Pixels that training images are loaded at: of the largest resolution, where it is searched."""
+    return int(max(job.space.choices.get("resolution", [job.exp.imgsz])))
+
+
+def sliced(job: Job, arch: Arch, calibrated: bool = True) -> Any:
+    """The arch's plain network with the supernet's weights, its batch norm re-estimated, in eval mode."""
+    net = trained_supernet(str(job.run.path)).extract(arch)
+    if calibrated:
+        images = calibration_images(str(job.run.path))
+        calibrate(net, batches(job, images, arch), len(images))
+    return net.eval()
+
+
+def score_slice(job: Job, arch: Arch, calibrated: bool = True) -> dict[str, float]:
+    """Quality of the arch's slice on search_val."""
+    net = sliced(job, arch, calibrated)
+    return job.task.score(
+        net, search_val(str(job.run.path), job.side(arch)), job.dataset.names, job.device, False
+    )
+
+
+@functools.cache
+def search_val(run_dir: str, side: int) -> Any:
+    """Batches of search_val, kept in memory where they are few: hundreds of archs are scored on them."""
+    job = prepare(run_dir)
+    loader = loaders(job, "search_train", "search_val", side)[1]
+    few = len(loader.dataset) * 3 * side**2 <= KEEP_BYTES
+    return list(loader) if few else loader
+
+
+def measure_slice(job: Job, arch: Arch, folder: Path, curve: list[dict[str, float]]) -> dict[str, float]:
+    """What a trial of a search in the supernet measures; it leaves no files."""
+    torch.set_num_threads(threads_of(job.exp))
+    return score_slice(job, arch) | costs(job, arch)
+
+
+def evaluate_slice(model: ArchSpace, run_dir: str) -> None:
+    """NNI's evaluator: as experiments.evaluators.evaluate_trial, with inherited weights."""
+    run_trial(model, prepare(run_dir), measure_slice)
+
+
+def warm_up(run_dir: str) -> None:
+    """What trials forked from one process share. Nothing here may initialise CUDA."""
+    prepare(run_dir)
+    calibration_images(run_dir)
+
+
+def save_slices(run: RunFolder, numbers: Iterable[int]) -> None:
+    """`trials/<number>/weights.pt` of these trials: what retraining, fine-tuning and export start from."""
+    job = prepare(str(run.path))
+    by_number = {t.number: t for t in run.history.load() if t.state == "complete"}
+    for number in numbers:
+        path = run.trial_dir(number) / "weights.pt"
+        if number in by_number and not path.is_file():
+            arch = by_number[number].arch
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_weights(path, sliced(job, arch), job.space, arch, imgsz=job.side(arch), sliced=True)
+
+
+def sample_accuracy(run: RunFolder) -> None:
+    """Score hundreds of slices, spread over the costs: `sample_accuracy/` gets history.jsonl, results.csv and
+    pareto.png. Goes on where it was interrupted."""
+    prepare.cache_clear()
+    job = prepare(str(run.path))
+    exp, wanted, folder = job.exp, job.exp.sample_accuracy, run.path / "sample_accuracy"
+    torch.set_num_threads(threads_of(exp))
+    archs = archs_of(job, wanted)
+    folder.mkdir(exist_ok=True)
+    history = History(folder / "history.jsonl")
+    known = {t.key: t for t in history.load()}
+    reward, started = reward_of(job), time.perf_counter()
+    bar = tqdm(archs, "sample_accuracy", unit="arch", leave=False, disable=None)
+    for number, arch in enumerate(bar):
+        if arch_key(arch) in known:
+            continue
+        at, clock = time.time(), time.perf_counter()
+        metrics = measure_slice(job, arch, folder, [])
+        seconds = time.perf_counter() - clock
+        history.append(
+            Trial(number, arch, metrics, reward(metrics), seed=exp.seed, started=at, seconds=seconds)
+        )
+    trials = history.load()
+    write_csv(folder, trials)
+    cost = next((k for k in exp.search.objectives if k in COST_KEYS), "gflops")
+    save_pareto_png(pareto_info(trials, cost, quality=job.task.quality), folder / "pareto.png")
+    fresh = len(archs) - len(known)
+    print(
+        f"sample_accuracy: {len(trials)} architectures, {fresh} of them now, in "
+        f"{time.perf_counter() - started:.0f} s; {folder / 'results.csv'}"
+    )
+
+
+def archs_of(job: Job, wanted: SampleSettings) -> list[Arch]:
+    """The archs that a `sample_accuracy:` block asks for: spread over the costs, or as it says."""
+    if wanted.gflops is None and not wanted.traverse:
+        return spread(job.space, job.exp.imgsz, wanted.n, job.exp.seed)
+    return draw(
+        job.space, job.exp.imgsz, wanted.n, job.exp.seed, *(wanted.gflops or (None, None)), wanted.traverse
+    ).archs

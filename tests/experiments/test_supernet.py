@@ -1,0 +1,170 @@
+"""A supernet from training to export on tiny data; what is resumed, what is refused."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+import hello_nas
+from experiments import supernet
+from experiments.config import load_experiment
+from experiments.evaluators import prepare
+from experiments.handover import find
+from experiments.run_folder import RunFolder
+from models.weights import read_weights
+from utils.history import History
+
+RETINANET = {
+    "network": "retinanet",
+    "backbone": {
+        "depth": {"min": [1, 1, 1, 1, 1], "max": [1, 2, 1, 1, 1], "sample": "stage"},
+        "out_channel": {"min": 8, "max": 16, "stride": 8, "sample": "stage"},
+    },
+    "neck": {"depth": [3, 4], "out_channel": 16},
+    "head": {"depth": [1], "out_channel": {"min": 8, "max": 16, "stride": 8}},
+    "options": {"anchor_scales": [2, 3], "anchor_ratios": [1]},
+}
+BLOCKS = {
+    "train": {"epochs": 2, "batch": 12, "val_every": 2, "lr": 0.003},
+    "supernet": {"calibration": 16, "sampling": {"name": "stratified", "pool": 50, "bins": 4}},
+    "sample": {"n": 50},
+    "sample_accuracy": {"n": 5},
+    "search": {"engine": "inline", "strategy": "random", "max_trials": 4, "top_k": 2},
+    "rank": {"n": 3, "seeds": [0], "train": {"epochs": 1}},
+}
+
+
+@pytest.fixture
+def shared(tiny):
+    """The tiny experiment with a supernet: of the thin YOLO; `space=retinanet.yaml` is there too."""
+    experiment = yaml.safe_load(tiny.read_text()) | BLOCKS | {"name": "shared"}
+    (tiny.parent / "shared.yaml").write_text(yaml.safe_dump(experiment))
+    (tiny.parent / "retinanet.yaml").write_text(yaml.safe_dump(RETINANET))
+    return tiny.parent / "shared.yaml"
+
+
+def run(*arguments):
+    return hello_nas.main(["run", *map(str, arguments)])
+
+
+def fails(capsys, *arguments):
+    assert run(*arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+STEPS = "supernet,sample,sample_accuracy,search,evaluate,finetune,export,report"
+
+
+@pytest.mark.parametrize("space", ["thin_nas.yaml", "retinanet.yaml"])
+def test_every_step_runs_and_a_resumed_run_repeats_nothing(shared, capsys, space):
+    assert run(shared, f"space={space}", "--steps", STEPS) == 0
+    folder = shared.parent / "runs" / "shared"
+    job = prepare(str(folder))
+    trials = History(folder / "history.jsonl").load()
+    assert [t.number for t in trials] == [0, 1, 2, 3] and all(t.state == "complete" for t in trials)
+    assert trials[0].arch == job.space.default()
+    measured = History(folder / "sample_accuracy" / "history.jsonl").load()
+    assert len({t.key for t in measured}) == 5
+    assert measured[0].arch == job.space.smallest() and measured[1].arch == job.space.largest()
+    best = find(folder / "top" / "1.json")
+    kept = read_weights(folder / "trials" / f"{best.record['trial']:04d}" / "weights.pt")
+    net = supernet.sliced(job, best.arch)
+    assert kept.state.keys() == net.state_dict().keys()
+    assert all(torch.equal(kept.state[k], v) for k, v in net.state_dict().items())
+    score = supernet.score_slice(job, best.arch)
+    assert {k: v for k, v in score.items() if "ms" not in k}.items() <= best.record["metrics"].items()
+    record = json.loads((folder / "top" / "1.json").read_text())
+    assert record["evaluated"]["split"] == record["finetuned"]["split"] == "val"
+    assert record["exported"]["onnx"]["max_difference"] < 1e-4
+
+    written = {p: p.stat().st_mtime_ns for p in folder.glob("**/weights.pt")}
+    lines = (folder / "sample_accuracy" / "history.jsonl").read_bytes()
+    assert run(shared, f"space={space}", "--steps", STEPS, "--resume", "sample_accuracy.n=6") == 0
+    assert {p: p.stat().st_mtime_ns for p in folder.glob("**/weights.pt")} == written
+    longer = (folder / "sample_accuracy" / "history.jsonl").read_bytes()
+    assert longer.count(b"\n") == 6 or longer.startswith(lines)
+
+
+def test_a_resumed_supernet_has_the_same_bits(shared, monkeypatch):
+    whole = RunFolder.create(shared.parent / "whole", load_experiment(shared))
+    supernet.train_supernet(whole)
+
+    broken = load_experiment(shared, ["train.checkpoint_seconds=0"])
+    stopped = RunFolder.create(shared.parent / "stopped", broken)
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.loggers.CsvLogger.log", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            supernet.train_supernet(stopped)
+    assert (stopped.path / "supernet" / "checkpoint.pt").is_file()
+    supernet.train_supernet(stopped)
+    a, b = (read_weights(r.path / "supernet" / "weights.pt").state for r in (whole, stopped))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    result = json.loads((stopped.path / "supernet" / "result.json").read_text())
+    assert result["steps"] == 4 and [row["epoch"] for row in result["curve"]] == [1, 2]
+    assert {"max_map50_95", "min_map50_95"} == result["metrics"].keys()
+    assert "loss/min_distil_cls" in result["curve"][0] and "loss/max_distil_cls" not in result["curve"][0]
+
+
+def test_rank_compares_slices_with_trainings_from_scratch(shared, capsys):
+    assert run(shared, "--steps", "supernet,rank") == 0
+    folder = shared.parent / "runs" / "shared" / "rank"
+    found = json.loads((folder / "rank.json").read_text())
+    trainings = History(folder / "trainings.jsonl").load()
+    assert len(trainings) == len(found["rows"]) == 3
+    job = prepare(str(folder.parent))
+    for row, trial in zip(found["rows"], trainings, strict=True):
+        assert row["standalone"] == {"0": trial.metrics["map50_95"]}
+        assert row["supernet"] == supernet.score_slice(job, row["arch"])["map50_95"]
+        assert row["gflops"] == job.space.cost(row["arch"], 64)["gflops"]
+    before = (folder / "trainings.jsonl").read_bytes()
+    assert run(shared, "--steps", "rank", "--resume") == 0
+    assert (folder / "trainings.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("supernet.subnets=[min,max]", "max should come first"),
+        ("supernet.sampling=stratifed", "stratified"),
+        ("supernet.sampling={name: best_of, of: 3}", "option of sampling 'best_of'"),
+        ("supernet.distil.mimic=[{layers: [model.model.99]}]", "model.model.99"),
+        ("supernet.distil.teachers={big: none.pt}", "big"),
+        ("sample_accuracy.gflops=[5, 6]", "nearest"),
+        ("sample_accuracy.gflops=[6, 5]", "empty"),
+        ("search.objectives={top5: max, gflops: min}", "map50"),
+        ("supernet.calibraton=3", "supernet.calibration"),
+    ],
+)
+def test_what_a_supernet_cannot_have_is_said_before_anything_is_written(shared, capsys, change, said):
+    assert said in fails(capsys, shared, change, "steps=[supernet]")
+    assert not (shared.parent / "runs" / "shared").exists()
+
+
+def test_steps_in_the_wrong_order_say_what_is_missing(shared, tiny, capsys):
+    assert "needs a `supernet:` block" in fails(capsys, tiny, "steps=[rank]")
+    assert "step `supernet` first" in fails(capsys, shared, "steps=[search]")
+
+
+def test_a_supernet_of_another_space_is_refused(shared):
+    run_folder = RunFolder.create(shared.parent / "one", load_experiment(shared, ["train.epochs=1"]))
+    supernet.train_supernet(run_folder)
+    job = prepare(str(run_folder.path))
+    file = read_weights(run_folder.path / "supernet" / "weights.pt")
+    other = type(job.space)(job.space.model | {"width_multiple": 0.25}, job.space.nc)
+    with pytest.raises(ValueError, match="another space.*width_multiple is 0.125, here it is 0.25"):
+        supernet.load_supernet(file, other)
+    with pytest.raises(ValueError, match="10 classes, here there are 3"):
+        supernet.load_supernet(file, type(job.space)(job.space.model, 3))
+
+
+@pytest.mark.slow  # two processes that import torch and NNI
+def test_two_processes_train_one_supernet(shared):
+    run_folder = RunFolder.create(
+        shared.parent / "two", load_experiment(shared, ["supernet.devices=2", "space=retinanet.yaml"])
+    )
+    supernet.train_supernet(run_folder)
+    result = json.loads((run_folder.path / "supernet" / "result.json").read_text())
+    assert result["steps"] == 2  # 24 images, 12 on each of two: one step an epoch
