@@ -1,7 +1,9 @@
-"""From a found architecture to a detector in use: retrain, finetune, evaluate, export.
+"""From a found architecture to a network in use: retrain, finetune, evaluate, export.
 
 Each takes an architecture file (`top/N.json`) and leaves a folder or file that did not exist before. The
 search never saw the `val` split; everything here is scored on it, apart from the scores of the search.
+
+Weights may be a supernet's: the arch's slice is taken out of them first.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from experiments.config import (
     read_yaml_mapping,
 )
 from experiments.run_folder import RunFolder
+from models.networks import AnySpace, open_any_space
 from models.space import Arch, Space
 from utils.errors import UserError
 from utils.files import write_text
@@ -30,16 +33,19 @@ from utils.history import arch_key
 from utils.results import load_arch_file
 
 if TYPE_CHECKING:
+    import torch
+
     from data.dataset import Dataset
     from experiments.evaluators import Job
+    from experiments.tasks import Task
     from models.export import Exported
     from models.weights import WeightFile
-    from models.yolo import YoloDetector
     from utils.measure import Calibration
 
 RESULT_SCHEMA = 1
 KEYS = ("data", "imgsz", "device", "seed", "threads", "train")  # of an experiment, that mean something here
-SHOWN = ("map50_95", "map50", "params_m", "gflops", "latency_ms")
+SHOWN = ("map50_95", "map50", "top1", "top5", "params_m", "gflops", "latency_ms")
+CALIBRATION = 2048  # training images that re-estimate a slice's batch norm, where its run does not say
 
 
 @dataclass(frozen=True)
@@ -54,17 +60,32 @@ class Found:
 
     def settings(self) -> dict[str, Any]:
         """The keys of `KEYS` as its search had them, as far as they are known."""
-        raw = read_yaml_mapping(self.run / "experiment.yaml", "experiment") if self.run else {}
-        known = {k: v for k, v in raw.items() if k in KEYS and v is not None}
+        known = {k: v for k, v in self.experiment.items() if k in KEYS and v is not None}
         said = {k: self.record[k] for k in ("data", "imgsz") if self.record.get(k)}
-        return said | known
+        return said | known | ({"imgsz": self.arch["resolution"]} if "resolution" in self.arch else {})
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        """What the file of its run says; {} without a run."""
+        return read_yaml_mapping(self.run / "experiment.yaml", "experiment") if self.run else {}
+
+    @property
+    def calibration(self) -> int:
+        """Images that batch norm is re-estimated on."""
+        return (self.experiment.get("supernet") or {}).get("calibration", CALIBRATION)
 
     def weights(self) -> Path:
-        """Its trained weights: beside it, or in its trial. UserError when there are none."""
+        """Its trained weights: beside it, of its retraining, fine-tuning or trial, or of its run's supernet.
+
+        UserError when there are none.
+        """
         trial = self.record.get("trial")
         places = [self.path.with_suffix(".pt")]
         if self.run and isinstance(trial, int):
+            places += [self.run / kind / f"{trial:04d}" / "last.pt" for kind in ("retrain", "finetune")]
             places.append(self.run / "trials" / f"{trial:04d}" / "weights.pt")
+        if self.run:
+            places.append(self.run / "supernet" / "weights.pt")
         for place in places:
             if place.is_file():
                 return place
@@ -80,14 +101,38 @@ def find(arch_file: Path) -> Found:
     # A run keeps a copy of its space, which outlives the file it was made of.
     places = [run / "space" / said.name] if inside else []
     places += [arch_file.parent / said, said, ROOT / said, arch_file.parent / said.name]
-    space = next((p for p in places if p.is_file()), None)
-    if space is None:
+    path = next((p for p in places if p.is_file()), None)
+    if path is None:
         raise UserError(f"{arch_file}: its space {record['space']!r} does not exist; put it beside the file")
     try:
-        arch = Space(space).canonical(record["arch"])
+        arch = arch_of(record, open_any_space(path))
     except UserError as error:
-        raise UserError(f"{arch_file} does not fit its space {space}: {error}") from None
-    return Found(arch_file, record, space.resolve(), arch, run if inside else None)
+        raise UserError(f"{arch_file} does not fit its space {path}: {error}") from None
+    return Found(arch_file, record, path.resolve(), arch, run if inside else None)
+
+
+def arch_of(record: Mapping[str, Any], space: AnySpace) -> Arch:
+    """The arch that an architecture file says, by `arch` or by United-Perception's `subnet_settings`, whose
+    resolution is the file's `imgsz` where the space searches that.
+
+    UserError for an arch that is not of this space, and for two that contradict each other.
+    """
+    arch = space.canonical(record["arch"]) if "arch" in record else None
+    spelled = record.get("subnet_settings")
+    if spelled is None:
+        assert arch is not None  # load_arch_file asks for one of the two
+        return arch
+    if isinstance(space, Space):
+        raise UserError("subnet_settings belong to spaces with a `network`; give its arch instead")
+    settings = space.from_settings(spelled)
+    if "resolution" in space.choices:
+        side = record["imgsz"] if arch is None else arch["resolution"]
+        settings = space.canonical(settings | {"resolution": side})
+    if arch is not None and arch != settings:
+        raise UserError(
+            f"arch and subnet_settings contradict each other: {differing(arch, settings)}; drop one"
+        )
+    return settings
 
 
 def settle(
@@ -102,20 +147,30 @@ def settle(
             raise UserError(f"{item!r} has no meaning here; known: {', '.join(KEYS[:-1])} and train.*")
     if "data" not in raw and not any(item.startswith("data=") for item in overrides):
         raise UserError(f"{found.path} does not say what data it is for; give --data DATA")
-    return check_experiment(apply_overrides(raw, overrides), source=str(found.path))
+    exp = check_experiment(apply_overrides(raw, overrides), source=str(found.path))
+    side = found.arch.get("resolution", exp.imgsz)
+    if exp.imgsz != side:
+        raise UserError(f"imgsz={exp.imgsz} contradicts the arch of {found.path}, whose resolution is {side}")
+    return exp
 
 
 def open_job(run: RunFolder, split_seed: int) -> Job:
     """What training needs. `split_seed`: of the search, so that a val split carved from train stays the same
     when the seed of the training is another."""
-    from data.dataset import open_dataset
     from data.hyp import load_hyp
     from experiments.evaluators import Job
     from experiments.inputs import open_space
 
     exp = run.experiment
-    dataset = open_dataset(exp.data, run.cache, seed=split_seed, val_fraction=exp.search.val_fraction)
+    dataset = open_splits(exp, run.cache, split_seed)
     return Job(run, dataset, open_space(exp, dataset), load_hyp(exp.train.hyp))
+
+
+def open_splits(exp: Experiment, cache: Path, split_seed: int) -> Dataset:
+    """The experiment's data, split as the search with that seed had them."""
+    from experiments.inputs import open_data
+
+    return open_data(exp.model_copy(update={"seed": split_seed}), cache)
 
 
 # Training --------------------------------------------------------------------------------------------------
@@ -154,12 +209,31 @@ def finetune(
     out: Path | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """As `retrain`, short and gentle: from `weights`, a quarter of the epochs at a tenth of the lr."""
+    """As `retrain`, short and gentle: from `weights`, a quarter of the epochs at a tenth of the lr.
+
+    From a supernet's weights, or those of a slice of one, which are nearly trained: a tenth of the epochs of
+    the supernet, and hardly a warm-up.
+    """
     from utils.settings import TrainSettings
 
     found = find(arch_file)
+    settle(found, overrides, name="finetune")  # mistakes are answered before torch is imported
+    from models.weights import read_weights
+
+    meta = read_weights(weights).meta
+    inherited = bool(meta.get("supernet") or meta.get("sliced"))
     before = TrainSettings(**found.settings().get("train", {}))
-    changes = {"epochs": math.ceil(before.epochs / 4), "lr": before.lr / 10, "warmup_bias_lr": 0.0}
+    if inherited and isinstance(meta.get("train"), dict):  # the supernet's own schedule
+        before = before.model_copy(
+            update={k: meta["train"][k] for k in ("epochs", "lr") if k in meta["train"]}
+        )
+    changes: dict[str, Any] = {"lr": before.lr / 10, "warmup_bias_lr": 0.0}
+    if inherited:
+        epochs = math.ceil(before.epochs / 10)
+        changes |= {"epochs": epochs, "warmup_epochs": min(before.warmup_epochs, epochs / 10)}
+        changes |= found.experiment.get("finetune") or {}
+    else:
+        changes["epochs"] = math.ceil(before.epochs / 4)
     return _train("finetune", found, overrides, changes, out, weights, resume)
 
 
@@ -197,7 +271,8 @@ def _train(
         print(f"{folder} is finished already")
         return json.loads((folder / "result.json").read_text())
     with locked(run), running(run):
-        return train_in_full(open_job(run, split_seed), found.arch, run.path, weights, kind=kind)
+        job = open_job(run, split_seed)
+        return train_in_full(job, found.arch, run.path, weights, kind=kind, calibration=found.calibration)
 
 
 def train_in_full(
@@ -207,40 +282,44 @@ def train_in_full(
     weights: Path | None = None,
     *,
     kind: str = "retrain",
+    calibration: int = CALIBRATION,
 ) -> dict[str, Any]:
     """Train `arch` on all of train, score it on val, and write what `retrain` promises into `folder`.
 
-    Goes on from `folder/checkpoint.pt` when there is one.
+    Goes on from `folder/checkpoint.pt` when there is one. calibration: images that re-estimate the batch norm
+    of a slice, where `weights` are a supernet's.
     """
     import torch
 
     from experiments.evaluators import costs, loaders, threads_of
-    from models.weights import load_weights, read_weights, save_weights
-    from models.yolo import build
-    from utils.evaluate import QUICK, evaluate
+    from models.weights import as_slice, load_weights, read_weights, save_weights, sliced
     from utils.loggers import open_loggers
     from utils.measure import device_info
     from utils.train import train
 
-    exp, names = job.exp, job.dataset.names
+    exp, names, task, side = job.exp, job.dataset.names, job.task, job.side(arch)
     torch.set_num_threads(threads_of(exp))
     torch.manual_seed(exp.seed)
-    detector = build(job.space, arch, names)
-    detector.set_gains(**{gain: job.hyp[gain] for gain in ("box", "cls", "dfl")})
-    account = load_weights(detector, weights) if weights else None
-    if account:
+    detector = job.build(arch)
+    account = None
+    if weights is not None:
+        file = read_weights(weights)
+        if file.meta.get("supernet"):
+            images = training_images(job.dataset, job.task, side, exp.train.batch, job.device, calibration)
+            net = sliced(file, job.space, arch, names, images, calibration, job.device)
+            file = as_slice(file, net, arch)
+        account = load_weights(detector, file)
         print(account)
-    train_loader, val_loader = loaders(job, "train", "val")
+    train_loader, val_loader = loaders(job, "train", "val", side)
     folder.mkdir(parents=True, exist_ok=True)
     best_file = folder / "best.pt"
     best: dict[str, float] = read_weights(best_file).meta["best"] if best_file.is_file() else {}
 
     def score(net: torch.nn.Module, last: bool) -> dict[str, float]:
-        how: dict[str, Any] = {} if last else QUICK
-        metrics = evaluate(net, val_loader, names, job.device, **how)
-        if metrics["map50_95"] > best.get("map50_95", -1.0):
-            best.update(map50_95=metrics["map50_95"])
-            save_weights(best_file, net, job.space, arch, imgsz=exp.imgsz, names=names, best=best)
+        metrics = task.score(net, val_loader, names, job.device, not last)
+        if metrics[task.quality] > best.get(task.quality, -1.0):
+            best.update({task.quality: metrics[task.quality]})
+            save_weights(best_file, net, job.space, arch, imgsz=side, names=names, best=best)
         return metrics
 
     checkpoint = folder / "checkpoint.pt"
@@ -263,7 +342,7 @@ def train_in_full(
         "space": exp.space,
         "data": {"name": job.dataset.name, "source": job.dataset.source, "licence": job.dataset.licence},
         "split": "val",
-        "imgsz": exp.imgsz,
+        "imgsz": side,
         "seed": exp.seed,
         "train": exp.train.model_dump(mode="json"),
         "started_from": account.to_dict() if account else None,
@@ -277,9 +356,7 @@ def train_in_full(
         "command": command(),
         "versions": device_info(job.device),
     }
-    save_weights(
-        folder / "last.pt", result.detector, job.space, arch, imgsz=exp.imgsz, names=names, kind=kind
-    )
+    save_weights(folder / "last.pt", result.detector, job.space, arch, imgsz=side, names=names, kind=kind)
     write_text(folder / "result.json", json.dumps(outcome, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)
     print(f"{folder}: {one_line(metrics)} on val after {exp.train.epochs} epochs, seed {exp.seed}")
@@ -297,9 +374,10 @@ def evaluate_arch(
     split: str = "val",
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """mAP on a split, params, GFLOPs and latency of one trained architecture; `out`: a JSON to write.
+    """Quality on a split, params, GFLOPs and latency of one trained architecture; `out`: a JSON to write.
 
-    weights: by default those beside the file or of its trial. overrides: data=, imgsz=, device=, ...
+    weights: by default `Found.weights`; of a supernet the slice is scored, its batch norm re-estimated on
+    training images. overrides: data=, imgsz=, device=, ...
     UserError when the weights are of another network or the classes are not those of the data.
     """
     found = find(arch_file)
@@ -308,16 +386,13 @@ def evaluate_arch(
     exp = settle(found, overrides, name="evaluate")
     source = weights or found.weights()
 
-    from data.dataset import open_dataset
     from experiments.inputs import open_space
-    from utils.offline import cache_dir
 
-    seed = found.settings().get("seed", exp.seed)
-    cache = RunFolder(found.run, exp).cache if found.run else cache_dir() / "data"
-    dataset = open_dataset(exp.data, cache, seed=seed, val_fraction=exp.search.val_fraction)
+    dataset = data_of(found, exp)
     if split not in dataset.splits:
         raise UserError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}")
-    detector, file = trained(open_space(exp, dataset), found.arch, source, dataset.names)
+    space = open_space(exp, dataset)
+    detector, file = trained(space, found.arch, source, dataset.names, (found, exp, dataset))
     outcome = measure(detector, exp, dataset, found, split) | {
         "weights": str(file.path),
         "command": command(),
@@ -328,30 +403,40 @@ def evaluate_arch(
     return outcome
 
 
+def data_of(found: Found, exp: Experiment) -> Dataset:
+    """The data, split as the search of `found` had them."""
+    from utils.offline import cache_dir
+
+    cache = RunFolder(found.run, exp).cache if found.run else cache_dir() / "data"
+    return open_splits(exp, cache, found.settings().get("seed", exp.seed))
+
+
 def measure(
-    detector: YoloDetector,
+    detector: Any,
     exp: Experiment,
     dataset: Dataset,
     found: Found,
     split: str,
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
-    """Score and costs of a trained detector, as a JSON-able result."""
+    """Score and costs of a trained network, as a JSON-able result.
+
+    calibration: of latency, at the size that the arch works on."""
     import torch
 
-    from data.loader import make_loader
     from experiments.evaluators import threads_of
-    from utils.evaluate import evaluate
+    from experiments.tasks import TASKS
     from utils.measure import count_flops, count_params, device_info, latency, resolve_device
 
-    device = resolve_device(exp.device)
+    device, side = resolve_device(exp.device), int(found.arch.get("resolution", exp.imgsz))
     torch.set_num_threads(threads_of(exp))
-    loader = make_loader(dataset.splits[split], dataset.names, exp.imgsz, 2 * exp.train.batch, train=False)
-    metrics = evaluate(detector.to(device), loader, dataset.names, device)
+    task = TASKS[dataset.task]
+    loader = task.make_loader(dataset.splits[split], dataset.names, side, 2 * exp.train.batch, train=False)
+    metrics = task.score(detector.to(device), loader, dataset.names, device, False)
     metrics |= {
-        "params_m": count_params(detector.model) / 1e6,
-        "gflops": count_flops(detector.model, exp.imgsz) / 1e9,
-        **latency(detector.model, exp.imgsz, device, calibration=calibration),
+        "params_m": count_params(detector) / 1e6,
+        "gflops": count_flops(detector, side) / 1e9,
+        **latency(detector, side, device, calibration=calibration),
     }
     return {
         "schema": RESULT_SCHEMA,
@@ -359,21 +444,29 @@ def measure(
         "arch": found.arch,
         "data": {"name": dataset.name, "source": dataset.source, "licence": dataset.licence},
         "split": split,
-        "imgsz": exp.imgsz,
+        "imgsz": side,
         "metrics": metrics,
         "versions": device_info(device),
     }
 
 
 def trained(
-    space: Space, arch: Arch, weights: Path, names: Sequence[str] | None
-) -> tuple[YoloDetector, WeightFile]:
-    """The detector of `arch` with exactly these weights, in eval mode. UserError when they are of another."""
-    from models.weights import load_weights, read_weights
-    from models.yolo import build
+    space: AnySpace,
+    arch: Arch,
+    weights: Path,
+    names: Sequence[str] | None,
+    around: tuple[Found, Experiment, Dataset] | None = None,
+) -> tuple[Any, WeightFile]:
+    """The network of `arch` with exactly these weights, in eval mode. UserError when they are of another.
+
+    around: what lies around the arch; needed where the weights are a supernet's, to re-estimate batch norm.
+    """
+    from models.networks import build
+    from models.weights import load_weights, read_weights, sliced
 
     file = read_weights(weights)
-    if file.arch is not None:
+    supernet = bool(file.meta.get("supernet"))
+    if file.arch is not None and not supernet:
         difference = differing(space.canonical(arch), file.arch)
         if difference:
             raise UserError(f"weights {weights} are of another architecture: {difference}")
@@ -381,9 +474,46 @@ def trained(
         raise UserError(
             f"weights {weights} were trained for the classes {', '.join(file.names)}, not {', '.join(names)}"
         )
-    detector = build(space, arch, names or file.names or None)
-    load_weights(detector, file, whole=True)
-    return detector.eval(), file
+    names = names or file.names or None
+    if not supernet:
+        detector = build(space, arch, names)
+        load_weights(detector, file, whole=True)
+        return detector.eval(), file
+    if around is None:
+        raise UserError(NEEDS_IMAGES.format(weights))
+
+    from experiments.tasks import TASKS
+    from utils.measure import resolve_device
+
+    found, exp, dataset = around
+    device, side = resolve_device(exp.device), int(arch.get("resolution", exp.imgsz))
+    n, task = found.calibration, TASKS[space.task]
+    images = training_images(dataset, task, side, exp.train.batch, device, n)
+    return sliced(file, space, arch, names, images, n, device), file
+
+
+NEEDS_IMAGES = (
+    "weights {} are a supernet's, and a slice's batch norm has to be re-estimated on training images; give "
+    "--data DATA, or the weights of this one arch (trials/NNNN/weights.pt or finetune/NNNN/last.pt of a run)"
+)
+
+
+def training_images(
+    dataset: Dataset, task: Task, side: int, batch: int, device: torch.device, n: int
+) -> Iterator[torch.Tensor]:
+    """`n` images of train, evenly spaced and not augmented, in equal batches [B, 3, side, side], 0..1."""
+    import torch
+
+    from utils.batch import prepare
+
+    samples = dataset.splits["train"]
+    n = min(n, len(samples))
+    chosen = [samples[i * len(samples) // n] for i in range(n)]
+    parts = math.ceil(n / (2 * batch))  # batch norm counts each batch alike: none is a remainder
+    for part in torch.arange(n).chunk(parts):
+        some = [chosen[int(i)] for i in part]
+        for ready in task.make_loader(some, dataset.names, side, len(some), train=False):
+            yield prepare(ready, device)["img"]
 
 
 def differing(ours: Arch, theirs: Mapping[str, Any]) -> str:
@@ -405,35 +535,46 @@ def export_arch(
     out: Path | None = None,
     imgsz: int | None = None,
     threads: int = 1,
+    data: str | None = None,
 ) -> Exported:
     """Write a trained architecture for other tools; see models/export.py for the formats and what is checked.
 
     weights: by default those of its trial. out: by default beside the architecture file.
+    data: where the weights are a supernet's, what the slice's batch norm is re-estimated on; by default what
+    the file says it is for.
     UserError when `out` exists, or when the weights are of another network.
     """
     found = find(arch_file)
     source = weights or found.weights()
-    suffixes = {"openvino": "_openvino_model"}
-    path = out or arch_file.with_name(arch_file.stem + suffixes.get(format, f".{format}"))
-    if path.exists():
-        raise UserError(f"{path} exists and is never overwritten; give another name by --out")
+    if out is not None and out.exists():
+        raise UserError(f"{out} exists and is never overwritten; give another name by --out")
 
-    from models.export import export
+    from models.export import check_format, export, file_name
     from models.weights import read_weights
 
-    file = read_weights(source)
-    names = file.names or _names_of_data(found)
-    space = Space(found.space, nc=file.nc or len(names))
-    detector, _ = trained(space, found.arch, source, names)
+    check_format(format, open_any_space(found.space))
+    path = out or arch_file.with_name(file_name(arch_file.stem, format, open_any_space(found.space)))
+    if path.exists():
+        raise UserError(f"{path} exists and is never overwritten; give another name by --out")
+    file, around = read_weights(source), None
+    if file.meta.get("supernet"):
+        if not (data or found.settings().get("data")):
+            raise UserError(NEEDS_IMAGES.format(source))
+        overrides = [f"data={json.dumps(data)}"] if data else []
+        exp = settle(found, [*overrides, *([f"imgsz={imgsz}"] if imgsz else [])], name="export")
+        around = found, exp, data_of(found, exp)
+    names = around[2].names if around else file.names or _names_of_data(found)
+    space = open_any_space(found.space, nc=file.nc or len(names))
+    detector, _ = trained(space, found.arch, source, names, around)
     exported = export(
-        detector,
+        detector.cpu(),
         path,
         format,
         space=space,
         arch=found.arch,
-        imgsz=imgsz or found.record["imgsz"],
+        imgsz=imgsz or int(found.arch.get("resolution", found.record["imgsz"])),
         names=names,
-        data=found.record.get("data"),
+        data=data or found.record.get("data"),
         threads=threads,
     )
     print(exported)
@@ -442,13 +583,9 @@ def export_arch(
 
 def _names_of_data(found: Found) -> list[str]:
     """Class names where the weight file does not tell them."""
-    data = found.settings().get("data")
-    if not data:
+    if not found.settings().get("data"):
         raise UserError(f"neither the weights nor {found.path} say what the classes are called")
-    from data.dataset import open_dataset
-    from utils.offline import cache_dir
-
-    return open_dataset(data, cache_dir() / "data").names
+    return data_of(found, settle(found, [], name="export")).names
 
 
 def one_line(metrics: Mapping[str, float]) -> str:

@@ -29,7 +29,7 @@ import yaml
 from models.dims import Dim
 from models.elastic_yaml import Part, read_choice_list, read_part
 from models.parse import Choice, Value
-from models.space import Arch, known_values
+from models.space import Arch, known_values, leaning
 from utils.errors import UserError, unknown
 
 HERE = Path(__file__).resolve().parent
@@ -103,6 +103,16 @@ class ElasticSpace:
         """An arch whose choices are drawn one after the other, each uniform over what the order leaves."""
         return self._drawn(lambda values: values[int(rng.integers(len(values)))])
 
+    def decided(self, pick: Callable[[list[Value]], Value]) -> Arch:
+        """The arch that `pick` makes of the alternatives of each gene that does something, one by one."""
+        arch: Arch = {}
+        for part in self.parts.values():
+            for chain in part.chains(arch):
+                arch |= chain.draw(pick)
+        if "resolution" in self.choices:
+            arch["resolution"] = pick(self.choices["resolution"])
+        return {label: arch[label] for label in self._live(arch)}
+
     def biased(self, rng: np.random.Generator, tilt: float) -> Arch:
         """A random arch that leans to small (`tilt` < 0) or large values; 0 is uniform.
 
@@ -111,8 +121,7 @@ class ElasticSpace:
 
         def pick(values: list[Value]) -> Value:
             ordered = sorted(values) if all(not isinstance(v, str) for v in values) else values
-            weights = np.exp(tilt * np.linspace(0, 1, len(ordered)))
-            return ordered[int(rng.choice(len(ordered), p=weights / weights.sum()))]
+            return ordered[leaning(rng, tilt, len(ordered))]
 
         return self._drawn(pick)
 
@@ -219,14 +228,8 @@ class ElasticSpace:
 
     def _drawn(self, pick: Callable[[list[Value]], Value]) -> Arch:
         if self._ordered:
-            arch: Arch = {}
-            for part in self.parts.values():
-                for chain in part.chains(arch):
-                    arch |= chain.draw(pick)
-            if "resolution" in self.choices:
-                arch["resolution"] = pick(self.choices["resolution"])
-        else:
-            arch = {label: pick(values) for label, values in self.choices.items()}
+            return self.decided(pick)
+        arch = {label: pick(values) for label, values in self.choices.items()}
         return {label: arch[label] for label in self._live(arch)}
 
 

@@ -1,8 +1,10 @@
-"""A trained detector as a file for other people's tools. Each is loaded again and compared before it counts.
+"""A trained network as a file for other people's tools. Each is loaded again and compared before it counts.
 
 .pt       what `ultralytics.YOLO(...)` loads where this package is not installed
 .onnx     any batch, height and width; read by onnxruntime and by `YOLO("x.onnx")`
 openvino  a folder for OpenVINO, where its package is installed
+
+These are YOLO's. Networks of elastic spaces become .pt2 and .onnx, see models/export_plain.py.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.networks import AnySpace
 from models.space import Space
 from models.stock_yaml import expand
 from models.weights import FORMAT, identity
@@ -40,7 +43,7 @@ TOLERANCE = 1e-3  # of scores, 0..1, and of boxes as shares of the image side; f
 @dataclass(frozen=True)
 class Exported:
     """path: the file or folder. max_difference: largest absolute difference of raw outputs, boxes in shares
-    of the image side and scores in 0..1, over images of `sizes` [B, 3, H, W], none of them the exported size.
+    of the image side and scores in 0..1, over images of `sizes` [B, 3, H, W], other than the exported size.
     notes: lines for people. values: figures for a JSON, e.g. onnxruntime's latency in ms."""
 
     path: Path
@@ -61,25 +64,25 @@ class ExportFailed(RuntimeError):
 
 
 def export(
-    detector: YoloDetector,
+    detector: Any,
     path: Path,
     format: str,
     *,
-    space: Space,
+    space: AnySpace,
     arch: Mapping[str, Any],
     imgsz: int,
     names: Sequence[str] | None = None,
     data: str | None = None,
     threads: int = 1,
 ) -> Exported:
-    """Write `detector` in a format of `FORMATS` to `path`, which must not exist.
+    """Write `detector`, any network of `space`, in a format of `FORMATS` to `path`, which must not exist.
 
     names: of the classes, by default the detector's own. data: what to tell Ultralytics it was trained on.
     threads: of onnxruntime, for its latency. The detector is left as it is.
-    Raises UserError for an unknown format, a path that is taken, a package that is missing.
+    Raises UserError for an unknown format, one that these networks do not have, a path that is taken, a
+    package that is missing.
     """
-    if format not in FORMATS:
-        raise unknown("export format", format, FORMATS)
+    check_format(format, space)
     if path.exists():
         raise UserError(f"{path} exists and is never overwritten; give another name or folder by --out")
     if format == "openvino" and find_spec("openvino") is None:
@@ -88,9 +91,32 @@ def export(
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the last step is a rename: nothing has the final name before it was checked.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch:
-        checked = FORMATS[format](detector, Path(scratch), about, data, threads)
+        if isinstance(space, Space):
+            checked = FORMATS[format](detector, Path(scratch), about, data, threads)
+        else:
+            from models import export_plain
+
+            checked = export_plain.FORMATS[format](detector, space, Path(scratch), about, threads)
         os.replace(checked.path, path)
     return Exported(path, format, checked.max_difference, checked.sizes, checked.notes, checked.values)
+
+
+def check_format(format: str, space: AnySpace) -> None:
+    """Raises UserError unless networks of this space can become files of this format."""
+    if format not in FORMATS:
+        raise unknown("export format", format, FORMATS)
+    if format == "openvino" and not isinstance(space, Space):
+        raise UserError(
+            f"format 'openvino' is for YOLO detectors; {space.name} is exported as pt or onnx, and OpenVINO "
+            "reads the latter"
+        )
+
+
+def file_name(stem: str, format: str, space: AnySpace) -> str:
+    """What an export is called by default: 1.pt (YOLO), 1.pt2 (a torch.export program), 1.onnx, ..."""
+    if format == "openvino":
+        return f"{stem}_openvino_model"
+    return f"{stem}.pt2" if format == "pt" and not isinstance(space, Space) else f"{stem}.{format}"
 
 
 # Ultralytics -----------------------------------------------------------------------------------------------
@@ -107,7 +133,7 @@ def _export_pt(
     if foreign:
         raise ExportFailed(f"the pickle names {', '.join(foreign)}: it would not load without this package")
     again = YOLO(str(path)).model.eval()
-    sizes = _other_sizes(about["imgsz"], detector.stride)
+    sizes = other_sizes(about["imgsz"], detector.stride)
     difference = _difference(detector, lambda images: _raw(again, images), sizes)
     if lost:
         notes = [
@@ -190,7 +216,7 @@ def _export_onnx(
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
-    sizes = _other_sizes(about["imgsz"], detector.stride)
+    sizes = other_sizes(about["imgsz"], detector.stride)
     difference = _difference(detector, run, sizes)
     image = torch.rand(1, 3, about["imgsz"], about["imgsz"])
     ms = median_ms(lambda: run(image))
@@ -214,7 +240,7 @@ def _export_openvino(
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(model([images.numpy()])[0])
 
-    sizes = _other_sizes(about["imgsz"], detector.stride)
+    sizes = other_sizes(about["imgsz"], detector.stride)
     difference = _difference(detector, run, sizes)
     image = torch.rand(1, 3, about["imgsz"], about["imgsz"])
     ms = median_ms(lambda: run(image))
@@ -257,7 +283,7 @@ def median_ms(run: Callable[[], object], seconds: float = 1.0) -> float:
 # Comparing -------------------------------------------------------------------------------------------------
 
 
-def _other_sizes(imgsz: int, stride: int) -> list[tuple[int, ...]]:
+def other_sizes(imgsz: int, stride: int) -> list[tuple[int, ...]]:
     """Batches that the export did not see: another batch size, larger, smaller and not square."""
     small = max(stride, imgsz // 2 // stride * stride)
     return [(2, 3, imgsz + stride, imgsz + stride), (1, 3, small, imgsz + 2 * stride)]

@@ -10,17 +10,23 @@ Costs are those of the built network, to the last digit.
 from __future__ import annotations
 
 import copy
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
+from functools import lru_cache
+from itertools import accumulate
+from math import exp, prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from models.blocks import Shape, Tally
 from models.parse import C3Options, Choice, ConvOptions, Row, Value, inputs, naming, parse, read, run
 from utils.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from models.networks import AnySpace
 
 Arch = dict[str, Value]
 Cost = tuple[int, int]  # params, FLOPs
@@ -87,8 +93,7 @@ class Space:
             ordered, lean = values, 0.0 if label.endswith("_act") else tilt
             if lean:
                 ordered = sorted(values, key=_amount)
-            weights = np.exp(lean * np.linspace(0, 1, len(ordered)))
-            arch[label] = ordered[int(rng.choice(len(ordered), p=weights / weights.sum()))]
+            arch[label] = ordered[leaning(rng, lean, len(ordered))]
         return self._canonical(arch)
 
     def smallest(self) -> Arch:
@@ -112,6 +117,17 @@ class Space:
             return self._canonical(checked)
         except KeyError as missing:
             raise UserError(f"the arch says nothing about {missing.args[0]!r}") from None
+
+    def decided(self, take: Callable[[list[Value]], Value]) -> Arch:
+        """The arch that `take` makes of the alternatives of each gene that does something, one by one."""
+        arch: Arch = {}
+        for row in self._searched:
+            arch |= {label: take(self.choices[label]) for label in row.labels}
+            if row.c3:
+                same = list(dict.fromkeys(row.same[pick(arch, row.c3.width)].values()))
+                depth = pick(arch, row.c3.depth)
+                arch |= {label: take(same) for label in row.bottlenecks[:depth]}
+        return arch
 
     def complete(self, arch: Mapping[str, Any]) -> Arch:
         """`arch` with a value for every label: the default where the gene does nothing."""
@@ -228,25 +244,43 @@ def known_values(arch: Mapping[str, Any], values: Mapping[str, Mapping[Value, Va
     return checked
 
 
+def leaning(rng: np.random.Generator, tilt: float, n: int) -> int:
+    """A number of 0 .. n - 1, drawn in proportion to exp(tilt * its share of the way)."""
+    cdf = _lean(tilt, n)
+    return bisect_right(cdf, rng.random() * cdf[-1], hi=n - 1)
+
+
+@lru_cache(maxsize=64)  # one tilt serves all genes of a draw
+def _lean(tilt: float, n: int) -> list[float]:
+    return list(accumulate(exp(tilt * i / max(1, n - 1)) for i in range(n)))
+
+
 def pick(arch: Mapping[str, Value], choice: Choice) -> Any:
     """The value an arch gives a choice: its default where the arch says nothing."""
     return arch.get(choice.label, choice.values[0])
 
 
-def describe(space: Space, imgsz: int) -> str:
+def describe(space: AnySpace, imgsz: int) -> str:
     """The space as a text for people: every choice, how many archs, and what the extremes cost."""
-    lines = [f"{space.name}: {space.nc} classes, {len(space.rows)} rows, {len(space.choices)} choices"]
+    if isinstance(space, Space):
+        what = f"{len(space.rows)} rows"
+    else:
+        stages = ", ".join(f"{part.name} of {part.stages}" for part in space.parts.values())
+        what = f"network {space.model['network']} with stages: {stages}"
+    lines = [f"{space.name}: {space.nc} classes, {what}, {len(space.choices)} choices"]
     lines += [f"note: {notice}" for notice in space.notices]
     wide = max(map(len, space.choices), default=0)
     if space.choices:
         lines += ["", *(f"  {c:<{wide}}  {'  '.join(map(str, v))}" for c, v in space.choices.items())]
         raw, distinct = space.size()
         lines += ["", f"archs: {_many(raw)} raw, {_many(distinct)} distinct"]
-    lines += ["", f"at {imgsz} x {imgsz}  params (M)    GFLOPs"]
+    where = "each at its resolution" if "resolution" in space.choices else f"at {imgsz} x {imgsz}"
+    left = max(13, len(where) + 2)
+    lines += ["", f"{where:<{left}}params (M)    GFLOPs"]
     kinds = {"smallest": space.smallest(), "default": space.default(), "largest": space.largest()}
     for kind, arch in kinds.items() if space.choices else [("fixed", {})]:
         cost = space.cost(arch, imgsz)
-        lines.append(f"  {kind:<11}{cost['params_m']:10.3f}{cost['gflops']:10.3f}")
+        lines.append(f"  {kind:<{left - 2}}{cost['params_m']:10.3f}{cost['gflops']:10.3f}")
     return "\n".join(lines)
 
 

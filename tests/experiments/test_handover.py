@@ -20,7 +20,7 @@ from data.yolo_format import export_yolo
 from experiments import handover, steps
 from experiments.config import ROOT, load_experiment
 from experiments.handover import evaluate_arch, export_arch, find, finetune, retrain
-from experiments.predict import find_objects, open_detector, predict
+from experiments.predict import find_objects, open_network, predict
 from experiments.run_folder import RunFolder
 from hello_nas import main
 from models.space import Space
@@ -198,7 +198,7 @@ def test_only_the_same_training_is_resumed(work, trained, tmp_path):
 def test_evaluation_scores_the_weights_on_val(work, lively, tmp_path):
     options = ["device=cpu", "threads=1"]
     result = evaluate_arch(work / "arch.json", options, weights=lively, out=tmp_path / "e.json")
-    detector, _ = open_detector(lively, "cpu", None)
+    detector, _, _ = open_network(lively, "cpu", None)
     dataset = open_dataset(work / "digits.yaml", tmp_path)
     loader = make_loader(dataset.splits["val"], dataset.names, 64, 5, train=False)
     expected = evaluate(detector, loader, dataset.names)
@@ -272,7 +272,7 @@ def test_a_folder_of_pictures(lively, pictures, tmp_path, capsys):
 def test_pictures_are_prepared_as_for_validation(lively, pictures):
     import cv2
 
-    detector, side = open_detector(lively, "cpu", None)
+    detector, side, _ = open_network(lively, "cpu", None)
     none = np.zeros((0, 4), np.float32)
     for name, shape in {"wide.png": (48, 100), "deep/tall.jpg": (90, 40)}.items():
         sample = Sample(pictures / name, none, np.zeros(0, np.int64), shape)
