@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -47,6 +46,8 @@ class Elastic(MutableModule):
     """
 
     dims: tuple[Dim, ...] = ()
+    held: dict[Any, Any] | None = None  # the last slices, inside `held` and `direct_gradients`
+    direct: bool = False  # inside `direct_gradients`
 
     def choices(self) -> Iterator[Choice]:
         """The layer's own choices that have alternatives."""
@@ -100,6 +101,27 @@ class Elastic(MutableModule):
         """(parameters, MACs for one position of the output) of this layer alone, once extracted."""
         return 0, 0
 
+    def write(self, **attributes: Any) -> None:
+        """Set attributes that are no parameters or modules, ten times as fast as `nn.Module` does."""
+        self.__dict__.update(attributes)
+
+    def holds(self) -> bool:
+        """Whether a slice may be used again, because somebody promised that it is what it was."""
+        return self.held is not None and (self.direct or not torch.is_grad_enabled())
+
+    def hold(self, key: Any, cut: Callable[[], Any]) -> Any:
+        """What `cut` returned for the same key, if that was the last one; for views, if it ever was."""
+        assert self.held is not None
+        if key not in self.held:
+            if not self.views():
+                self.held.clear()
+            self.held[key] = cut()
+        return self.held[key]
+
+    def views(self) -> bool:
+        """Whether what is held are views: right for as long as the tensors that they are of are there."""
+        return False
+
 
 class ElasticConv2d(Elastic, nn.Conv2d):
     """Conv2d whose output width, kernel and groups may vary; the input width is read from the input.
@@ -134,7 +156,10 @@ class ElasticConv2d(Elastic, nn.Conv2d):
             shape.depth.largest, shape.out.largest, k, stride, shape.padding_of(k), dilation, bias=bias
         )
         self.shape, self.dims = shape, shape.dims
-        self.held: dict[Any, Tensor] | None = None  # the last slice, see `held`
+        self.active_out: int
+        self.active_kernel: int
+        self.active_padding: int
+        self.active_parts: list[int]
         self.transforms = nn.ParameterDict()
         sizes = [s for s in reversed(shape.kernel.values) if s < k]
         for size in sizes if transform else ():
@@ -142,45 +167,60 @@ class ElasticConv2d(Elastic, nn.Conv2d):
         self.set_arch(self.largest())
 
     def set_arch(self, arch: Mapping[str, Any]) -> None:
-        s = self.shape
-        self.active_out, self.active_kernel = s.out(arch), s.kernel(arch)
-        self.groups, self.active_parts = s.groups(arch), [part(arch) for part in s.parts]
-        self.active_padding = s.padding_of(self.active_kernel)
+        s, kernel = self.shape, self.shape.kernel(arch)
+        self.write(
+            active_out=s.out(arch),
+            active_kernel=kernel,
+            active_padding=s.padding_of(kernel),
+            active_parts=[part(arch) for part in s.parts],
+            groups=s.groups(arch),
+        )
 
     def running(self, arch: Mapping[str, Any]) -> tuple[nn.Module, ...]:
         return ()  # its matrices are part of the weight
 
     def forward(self, x: Tensor) -> Tensor:
-        held = self.held is not None and not torch.is_grad_enabled()
-        weight = self._held_weight(x.size(1)) if held else self.active_weight(x.size(1))
-        bias = None if self.bias is None else self.bias[: self.active_out]
+        weight, bias = self._held(x.size(1)) if self.holds() else self._cut(x.size(1))
         return F.conv2d(x, weight, bias, self.stride, self.active_padding, self.dilation, self.groups)
 
     def active_weight(self, channels: int) -> Tensor:
         """The weight [out, in / groups, k, k] for an input of so many channels."""
-        w, k = self.weight, self.active_kernel
-        sliced = w.size(-1) if self.transforms else k
+        return self._transformed(self._sliced(channels))
+
+    def _cut(self, channels: int) -> tuple[Tensor, Tensor | None]:
+        return self.active_weight(channels), None if self.bias is None else self.bias[: self.active_out]
+
+    def _held(self, channels: int) -> tuple[Tensor, Tensor | None]:
+        key = (self.active_out, self.active_kernel, self.groups, tuple(self.active_parts), channels)
+        if not self.direct:
+            return self.hold(key, lambda: self._cut(channels))
+        weight, bias = self.hold(
+            key, lambda: (self._sliced(channels), _leaf(self.bias, lambda b: [b[: self.active_out]]))
+        )
+        return self._transformed(weight), bias  # anew each time, because backward frees its graph
+
+    def _sliced(self, channels: int) -> Tensor:
+        """The slice that the kernels' matrices, if there are any, are still to be applied to."""
+        w, out = self.weight, self.active_out
+        k = w.size(-1) if self.transforms else self.active_kernel
         spans = [(0, channels // self.groups)]
         if len(self.shape.parts) > 1:
             spans = _spans(self.shape.parts, self.active_parts, channels)
-        if (self.active_out, sum(n for _, n in spans), sliced) != (w.size(0), w.size(1), w.size(-1)):
-            w = _Slice.apply(w, self.active_out, spans, sliced)
-        if k == sliced:
+        if self.direct:
+            return _leaf(w, lambda t: _pieces(t, out, spans, k), 1)
+        if (sum(n for _, n in spans), k) != (w.size(1), w.size(-1)):
+            return _Slice.apply(w, out, spans, k)
+        return w if out == len(w) else w[:out]
+
+    def _transformed(self, w: Tensor) -> Tensor:
+        if self.active_kernel == w.size(-1):
             return w
         for size, matrix in self.transforms.items():  # from large to small, each on the one before
             w = _centre(w, int(size))
             w = (w.flatten(2) @ matrix.T).view_as(w)
-            if int(size) == k:
+            if int(size) == self.active_kernel:
                 break
         return w
-
-    def _held_weight(self, channels: int) -> Tensor:
-        assert self.held is not None
-        key = (self.active_out, self.active_kernel, self.groups, tuple(self.active_parts), channels)
-        if key not in self.held:
-            self.held.clear()
-            self.held[key] = self.active_weight(channels)
-        return self.held[key]
 
     def freeze(self, sample: Mapping[str, Any]) -> nn.Conv2d:
         """nn.Conv2d with the slice of `sample`, its own storage."""
@@ -289,10 +329,11 @@ class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
         parts = _parts(channels)
         super(MutableModule, self).__init__(sum(p.largest for p in parts), eps, momentum)
         self.parts, self.dims, self.synchronised = parts, tuple(parts), synchronised
+        self.active_parts: list[int]
         self.set_arch(self.largest())
 
     def set_arch(self, arch: Mapping[str, Any]) -> None:
-        self.active_parts = [part(arch) for part in self.parts]
+        self.write(active_parts=[part(arch) for part in self.parts])
 
     def forward(self, x: Tensor) -> Tensor:
         factor = 0.0 if self.momentum is None else self.momentum
@@ -301,8 +342,12 @@ class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
             if self.momentum is None:
                 factor = 1.0 / float(self.num_batches_tracked)
         c = x.size(1)
-        weight, bias = self._slice(self.weight, c), self._slice(self.bias, c)
-        mean, var = self._slice(self.running_mean, c), self._slice(self.running_var, c)
+        if self.holds():
+            weight, bias, mean, var = self.hold((c, *self.active_parts), lambda: self._cut(c))
+            if self.training and len(self.parts) > 1:  # copies, and the originals change
+                mean, var = self._slice(self.running_mean, c), self._slice(self.running_var, c)
+        else:
+            weight, bias, mean, var = self._cut(c)
         if self.synchronised and self.training and _ranks() > 1:
             y = _synchronised_norm(x, weight, bias, mean, var, factor, self.eps)
         else:
@@ -311,12 +356,28 @@ class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
             self._write_back(mean, var)  # a joined slice is a copy, a prefix a view
         return y
 
+    def views(self) -> bool:
+        return len(self.parts) == 1
+
+    def _cut(self, channels: int) -> tuple[Any, ...]:
+        """(weight, bias, running mean, running variance)"""
+        trained: list[Any] = [self.weight, self.bias]
+        if self.direct:
+            trained = [_leaf(p, lambda t: self._pieces(t, channels)) for p in trained]
+        else:
+            trained = [self._slice(p, channels) for p in trained]
+        return *trained, self._slice(self.running_mean, channels), self._slice(self.running_var, channels)
+
     def _slice(self, t: Any, channels: int) -> Any:
         if t is None or channels == len(t):
             return t
+        pieces = self._pieces(t, channels)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _pieces(self, t: Tensor, channels: int) -> list[Tensor]:
         if len(self.parts) == 1:
-            return t[:channels]
-        return torch.cat([t[a : a + n] for a, n in _spans(self.parts, self.active_parts, channels)])
+            return [t[:channels]]
+        return [t[a : a + n] for a, n in _spans(self.parts, self.active_parts, channels)]
 
     @torch.no_grad()
     def _write_back(self, mean: Tensor, var: Tensor) -> None:
@@ -375,8 +436,13 @@ class ElasticLinear(Elastic, nn.Linear):
         self.active_out = self.out(arch)
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias[: self.active_out]
-        return F.linear(x, self.weight[: self.active_out, : x.size(-1)], bias)
+        ins, out = x.size(-1), self.active_out
+        if self.direct:
+            weight = _leaf(self.weight, lambda w: [w[:out, :ins]])
+            bias = _leaf(self.bias, lambda b: [b[:out]])
+        else:
+            weight, bias = self.weight[:out, :ins], None if self.bias is None else self.bias[:out]
+        return F.linear(x, weight, bias)
 
     def freeze(self, sample: Mapping[str, Any]) -> nn.Linear:
         """nn.Linear with the slice of `sample`, its own storage."""
@@ -486,22 +552,72 @@ def frozen(module: Module, sample: Mapping[str, Any]) -> Module:
     return copy.deepcopy(module, memo)
 
 
-@contextmanager
-def held(net: nn.Module) -> Iterator[None]:
-    """Promise that the weights stay as they are inside: without gradients, a slice is then copied once an
-    arch instead of once a forward pass.
+def held(net: nn.Module) -> Holding:
+    """Promise that the weights stay as they are inside: without gradients, a layer then cuts its slice once
+    an arch instead of once a forward pass.
 
     Said by the caller, because it cannot be seen: fused optimizers and flat buffers change weights without
     telling torch's version counters.
     """
-    layers = [m for m in net.modules() if isinstance(m, ElasticConv2d)]
-    for layer in layers:
-        layer.held = {}
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.held = None
+    return Holding(net)
+
+
+def direct_gradients(net: nn.Module) -> Holding:
+    """Slices that add their gradients straight into their places in `param.grad`, and are cut once an arch.
+
+        direct = direct_gradients(net)
+        with direct:  # once for every step, after zero_grad(set_to_none=False)
+            sandwich_step(pupil, set_arch, batch, archs)
+
+    Without it, every slice makes a gradient of the size of the whole weight. Gradients come out the same, but
+    the parameters themselves take no part in the backward pass: hooks on them do not run, so this is not for
+    DDP, and `torch.autograd.grad` does not find them. Inside, weights should stay as they are and `.grad` the
+    tensors that they are at the start.
+
+    Entering raises ValueError with several ranks, and for a parameter without `.grad` (`utils.optimize.Flat`
+    gives every one its own).
+    """
+    return Holding(net, direct=True)
+
+
+class Holding:
+    """What `held` and `direct_gradients` return: a context that may be entered again and again."""
+
+    def __init__(self, net: nn.Module, direct: bool = False) -> None:
+        self.layers = [m for m in net.modules() if isinstance(m, Elastic)]
+        self.direct = direct
+        self.held: list[dict[Any, Any]] = [{} for _ in self.layers]
+        self.places: list[int] = []
+
+    def __enter__(self) -> None:
+        if self.direct and _ranks() > 1:
+            raise ValueError("several ranks exchange gradients by hooks on whole parameters")
+        places = self._places()
+        for layer, held in zip(self.layers, self.held, strict=True):
+            if places != self.places:
+                held.clear()
+            layer.write(held=held, direct=self.direct)
+        self.places = places
+
+    def __exit__(self, *error: object) -> None:
+        for layer, held in zip(self.layers, self.held, strict=True):
+            if not layer.views():
+                held.clear()
+            layer.write(held=None, direct=False)
+
+    def _places(self) -> list[int]:
+        """Where in memory everything is that views are of."""
+        found = []
+        for layer in self.layers:
+            for name, p in layer._parameters.items():
+                if p is not None:
+                    found.append(p.data_ptr())
+                    if self.direct and p.requires_grad:
+                        if p.grad is None:
+                            raise ValueError(f"{name} {tuple(p.shape)} has no .grad to add to")
+                        found.append(p.grad.data_ptr())
+            found += [b.data_ptr() for b in layer._buffers.values() if b is not None]
+        return found
 
 
 def outermost(module: nn.Module) -> Iterator[Elastic]:
@@ -546,19 +662,52 @@ class _Slice(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, out: int, spans: list[tuple[int, int]], k: int) -> Tensor:
         ctx.shape, ctx.at = w.shape, (out, spans, k)
-        parts = [_centre(w[:out, start : start + n], k) for start, n in spans]
-        last = w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous()
-        layout = torch.channels_last if last else torch.contiguous_format
-        return torch.cat(parts, 1) if len(parts) > 1 else parts[0].clone(memory_format=layout)
+        pieces = _pieces(w, out, spans, k)
+        return torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0].clone()  # channels_last if `w` is
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad,), (out, spans, k) = grads, ctx.at
-        whole, done = grad.new_zeros(ctx.shape), 0
-        for start, n in spans:
-            _centre(whole[:out, start : start + n], k).copy_(grad[:, done : done + n])
-            done += n
+        whole, done = grads[0].new_zeros(ctx.shape), 0
+        for piece in _pieces(whole, *ctx.at):
+            piece.copy_(grads[0].narrow(1, done, piece.size(1)))
+            done += piece.size(1)
         return whole, None, None, None
+
+
+def _leaf(p: Any, cut: Callable[[Tensor], list[Tensor]], axis: int = 0) -> Any:
+    """The pieces of a parameter, joined, as a leaf whose gradient lands in its places in `p.grad`.
+
+    The parameter itself where that is all of it.
+    """
+    if p is None:
+        return None
+    pieces = cut(p.detach())
+    if sum(t.numel() for t in pieces) == p.numel():
+        return p
+    leaf = torch.cat(pieces, axis) if len(pieces) > 1 else pieces[0]
+    if axis and not (leaf.is_contiguous() or leaf.is_contiguous(memory_format=torch.channels_last)):
+        leaf = leaf.clone()  # once, not by every convolution forward and backward; channels_last if `p` is
+    leaf = leaf.detach()  # no view any more: autocast keeps casts of leaves, but not of views
+    if not p.requires_grad:
+        return leaf
+    places = cut(p.grad)
+    leaf.requires_grad_()
+    if len(places) == 1:
+        leaf.grad = places[0]
+        return leaf
+
+    def scatter(leaf: Tensor) -> None:
+        assert leaf.grad is not None
+        for place, g in zip(places, leaf.grad.split([t.size(axis) for t in places], axis), strict=True):
+            place.add_(g)
+        leaf.grad = None
+
+    leaf.register_post_accumulate_grad_hook(scatter)
+    return leaf
+
+
+def _pieces(w: Tensor, out: int, spans: list[tuple[int, int]], k: int) -> list[Tensor]:
+    return [_centre(w[:out, start : start + n], k) for start, n in spans]
 
 
 def _centre(w: Tensor, k: int) -> Tensor:

@@ -1,8 +1,10 @@
 """Elastic layers: what they slice, that the extracted layer is the slice, and that NNI sees them."""
 
+import math
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from models.elastic import (
     ElasticDepth,
     ModelSpace,
     PathChoice,
+    direct_gradients,
     held,
 )
 from models.elastic_blocks import BasicBlock, Bottleneck, ConvBlock
@@ -27,6 +30,9 @@ from models.parse import Choice
 from models.supernet import choices, extract, is_plain, sample, set_arch
 from tests.models.elastic_kinds import KINDS, Concat, dim, scramble
 from utils.errors import UserError
+from utils.optimize import Ema, build_optimizer, weight_groups
+from utils.optimize import Flat as FlatWeights
+from utils.settings import TrainSettings
 
 torch.set_num_threads(1)
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -246,6 +252,141 @@ def test_the_gradient_of_a_slice_is_that_of_indexing(arch):
     part = torch.cat((w[: arch["out"], : arch["a"]], w[: arch["out"], 8 : 8 + arch["b"]]), 1)
     F.conv2d(x, part, padding=1).square().sum().backward()
     torch.testing.assert_close(conv.weight.grad, w.grad)
+
+
+class Twice(nn.Module):
+    """One elastic convolution that runs twice in a pass, as the towers of a RetinaNet do for their levels."""
+
+    def __init__(self):
+        super().__init__()
+        width = dim("w", 8, 4)
+        self.first, self.shared = ConvBlock(3, width), ElasticConv2d(width, width, dim("k", 5, 3), bias=True)
+
+    def forward(self, x):
+        return self.shared(self.shared(self.first(x)))
+
+
+def gradients(make, archs, direct):
+    """Of the mean of squares, summed over archs, in train mode, in long buffers."""
+    torch.manual_seed(0)
+    net = scramble(make()).to(memory_format=torch.channels_last)
+    FlatWeights(net).parameters()
+    way = direct_gradients(net) if direct else nullcontext()
+    for half in (archs[:2], archs[2:]):
+        with way:
+            for arch in half:
+                set_arch(net, arch)
+                net(X).square().mean().backward()
+    return {k: p.grad.clone() for k, p in net.named_parameters()}, net.state_dict()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "twice"])
+def test_direct_gradients_are_those_of_the_plain_way(kind):
+    make = KINDS.get(kind, Twice)
+    rng = np.random.default_rng(0)
+    archs = [sample(make(), rng) for _ in range(4)]
+    plain, state = gradients(make, archs, direct=False)
+    direct, state_too = gradients(make, archs, direct=True)
+    assert any(g.abs().max() > 0 for g in plain.values())
+    for key, value in plain.items():
+        torch.testing.assert_close(direct[key], value, rtol=1e-5, atol=1e-7)
+    for key, value in state.items():  # running statistics
+        torch.testing.assert_close(state_too[key], value)
+
+
+def test_direct_gradients_make_no_gradient_of_the_whole_weight():
+    conv = ElasticConv2d(dim("i", 64, 8), dim("o", 64, 8), 3)
+    conv.weight.grad = torch.ones_like(conv.weight)
+    set_arch(conv, {"i": 8, "o": 8})
+    with direct_gradients(conv):
+        y = conv(torch.randn(1, 8, 4, 4))
+        conv.weight.grad.zero_()
+        y.sum().backward()
+        slice_ = conv.held.popitem()[1][0]
+    assert slice_.is_leaf and slice_.grad.data_ptr() == conv.weight.grad.data_ptr()
+    assert slice_.grad.stride() == conv.weight.grad.stride() and slice_.grad.abs().max() > 0
+    assert torch.equal(conv.weight.grad[:8, :8], slice_.grad) and not conv.weight.grad[8:].any()
+    assert conv.held is None and not conv.direct
+
+
+def test_slices_are_channels_last_if_the_weight_is():
+    for memory in (torch.channels_last, torch.contiguous_format):
+        conv = ElasticConv2d(16, dim("o", 16, 8), dim("k", 5, 3)).to(memory_format=memory)
+        conv.weight.grad = torch.zeros_like(conv.weight)
+        for k in (3, 5):
+            set_arch(conv, {"o": 8, "k": k})
+            assert conv.active_weight(16).is_contiguous(memory_format=memory)
+            with direct_gradients(conv):
+                assert conv.active_weight(16).is_contiguous(memory_format=memory)
+
+
+def test_direct_gradients_follow_weights_that_have_moved():
+    net = scramble(KINDS["residual, depth"]())
+    set_arch(net, {"w": 8, "k": 3, "e": 0.5, "d": 1})
+    FlatWeights(net).parameters()
+    direct = direct_gradients(net)
+    found = []
+    for _ in range(2):
+        with direct:
+            net(X).square().mean().backward()
+        found.append([p.grad.clone() for p in net.parameters()])
+        FlatWeights(net).parameters()  # other memory, zero gradients
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_direct_gradients_are_refused_where_they_would_be_lost(monkeypatch):
+    net = KINDS["conv"]()
+    with pytest.raises(ValueError, match=r"weight \(8, 3, 5, 5\) has no .grad"), direct_gradients(net):
+        pass
+    net.requires_grad_(False)
+    with direct_gradients(net):
+        net(X)
+    monkeypatch.setattr("models.elastic._ranks", lambda: 2)
+    with pytest.raises(ValueError, match="ranks"), direct_gradients(net):
+        pass
+    assert net.conv.held is None
+
+
+@pytest.mark.parametrize("kind", ["residual, depth", "concat with norm", "kernel transform"])
+def test_flat_buffers_train_elastic_networks_alike(kind):
+    """Three steps of three archs: one long parameter for each group against torch's optimizer on all."""
+    rng = np.random.default_rng(1)
+    archs = [[sample(KINDS[kind](), rng) for _ in range(3)] for _ in range(3)]
+    states = []
+    for flat in (False, True):
+        torch.manual_seed(0)
+        net = scramble(KINDS[kind]()).to(memory_format=torch.channels_last)
+        if flat:
+            weights = FlatWeights(net)
+            optimizer = build_optimizer(weights, TrainSettings(optimizer="SGD", lr=0.1, weight_decay=0.1))
+            ema = Ema(net, weights, 0.5, 1.0)
+        else:
+            groups = weight_groups(net)
+            rates = {"decayed": 0.1, "others": 0.0, "biases": 0.0}
+            options = [{"params": groups[name], "weight_decay": w} for name, w in rates.items()]
+            optimizer = torch.optim.SGD(options, lr=0.1, momentum=0.9, nesterov=True)
+            average = {k: v.clone() for k, v in net.state_dict().items()}
+            for p in net.parameters():
+                p.grad = torch.zeros_like(p)
+        for step, of_step in enumerate(archs):
+            with direct_gradients(net) if flat else nullcontext():
+                for arch in of_step:
+                    set_arch(net, arch)
+                    net(X).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            if flat:
+                ema.update(step)
+            else:
+                d = 0.5 * (1 - math.exp(-(step + 1)))
+                average = {
+                    k: v.lerp(now, 1 - d) if v.is_floating_point() else now.clone()
+                    for (k, v), now in zip(average.items(), net.state_dict().values(), strict=True)
+                }
+        states.append((net.state_dict(), ema.detector.state_dict() if flat else average))
+    for plain, ours in zip(*states, strict=True):
+        for key, value in plain.items():
+            torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-5)
 
 
 def test_extraction_does_not_disturb_what_is_running():
