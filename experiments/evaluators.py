@@ -174,8 +174,7 @@ def loaders(job: Job, train_split: str, val_split: str, side: int | None = None)
     imgsz."""
     side = side or job.exp.imgsz
     exp, splits, names = job.exp, job.dataset.splits, job.dataset.names
-    on_gpu = job.device.type == "cuda"
-    workers = exp.train.workers if exp.train.workers is not None else 4 * on_gpu
+    workers = workers_of(job)
     train_loader = job.task.make_loader(
         splits[train_split],
         names,
@@ -190,6 +189,12 @@ def loaders(job: Job, train_split: str, val_split: str, side: int | None = None)
     val_batch = 2 * exp.train.batch
     val_loader = job.task.make_loader(splits[val_split], names, side, val_batch, train=False, workers=workers)
     return train_loader, val_loader
+
+
+def workers_of(job: Job) -> int:
+    """Processes that prepare batches."""
+    wanted = job.exp.train.workers
+    return wanted if wanted is not None else 4 * (job.device.type == "cuda")
 
 
 def costs(job: Job, arch: Arch) -> dict[str, float]:

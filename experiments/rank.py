@@ -26,9 +26,13 @@ from experiments.run_folder import RunFolder
 from experiments.supernet import score_slice
 from models.sampling import spread
 from models.space import Arch
+from utils.errors import UserError
 from utils.files import write_text
 from utils.history import History, Trial, arch_key
-from utils.rank import draw_rank, rank_info, rank_table
+from utils.rank import RankRow, draw_rank, rank_info
+from utils.train import TrainingFailed
+
+SLICES = ("supernet", "uncalibrated")
 
 
 def rank(run: RunFolder) -> None:
@@ -49,26 +53,44 @@ def rank(run: RunFolder) -> None:
     bar = tqdm(trained(run, wanted), "rank", len(wanted), unit="training", leave=False, disable=None)
     for trial in bar:
         history.append(trial)
-        bar.write(f"rank: arch {trial.number}, seed {trial.seed}: {trial.metrics[job.task.quality]:.4f}")
+        outcome = trial.reason or f"{job.task.quality} {trial.metrics[job.task.quality]:.4f}"
+        bar.write(f"rank: architecture {trial.number}, seed {trial.seed}: {outcome}, {trial.seconds:.0f} s")
     rows = list(compared(job, archs, history.load()))
-    info = rank_info(rows)
-    write_text(folder / "rank.json", json.dumps({"rows": rows, **asdict(info)}, indent=2) + "\n")
-    draw_rank(info, folder / "rank.png")
-    print(rank_table(info))
+    if len(rows) < 3:
+        raise UserError(f"only {len(rows)} architectures could be trained with every seed; 3 are needed")
+    infos = {how: rank_info([row_of(row, how) for row in rows], job.task.quality) for how in SLICES}
+    figures = {
+        how: {"tau": info.tau, "ceiling": info.ceiling, "regret": info.regret} for how, info in infos.items()
+    }
+    text = json.dumps({"rows": rows, "figures": figures}, indent=2, default=asdict)
+    write_text(folder / "rank.json", text + "\n")
+    draw_rank(infos["supernet"], folder / "rank.png")
+    print(*infos["supernet"].lines(), sep="\n")
+    print(f"with batch norm as training left it: tau {infos['uncalibrated'].tau['supernet']}")
+
+
+def row_of(row: dict[str, Any], how: str) -> RankRow:
+    """One arch for utils/rank.py, with its score as a slice: `supernet`, or `uncalibrated`."""
+    alone = tuple(row["standalone"].values())
+    return RankRow(row["number"], row[how], alone, row["params_m"], row["gflops"])
 
 
 def compared(job: Job, archs: list[Arch], trainings: list[Trial]) -> Iterator[dict[str, Any]]:
-    """For each arch its scores: as a slice, as a slice as it comes, and from scratch, seed -> score."""
+    """For each arch its scores: as a slice, as a slice as it comes, and from scratch, seed -> score. Without
+    those whose training failed."""
     torch.set_num_threads(threads_of(job.exp))
-    quality = job.task.quality
-    for arch in archs:
-        mine = [t for t in trainings if t.key == arch_key(arch) and t.state == "complete"]
+    quality, seeds = job.task.quality, job.exp.rank.seeds
+    for number, arch in enumerate(archs):
+        mine = {t.seed: t for t in trainings if t.key == arch_key(arch) and t.state == "complete"}
+        if not set(seeds) <= mine.keys():
+            continue
         yield {
+            "number": number,
             "arch": arch,
             **job.space.cost(arch, job.exp.imgsz),
             "supernet": score_slice(job, arch)[quality],
             "uncalibrated": score_slice(job, arch, calibrated=False)[quality],
-            "standalone": {str(t.seed): t.metrics[quality] for t in mine if t.seed in job.exp.rank.seeds},
+            "standalone": {str(seed): mine[seed].metrics[quality] for seed in seeds},
         }
 
 
@@ -96,6 +118,11 @@ def train_one(run_dir: str, what: tuple[int, Arch, int]) -> Trial:
     started, clock = time.time(), time.perf_counter()
     curve: list[dict[str, float]] = []
     folder = Path(run_dir) / "rank" / f"{number:04d}-{seed}"
-    metrics = train_and_measure(replace(job, run=RunFolder(job.run.path, exp)), arch, folder, curve)
+    outcome: dict[str, Any]
+    try:
+        job = replace(job, run=RunFolder(job.run.path, exp))
+        outcome = {"metrics": train_and_measure(job, arch, folder, curve)}
+    except TrainingFailed as error:
+        outcome = {"state": "failed", "reason": str(error)}
     seconds = time.perf_counter() - clock
-    return Trial(number, arch, metrics, seed=seed, curve=curve, started=started, seconds=seconds)
+    return Trial(number, arch, **outcome, seed=seed, curve=curve, started=started, seconds=seconds)

@@ -34,6 +34,7 @@ from experiments.evaluators import (
     run_trial,
     threads_of,
     weigh_losses,
+    workers_of,
 )
 from experiments.run_folder import RunFolder
 from experiments.sample import draw
@@ -59,6 +60,7 @@ from utils.rewards import COST_KEYS
 from utils.train import train
 
 LIVE_IMAGES = 64  # that batch norm is re-estimated on while training goes on
+BATCH_PIXELS = 2**19
 KEEP_BYTES = 2**30  # of validation images that are kept ready in memory
 
 
@@ -254,14 +256,21 @@ def calibration_images(run_dir: str) -> Tensor:
     samples = job.dataset.splits["search_train"]
     n = min(settings_of(job).calibration, len(samples))
     chosen = [samples[i * len(samples) // n] for i in range(n)]
-    loader = job.task.make_loader(chosen, job.dataset.names, largest_side(job), 64, train=False)
+    loader = job.task.make_loader(
+        chosen, job.dataset.names, largest_side(job), slice_batch(job), train=False, workers=workers_of(job)
+    )
     return torch.cat([batch["img"] for batch in loader])
 
 
 def batches(job: Job, images: Tensor, arch: Arch) -> Iterator[Tensor]:
     """The images in equal batches at the arch's size: float32 0..1 on the run's device."""
-    for part in images.tensor_split(math.ceil(len(images) / (2 * job.exp.train.batch))):
+    for part in images.tensor_split(math.ceil(len(images) / slice_batch(job))):
         yield resized(ready({"img": part}, job.device), job.side(arch))["img"]
+
+
+def slice_batch(job: Job) -> int:
+    """Images in a batch of slices, which need no gradients: more where they are small."""
+    return max(2 * job.exp.train.batch, BATCH_PIXELS // largest_side(job) ** 2)
 
 
 def largest_side(job: Job) -> int:
@@ -290,7 +299,10 @@ def score_slice(job: Job, arch: Arch, calibrated: bool = True) -> dict[str, floa
 def search_val(run_dir: str, side: int) -> Any:
     """Batches of search_val, kept in memory where they are few: hundreds of archs are scored on them."""
     job = prepare(run_dir)
-    loader = loaders(job, "search_train", "search_val", side)[1]
+    samples, names = job.dataset.splits["search_val"], job.dataset.names
+    loader = job.task.make_loader(
+        samples, names, side, slice_batch(job), train=False, workers=workers_of(job)
+    )
     few = len(loader.dataset) * 3 * side**2 <= KEEP_BYTES
     return list(loader) if few else loader
 

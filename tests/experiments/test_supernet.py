@@ -78,7 +78,7 @@ def test_every_step_runs_and_a_resumed_run_repeats_nothing(shared, capsys, space
     assert {k: v for k, v in score.items() if "ms" not in k}.items() <= best.record["metrics"].items()
     record = json.loads((folder / "top" / "1.json").read_text())
     assert record["evaluated"]["split"] == record["finetuned"]["split"] == "val"
-    assert record["exported"]["onnx"]["max_difference"] < 1e-4
+    assert record["exported"]["onnx"]["max_difference"] < 1e-3
 
     written = {p: p.stat().st_mtime_ns for p in folder.glob("**/weights.pt")}
     lines = (folder / "sample_accuracy" / "history.jsonl").read_bytes()
