@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +18,12 @@ except ImportError:
     pass
 import torch
 torch.set_num_threads(1)
-from ultralytics import YOLO
+{imports}
 {body}
 """
 
 
-def isolated(body: str, cwd: Path) -> dict:
+def isolated(body: str, cwd: Path, ultralytics: bool = True) -> Any:
     """Run Python code elsewhere with an empty environment; its last line is JSON."""
     environment = {
         "HOME": str(cwd),
@@ -34,7 +35,7 @@ def isolated(body: str, cwd: Path) -> dict:
     font = Path(np.__file__).parent.parent / "matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf"
     (cwd / "Ultralytics").mkdir(exist_ok=True)  # else Ultralytics looks for a font on the network
     (cwd / "Ultralytics" / "Arial.ttf").write_bytes(font.read_bytes())
-    code = ISOLATED.format(body=body)
+    code = ISOLATED.format(body=body, imports="from ultralytics import YOLO" if ultralytics else "")
     run = subprocess.run(
         [sys.executable, "-I", "-c", code],
         cwd=cwd,

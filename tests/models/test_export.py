@@ -7,14 +7,19 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torchvision.ops import batched_nms
 
 from models import export as module
-from models.export import ExportFailed, export, pickled_globals
+from models import export_plain, networks
+from models.export import ExportFailed, export, file_name, pickled_globals
+from models.networks import open_any_space
 from models.space import Space
 from models.stock_yaml import expand, signature
 from models.weights import load_weights, read_weights
 from models.yolo import build
+from tests.models.elastic_kinds import scramble
 from tests.models.stock import isolated
+from tests.models.test_supernet import REGNET
 from utils.errors import UserError
 
 NAMES = ["a", "b", "c"]
@@ -197,6 +202,113 @@ def test_an_export_that_differs_is_not_kept(exported, space, monkeypatch, tmp_pa
     monkeypatch.setattr(module, "_raw", lambda net, images: torch.rand(len(images), 7, 10))
     with pytest.raises(ExportFailed, match="differ from torch"):
         export(detector, tmp_path / "x.pt", "pt", space=space, arch=arch, imgsz=64)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Networks of elastic spaces ----------------------------------------------------------------------------
+
+RETINA = {
+    "network": "retinanet",
+    "nc": 3,
+    "backbone": {
+        "depth": {"min": 1, "max": [1, 2, 1, 1, 1]},
+        "out_channel": {"min": 8, "max": 16, "stride": 8},
+    },
+    "neck": {"depth": [2, 3], "out_channel": 16},
+    "head": {"depth": [1], "out_channel": {"values": [8, 16]}},
+}
+PLAIN = {"retinanet": RETINA, "regnet": REGNET}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """name -> (network, its space, what export said); retinanet.pt2, ... in the folder "folder".
+
+    A RetinaNet whose coarsest map of 96 px is 2x2, so that its program can be free in size.
+    """
+    made = {"folder": tmp_path_factory.mktemp("plain")}
+    for name, model in PLAIN.items():
+        space = open_any_space(model)
+        arch = space.random(np.random.default_rng(1))
+        torch.manual_seed(0)
+        net = scramble(networks.build(space, arch)).eval()
+        net.names = [*"abcd"][: space.nc]
+        said = {}
+        for format in ("pt", "onnx"):
+            path = made["folder"] / file_name(name, format, space)
+            said[format] = export(net, path, format, space=space, arch=arch, imgsz=96)
+        made[name] = net, space, said
+    return made
+
+
+def expected_of(net, images):
+    with torch.no_grad():
+        if net.nc == 4:
+            return [net.predict(images)]
+        logits, offsets = net.raw(images)
+        grid = net.grid(images)
+        return [torch.stack([net.coder.decode_single(o, grid) for o in offsets]), logits.sigmoid()]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_programs_and_onnx_give_what_the_network_predicts(plain, name):
+    net, space, said = plain[name]
+    assert said["pt"].max_difference < 1e-6 and said["onnx"].max_difference < 1e-5
+    least = said["pt"].values["least_side"]
+    assert said["pt"].values["any_side"] and least == {"retinanet": 96, "regnet": 64}[name]
+    path = plain["folder"] / f"{name}.onnx"
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    program = torch.export.load(plain["folder"] / f"{name}.pt2").module()
+    for size in [(1, 3, 96, 96), (3, 3, 128, 192), (2, 3, 32, 64)]:
+        images = torch.rand(size)
+        runs = [session.run(None, {"images": images.numpy()})]
+        runs += [program(images)] if min(size[2:]) >= least else []
+        for run in runs:
+            for got, expected in zip(run, expected_of(net, images), strict=True):
+                torch.testing.assert_close(torch.as_tensor(got), expected, rtol=1e-4, atol=1e-3)
+    if space.task == "detect":  # what is written about the outputs is enough to find the detections
+        images = torch.rand(1, 3, 96, 96)
+        boxes, scores = (x[0] for x in program(images))
+        anchor, label = (scores > 0.03).nonzero(as_tuple=True)
+        keep = batched_nms(boxes[anchor], scores[anchor, label], label, 0.5)
+        found = net.predict(images, conf=0.03, iou=0.5, max_det=10_000)[0]
+        assert len(keep) == len(found["scores"]) > 3
+        torch.testing.assert_close(boxes[anchor][keep], found["boxes"], rtol=1e-4, atol=1e-3)
+    meta = session.get_modelmeta().custom_metadata_map
+    assert '"0": "a"' in meta["names"] and meta["imgsz"] == "96"
+    assert [o.name for o in session.get_outputs()] == said["pt"].values["outputs"]
+
+
+def test_programs_need_nothing_but_torch(plain, tmp_path):
+    images = torch.rand(2, 3, 96, 160, generator=torch.Generator().manual_seed(0))
+    body = f"""
+images = torch.rand(2, 3, 96, 160, generator=torch.Generator().manual_seed(0))
+found = [x for name in {list(PLAIN)}
+         for x in torch.export.load({str(plain["folder"])!r} + f"/{{name}}.pt2").module()(images)]
+print(json.dumps([x.double().sum().item() for x in found]))
+"""
+    expected = [x for name in PLAIN for x in expected_of(plain[name][0], images)]
+    sums = [x.double().sum().item() for x in expected]
+    assert isolated(body, tmp_path, ultralytics=False) == pytest.approx(sums, rel=1e-4)
+
+
+def test_a_small_image_gives_a_program_of_one_size(tmp_path):
+    space = open_any_space(REGNET)
+    net = networks.build(space, space.smallest())
+    said = export(net, tmp_path / "x.pt2", "pt", space=space, arch=space.smallest(), imgsz=32)
+    assert not said.values["any_side"] and "H and W exactly 32" in str(said)
+    assert said.sizes == [(1, 3, 32, 32), (3, 3, 32, 32)]
+
+
+def test_mistakes_with_networks_of_elastic_spaces(plain, tmp_path, monkeypatch):
+    net, space, _ = plain["regnet"]
+    arch = space.default()
+    with pytest.raises(UserError, match="'openvino' is for YOLO detectors; .* is exported as pt or onnx"):
+        export(net, tmp_path / "z", "openvino", space=space, arch=arch, imgsz=96)
+    assert file_name("1", "pt", Space(SMALL)) == "1.pt" and file_name("1", "onnx", space) == "1.onnx"
+    monkeypatch.setattr(export_plain, "TOLERANCE", -1.0)
+    with pytest.raises(ExportFailed, match="differ from torch"):
+        export(net, tmp_path / "x.onnx", "onnx", space=space, arch=arch, imgsz=96)
     assert list(tmp_path.iterdir()) == []
 
 

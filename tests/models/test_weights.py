@@ -9,9 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from models import networks
+from models.networks import open_any_space
 from models.space import Space
-from models.weights import load_weights, read_weights, save_weights
+from models.supernet import Supernet, calibrated
+from models.weights import as_slice, load_weights, read_weights, save_weights, sliced
 from models.yolo import build
+from tests.models.elastic_kinds import scramble
+from tests.models.test_supernet import REGNET, RETINANET
 from utils.errors import UserError
 
 TINY = {
@@ -219,3 +224,55 @@ def test_missing_and_empty_ones(tmp_path):
         archive.writestr("a.txt", "hello")
     with pytest.raises(UserError):
         read_weights(tmp_path / "z.pt")
+
+
+# Supernets ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["yolo", "retinanet", "regnet"])
+def supernet(request, tmp_path_factory):
+    """(supernet, its weight file read again, a random arch)"""
+    torch.manual_seed(0)
+    made = Supernet({"yolo": TINY, "retinanet": RETINANET, "regnet": REGNET}[request.param])
+    scramble(made)
+    path = tmp_path_factory.mktemp("supernet") / "weights.pt"
+    save_weights(path, made.net, made.space, {}, imgsz=64, supernet=True)
+    return made.eval(), read_weights(path), made.space.random(np.random.default_rng(5))
+
+
+def test_a_slice_is_what_the_supernet_runs(supernet):
+    made, file, arch = supernet
+    assert file.arch == {} and file.meta["supernet"] is True
+    net = sliced(file, open_any_space(file.space, file.nc), arch)
+    assert equal(net, made.extract(arch)) and not net.training and list(net.names) == list(made.net.names)
+    # A fresh network of the arch takes all of it, by name and shape.
+    fresh = networks.build(made.space, arch)
+    account = load_weights(fresh, as_slice(file, net, arch), whole=True)
+    assert equal(fresh, net) and (account.share, account.kind) == (1.0, "slice of a supernet")
+
+
+def test_a_slice_for_scoring_has_statistics_of_its_own(supernet):
+    made, file, arch = supernet
+    images = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    net = sliced(file, made.space, arch, batches=images.split(4), images=8)
+    assert equal(net, calibrated(made, arch, images[:8].split(4)))
+    assert not equal(net, made.extract(arch))
+
+
+def test_supernets_of_others_are_refused(supernet, tmp_path):
+    made, file, arch = supernet
+    space = made.space
+    with pytest.raises(UserError, match=f"for {space.nc} classes, here there are {space.nc + 1}"):
+        sliced(file, open_any_space(space.model, space.nc + 1), arch)
+    part = "backbone"
+    changed = {**space.model, part: space.model[part][:3] if isinstance(space, Space) else {"depth": 1}}
+    if isinstance(space, Space):
+        changed["head"] = [[-1, 1, "SPPF", [16, 5]], [[1, 3], 1, "Detect", ["nc"]]]
+    else:
+        changed[part] = {**space.model[part], "depth": {"min": 1, "max": [1, 1, 2, 1, 1]}}
+    other = open_any_space(changed, space.nc)
+    with pytest.raises(UserError, match="a supernet of another space .*: its backbone is"):
+        sliced(file, other, other.default())
+    save_weights(tmp_path / "one.pt", made.extract(arch), space, arch, imgsz=64)
+    with pytest.raises(UserError, match="holds no supernet"):
+        sliced(read_weights(tmp_path / "one.pt"), space, arch)
