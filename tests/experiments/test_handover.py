@@ -19,14 +19,26 @@ from data.loader import make_loader
 from data.yolo_format import export_yolo
 from experiments import handover, steps
 from experiments.config import ROOT, load_experiment
-from experiments.handover import evaluate_arch, export_arch, find, finetune, retrain
+from experiments.handover import (
+    arch_of,
+    evaluate_arch,
+    export_arch,
+    find,
+    finetune,
+    retrain,
+    training_images,
+)
 from experiments.predict import find_objects, open_network, predict
 from experiments.run_folder import RunFolder
+from experiments.tasks import TASKS
 from hello_nas import main
+from models.networks import open_any_space
 from models.space import Space
-from models.weights import read_weights, save_weights
+from models.supernet import Supernet
+from models.weights import read_weights, save_weights, sliced
 from models.yolo import build
 from tests.models.stock import isolated
+from utils import measure
 from utils.errors import UserError
 from utils.evaluate import evaluate, to_original
 from utils.history import Trial
@@ -387,6 +399,147 @@ def test_the_family_is_trained_as_trials_are(work, tmp_path):
         assert (trial.state, trial.seed, len(trial.curve)) == ("complete", 0, 1)
     steps.train_family(run)
     assert len(run.history.load()) == 2
+
+
+# Archs of elastic spaces, weights of supernets ---------------------------------------------------------
+
+MINI = {
+    "network": "retinanet",
+    "nc": 80,
+    "backbone": {
+        "depth": {"min": 1, "max": [1, 2, 1, 1, 1]},
+        "out_channel": {"min": 8, "max": 16, "stride": 8},
+    },
+    "neck": {"depth": [2, 3], "out_channel": 16},
+    "head": {"depth": [1], "out_channel": {"values": [8, 16]}},
+    "options": {"anchor_scales": [1.0, 2.0], "anchor_ratios": [1.0]},
+}
+CLASSES = {
+    "network": "regnet",
+    "nc": 1000,
+    "backbone": {"depth": 1, "out_channel": {"min": 8, "max": 16, "stride": 8}, "group_width": 8},
+    "resolution": [32, 64],
+}
+ON_CPU = ["threads=1", "device=cpu", "train.batch=8"]
+
+
+@pytest.fixture
+def briefly(monkeypatch):
+    """Latency in tenths of a second instead of six."""
+
+    def latency(net, side, device, calibration=None):
+        return honest(net, side, device, calibration=calibrate(side, device, seconds=0.1), seconds=0.1)
+
+    honest, calibrate = measure.latency, measure.calibrate
+    monkeypatch.setattr(measure, "latency", latency)
+
+
+@pytest.fixture(scope="module", params=[MINI, CLASSES], ids=["retinanet", "regnet"])
+def inherited(request, work):
+    """(folder, arch file, supernet's weights, its arch): an untrained supernet of ten digits."""
+    folder = work / request.param["network"]
+    folder.mkdir()
+    (folder / "space.yaml").write_text(yaml.safe_dump(request.param))
+    torch.manual_seed(0)
+    supernet = Supernet(request.param, 10)
+    net, space = supernet.net, supernet.space
+    net.names = [str(i) for i in range(10)]
+    schedule = {"epochs": 11, "lr": 0.02}
+    save_weights(folder / "supernet.pt", net, space, {}, imgsz=64, supernet=True, train=schedule)
+    arch = space.random(np.random.default_rng(2))
+    write_arch(folder / "arch.json", work, space="space.yaml", arch=arch)
+    return folder, folder / "arch.json", folder / "supernet.pt", arch
+
+
+def test_a_slice_is_scored_with_statistics_of_training_images(inherited, work, tmp_path, briefly):
+    folder, file, weights, arch = inherited
+    result = evaluate_arch(file, ON_CPU, weights=weights)
+    space = open_any_space(folder / "space.yaml", nc=10)
+    assert result["arch"] == arch and result["imgsz"] == arch.get("resolution", 64)
+    cost = space.cost(arch, 64)
+    assert {k: result["metrics"][k] for k in cost} == pytest.approx(cost)
+    # By hand: the slice, the same images, the task's score.
+    dataset, task = open_dataset(work / "digits.yaml", tmp_path, task=space.task), TASKS[space.task]
+    images = list(training_images(dataset, task, result["imgsz"], 8, torch.device("cpu"), 2048))
+    assert {len(part) for part in images} <= {len(images[0]), len(images[0]) - 1}
+    assert sum(map(len, images)) == len(dataset.splits["train"])
+    net = sliced(read_weights(weights), space, arch, batches=images)
+    loader = task.make_loader(dataset.splits["val"], dataset.names, result["imgsz"], 16, train=False)
+    expected = task.score(net, loader, dataset.names, torch.device("cpu"), False)
+    assert result["metrics"][task.quality] == pytest.approx(expected[task.quality], abs=1e-9)
+    assert result["metrics"]["val_images"] == len(dataset.splits["val"])
+    assert result["metrics"]["latency_ms"] > 0
+
+
+def test_finetuning_a_slice_then_everything_else(inherited, tmp_path, pictures, capsys, briefly):
+    folder, file, weights, arch = inherited
+    result = finetune(file, weights, ON_CPU, out=tmp_path / "f")
+    assert "slice of a supernet): loaded" in capsys.readouterr().out
+    assert result["started_from"]["share"] == 1.0
+    assert (result["train"]["epochs"], result["train"]["lr"]) == (2, pytest.approx(0.002))  # a tenth of 11
+    assert result["train"]["warmup_epochs"] == 0.2 and result["imgsz"] == arch.get("resolution", 64)
+    last = tmp_path / "f/last.pt"
+    assert read_weights(last).arch == arch and not read_weights(last).meta.get("supernet")
+    quality = TASKS[open_any_space(folder / "space.yaml").task].quality
+    scored = evaluate_arch(file, ON_CPU, weights=last)
+    assert scored["metrics"][quality] == pytest.approx(result["metrics"][quality], abs=1e-6)
+    said = export_arch(file, "onnx", weights=last, out=tmp_path / "x.onnx")
+    assert said.max_difference < 1e-4
+    done = predict(last, pictures, tmp_path / "out", conf=0.0, device="cpu")
+    assert done.objects >= len(done.written) == 2
+
+
+def test_exports_and_pictures_of_a_supernet(inherited, tmp_path, pictures):
+    folder, file, weights, arch = inherited
+    said = export_arch(file, "onnx", weights=weights, out=tmp_path / "x.onnx")  # the file says its data
+    assert said.max_difference < 1e-4
+    record = json.loads(file.read_text())
+    del record["data"]
+    (folder / "no_data.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="re-estimated on training images; give --data DATA, or the weights"):
+        export_arch(folder / "no_data.json", "onnx", weights=weights)
+    with pytest.raises(UserError, match="is a supernet's, of no one architecture"):
+        predict(weights, pictures, tmp_path / "out", device="cpu")
+
+
+def test_an_arch_spelled_out_as_subnet_settings(inherited):
+    folder, file, weights, arch = inherited
+    space, record = open_any_space(folder / "space.yaml"), json.loads(file.read_text())
+    record["subnet_settings"] = space.settings(arch)
+    assert arch_of(record, space) == arch
+    del record["arch"]
+    (folder / "settings.json").write_text(json.dumps(record | {"imgsz": arch.get("resolution", 64)}))
+    assert find(folder / "settings.json").arch == arch
+    other = next(a for a in map(space.random, map(np.random.default_rng, range(9))) if a != arch)
+    if other.get("resolution") == arch.get("resolution"):
+        with pytest.raises(UserError, match="arch and subnet_settings contradict each other: its backbone"):
+            arch_of(record | {"arch": other}, space)
+    with pytest.raises(UserError, match=r"unknown dim of backbone 'width'"):
+        arch_of(record | {"subnet_settings": {"backbone": {"depth": [1] * 5, "width": [8] * 5}}}, space)
+    with pytest.raises(UserError, match="subnet_settings belong to spaces with a `network`"):
+        arch_of(record, Space(SPACE))
+
+
+def test_mistakes_with_supernets(inherited, work, trained, capsys):
+    folder, file, weights, arch = inherited
+    space = open_any_space(folder / "space.yaml", nc=10)
+    more = open_any_space({**space.model, "backbone": {**space.model["backbone"], "depth": 1}}, nc=10)
+    if more.model == space.model:
+        more = open_any_space({**space.model, "options": {"squeeze": 0.5}}, nc=10)
+    other = Supernet(more.model, 10).net
+    save_weights(folder / "other.pt", other, more, {}, imgsz=64, supernet=True)
+    few = Supernet(space.model, 3).net
+    save_weights(folder / "few.pt", few, open_any_space(space.model, 3), {}, imgsz=64, supernet=True)
+    for path, expected in {
+        "other.pt": "is a supernet of another space",
+        "few.pt": "were trained for the classes 0, 1, 2, not 0, 1,",
+    }.items():
+        assert main(["evaluate", str(file), "--weights", str(folder / path), *ON_CPU]) == 2
+        assert expected in capsys.readouterr().err
+    if "resolution" in arch:
+        side = 96 - arch["resolution"]
+        assert main(["evaluate", str(file), "--weights", str(weights), f"imgsz={side}"]) == 2
+        assert f"whose resolution is {arch['resolution']}" in capsys.readouterr().err
 
 
 # Mistakes: one line, exit status 2, nothing written ----------------------------------------------------
