@@ -105,7 +105,7 @@ def find(arch_file: Path) -> Found:
     if path is None:
         raise UserError(f"{arch_file}: its space {record['space']!r} does not exist; put it beside the file")
     try:
-        arch = arch_of(record, open_any_space(path))
+        arch = arch_of(record, open_any_space(path, nc=1))  # the classes change no arch
     except UserError as error:
         raise UserError(f"{arch_file} does not fit its space {path}: {error}") from None
     return Found(arch_file, record, path.resolve(), arch, run if inside else None)
@@ -552,8 +552,9 @@ def export_arch(
     from models.export import check_format, export, file_name
     from models.weights import read_weights
 
-    check_format(format, open_any_space(found.space))
-    path = out or arch_file.with_name(file_name(arch_file.stem, format, open_any_space(found.space)))
+    space = open_any_space(found.space, nc=1)  # whatever the classes
+    check_format(format, space)
+    path = out or arch_file.with_name(file_name(arch_file.stem, format, space))
     if path.exists():
         raise UserError(f"{path} exists and is never overwritten; give another name by --out")
     file, around = read_weights(source), None
