@@ -147,6 +147,26 @@ class ElasticSpace:
             part.check_order(checked)
         return {label: checked[label] for label in live}
 
+    def repair(self, arch: Mapping[str, Any]) -> Arch:
+        """The arch nearest to `arch` that keeps every order; `canonical` where none is broken.
+
+        Nearest in steps between neighbouring values: the depths first, because they say which blocks live.
+        Raises UserError for an unknown label or value, and for a missing label that matters.
+        """
+        if not self._ordered:
+            return self.canonical(arch)
+        wanted = known_values(arch, self._values, self.name)
+        found: Arch = {}
+        for part in self.parts.values():
+            for chain in part.chains(found):
+                found |= chain.nearest(wanted)
+        if "resolution" in self.choices and "resolution" in wanted:
+            found["resolution"] = wanted["resolution"]
+        for label in self._live(found):
+            if label not in wanted:
+                raise UserError(f"the arch says nothing about {label!r}")
+        return {label: found[label] for label in self._live(found)}
+
     def complete(self, arch: Mapping[str, Any]) -> Arch:
         """`arch` with a value for every label: the default where the gene does nothing."""
         found = self.canonical(arch)

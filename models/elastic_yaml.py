@@ -84,6 +84,40 @@ class Chain:
                 before = found[choice.label] = pick(left)
         return found
 
+    def nearest(self, wanted: Mapping[str, Value]) -> dict[str, Value]:
+        """The values that keep the order and are fewest steps from `wanted`, summed over the genes.
+
+        A step leads from a number to the next larger or smaller one, or from a word to any other; a gene that
+        `wanted` says nothing about costs none. Ties go to the values that come first.
+        """
+        best: dict[Value, tuple[int, tuple[Value, ...]]] = {}  # value -> steps from here on, and the values
+        for i in range(len(self.genes) - 1, -1, -1):
+            after, best = best, {}
+            steps = _steps_from(self.genes[i], wanted)
+            for value in self.genes[i].values:
+                ways = [way for v, way in after.items() if self.allows(i + 1, value, v)]
+                if i == len(self.genes) - 1:
+                    ways = [(0, ())]
+                if ways:
+                    rest = min(ways, key=lambda way: way[0])
+                    best[value] = steps[value] + rest[0], (value, *rest[1])
+        if self.genes and not best:
+            raise UserError(f"{self.what}: no values meet the order")
+        values = min(best.values(), key=lambda way: way[0])[1] if best else ()
+        chosen = zip(self.genes, values, strict=True)
+        return {choice.label: value for choice, value in chosen if len(choice.values) > 1}
+
+
+def _steps_from(choice: Choice, wanted: Mapping[str, Value]) -> dict[Value, int]:
+    """How far each value of a gene is from the wanted one; see `Chain.nearest`."""
+    if choice.label not in wanted:
+        return dict.fromkeys(choice.values, 0)
+    value = wanted[choice.label]
+    if any(isinstance(v, str) for v in choice.values):
+        return {v: int(v != value) for v in choice.values}
+    rank = {v: i for i, v in enumerate(sorted(choice.values))}
+    return {v: abs(i - rank[value]) for v, i in rank.items()}
+
 
 @dataclass
 class Part:

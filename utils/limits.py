@@ -94,6 +94,16 @@ class Choices(Protocol):
     def canonical(self, arch: Arch) -> Arch: ...
 
 
+def repair(space: Choices, genes: Arch) -> Arch:
+    """The arch that `genes`, a value for every label, stand for.
+
+    A space whose values have an order between them offers `repair`: where the genes break it, the nearest
+    arch that keeps it. Others have `canonical`, which every combination is fit for.
+    """
+    arch: Arch = getattr(space, "repair", space.canonical)(genes)
+    return arch
+
+
 def steer(
     space: Choices,
     arch: Arch,
@@ -106,7 +116,8 @@ def steer(
     Where one arch in a million is cheap enough, drawing until one is would never end. What comes out lies
     close to the limit more often than a fair draw among the feasible archs would. Bounded: 20 tries a label.
     """
-    genes, current = space.complete(arch), space.canonical(arch)
+    current = repair(space, arch)
+    genes = space.complete(current)
     value = violation(limits, price(current))
     labels = list(space.choices)
     for _ in range(20 * len(labels)):
@@ -115,7 +126,7 @@ def steer(
         label = labels[int(rng.integers(len(labels)))]
         values = space.choices[label]
         changed = {**genes, label: values[int(rng.integers(len(values)))]}
-        candidate = space.canonical(changed)
+        candidate = repair(space, changed)
         broken_by = violation(limits, price(candidate))
         if broken_by < value:
             genes, current, value = changed, candidate, broken_by
@@ -187,7 +198,7 @@ def _downhill(space: PricedSpace, arch: Arch, total: Callable[[Arch], float]) ->
     while value > 0:
         full = space.complete(current)
         changed = [
-            space.canonical({**full, label: choice})
+            repair(space, {**full, label: choice})
             for label, choices in space.choices.items()
             for choice in choices
             if choice != full[label]

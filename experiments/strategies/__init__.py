@@ -1,7 +1,7 @@
-"""Which architecture to try next: six strategies by name, one set of rules around all of them.
+"""Which architecture to try next: seven strategies by name, one set of rules around all of them.
 
-`random`, `evolution`, `rl` and `grid` are NNI's strategies, `tpe` is NNI's tuner and `pareto` is ours
-behind our ask/tell adapter. Whatever the name, `build_strategy` gives an NNI strategy that runs the
+`random`, `evolution`, `rl` and `grid` are NNI's strategies, `tpe` is NNI's tuner, `pareto` and `predictor`
+are ours behind our ask/tell adapter. Whatever the name, `build_strategy` gives an NNI strategy that runs the
 unsearched baseline first, never trains an architecture twice, rejects what breaks a limit before training,
 and resumes by replay (`ledger.py`).
 
@@ -23,7 +23,8 @@ import numpy as np
 from utils.errors import UserError, unknown
 from utils.files import write_text
 from utils.history import Arch, Trial
-from utils.limits import Limit, steer
+from utils.limits import Limit, repair, steer, violation
+from utils.pareto import as_costs, crowding, sort_fronts
 
 if TYPE_CHECKING:
     from nni.nas.strategy.base import Strategy
@@ -61,6 +62,8 @@ class AskTell(Protocol):
         for.
         """
 
+    # May have `closing() -> str | None` as well: a line for the end of the search.
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -69,6 +72,8 @@ class Setup:
     budget:  trials of the whole search, the baseline included
     repeats: how many proposals in a row have been tried before, by now
     quick:   costs of an arch in microseconds, or None where only measuring tells
+    known:   trials of an earlier step, measured as this search measures
+    run_dir: where a strategy may write down what it found out, or None
     """
 
     space: SearchSpace
@@ -78,14 +83,35 @@ class Setup:
     limits: Sequence[Limit] = ()
     repeats: Callable[[], int] = lambda: 0
     quick: Callable[[Arch], Mapping[str, float]] | None = None
+    known: Sequence[Trial] = ()
+    run_dir: Path | None = None
 
     def within_limits(self, arch: Arch, rng: np.random.Generator) -> Arch:
         """`arch`, or one near it that meets the limits: a random start would seldom find those on its own."""
         if self.quick is None or not self.limits:
-            return self.space.canonical(arch)
+            return repair(self.space, arch)
         known = self.quick(self.space.default())
         limits = [limit for limit in self.limits if limit.key in known]
         return steer(self.space, arch, limits, self.quick, rng)
+
+    def head_start(self, count: int) -> list[Arch]:
+        """Up to `count` archs of the known trials, the best by all objectives first (rank, then crowding).
+
+        They are for measuring again, so that they are in the history of this search; only within the limits.
+        """
+        able: list[tuple[Arch, dict[str, float]]] = []
+        for trial in self.known:
+            metrics = {**trial.metrics, **(self.quick(trial.arch) if self.quick else {})}
+            limits = [limit for limit in self.limits if limit.key in metrics]
+            scored = all(math.isfinite(metrics.get(key, math.nan)) for key in self.objectives)
+            if trial.state == "complete" and scored and violation(limits, metrics) == 0:
+                able.append((trial.arch, metrics))
+        costs = as_costs([metrics for _, metrics in able], self.objectives)
+        found: list[Arch] = []
+        for front in sort_fronts(costs):
+            apart = crowding(costs[front])
+            found += [able[front[i]][0] for i in np.argsort(-apart, kind="stable")]
+        return found[:count]
 
 
 def random(setup: Setup) -> Strategy:
@@ -169,16 +195,40 @@ def pareto(
     from experiments.strategies.adapter import AskTellStrategy
     from experiments.strategies.pareto import ParetoEvolution
 
+    population = population_size or _population(setup.budget)
     searcher = ParetoEvolution(
         setup.space,
         setup.objectives,
         seed=setup.seed,
-        population_size=population_size or _population(setup.budget),
+        population_size=population,
         mutation_prob=mutation_prob,
         crossover_prob=crossover_prob,
         start=start,
         limits=setup.limits,
         within_limits=setup.within_limits,
+        first=setup.head_start(population),
+    )
+    return AskTellStrategy(searcher, setup.space)
+
+
+def predictor(
+    setup: Setup,
+    *,
+    startup_trials: int | None = None,
+    batch: int | None = None,
+    evaluations: int = 2000,
+    exploration: float = 0.5,
+) -> Strategy:
+    """Our evolution with an accuracy predictor: thousands of archs compete in memory, few are measured."""
+    from experiments.strategies.adapter import AskTellStrategy
+    from experiments.strategies.predictor import Predictor
+
+    searcher = Predictor(
+        setup,
+        startup=startup_trials or max(2, min(30, setup.budget // 3)),
+        batch=batch or max(1, min(8, setup.budget // 8)),
+        evaluations=evaluations,
+        exploration=exploration,
     )
     return AskTellStrategy(searcher, setup.space)
 
@@ -190,6 +240,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "tpe": tpe,
     "grid": grid,
     "pareto": pareto,
+    "predictor": predictor,
 }
 
 # Proposals in a row that bring nothing new before a search ends. Where choices do nothing (the convs of a
@@ -212,6 +263,7 @@ def build_strategy(
     quick_cost: Callable[[Arch], Mapping[str, float]] | None = None,
     baseline: bool = True,
     patience: int | None = None,
+    known: Sequence[Trial] = (),
 ) -> Search:
     """An NNI strategy ready for `NasExperiment`, new or resumed: what `run_dir` holds decides.
 
@@ -222,6 +274,8 @@ def build_strategy(
               into the limits, and what breaks one of these is not measured
     baseline: run `space.default()` as trial 0, whatever the limits say: it is what the others are compared to
     patience: proposals in a row that bring nothing new before the search ends with a message
+    known:    trials of an earlier step: `predictor` fits to them, and the best of them come first in it, in
+              `pareto` and in `evolution`; the same on resume, or the replay would diverge
     Raises UserError for an unknown name or option, or a value that does not fit.
     """
     from experiments.strategies.ledger import Ledger, Search
@@ -242,7 +296,9 @@ def build_strategy(
         penalise=name == "rl",
     )
     fitted_to = _first_budget(run_dir, name, budget)
-    setup = Setup(space, seed, fitted_to, objectives, limits, lambda: ledger.repeats, quick_cost)
+    setup = Setup(
+        space, seed, fitted_to, objectives, limits, lambda: ledger.repeats, quick_cost, known, run_dir
+    )
     return Search(STRATEGIES[name](setup, **chosen), ledger, baseline=baseline)
 
 

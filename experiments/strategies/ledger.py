@@ -32,7 +32,7 @@ from nni.nas.strategy.middleware import Chain, Filter, StrategyMiddleware
 
 from utils.errors import UserError
 from utils.history import Arch, History, Trial, append_line, arch_key, read_lines
-from utils.limits import Limit, broken, violation
+from utils.limits import Limit, broken, repair, violation
 
 if TYPE_CHECKING:
     from experiments.strategies import SearchSpace
@@ -126,7 +126,7 @@ class Ledger(StrategyMiddleware):
 
     def submit_models(self, *models: Any) -> None:
         for model in models:
-            arch = self.space.canonical(model.sample)
+            arch = self._settle(model)
             key = arch_key(arch)
             if key in self._flight or key in self._told:
                 self.repeats += 1
@@ -139,6 +139,14 @@ class Ledger(StrategyMiddleware):
                 self._answers.append((model, self.results[key]))
             else:
                 self._take(model, arch, key)
+
+    def _settle(self, model: Any) -> Arch:
+        """The arch of a proposal. NNI's strategies know no order between values: a sample that breaks one
+        becomes the nearest that keeps it, in the model too, which is what the strategy will learn from."""
+        arch = repair(self.space, model.sample)
+        if hasattr(self.space, "repair"):
+            model.sample = {**model.sample, **arch}
+        return arch
 
     def _take(self, model: Any, arch: Arch, key: str) -> None:
         """A proposal that is new, or new since the start of this process."""
@@ -172,7 +180,7 @@ class Ledger(StrategyMiddleware):
 
     def feasible(self, model: Any) -> bool:
         """For NNI's Filter. Writes an arch that breaks a limit to the history, once, as trial -1."""
-        arch = self.space.canonical(model.sample)
+        arch = self._settle(model)
         key = arch_key(arch)
         if key in self._asked or key in self.results:
             return True  # it was let in before, or is the baseline
@@ -366,7 +374,8 @@ class Ledger(StrategyMiddleware):
 
 
 class Search(Chain):
-    """What `build_strategy` gives to NNI. After `run`, `message` says why it ended early, or is None."""
+    """What `build_strategy` gives to NNI. After `run`, `message` says why it ended early, and what the
+    strategy has to say at the end, or is None."""
 
     def __init__(self, strategy: Any, ledger: Ledger, *, baseline: bool) -> None:
         limits = Filter(ledger.feasible, patience=ledger.patience)
@@ -386,9 +395,11 @@ class Search(Chain):
             self.ledger.submit_models(model)
         super().run()
         self.ledger.wait_models()
-        self.message = self._why_it_ended()
-        if self.message:
-            log.warning(self.message)
+        early = self._why_it_ended()
+        if early:
+            log.warning(early)
+        closing = getattr(getattr(self._strategy, "searcher", None), "closing", lambda: None)()
+        self.message = "\n".join(filter(None, (early, closing))) or None
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -13,6 +13,7 @@ from nni.nas.strategy import PolicyBasedRL, Random, RegularizedEvolution
 
 from utils.errors import UserError
 from utils.history import arch_key
+from utils.limits import repair
 
 if TYPE_CHECKING:
     from experiments.strategies import Setup
@@ -39,7 +40,7 @@ class RandomSearch(Random):
 
 def _steered(setup: Setup, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     """A sample (all labels), moved into the limits where it breaks one."""
-    arch = setup.space.canonical(sample)
+    arch = repair(setup.space, sample)
     within = setup.within_limits(arch, rng)
     return sample if within == arch else setup.space.complete(within)
 
@@ -54,6 +55,7 @@ class Evolution(RegularizedEvolution):
         self._setup = setup
         self._rng = np.random.default_rng(setup.seed)
         self._start = start
+        self._first = setup.head_start(self.population_size)
         self._baseline: dict[str, Any] | None = None
         self._repeats = 0
         self._parents: list[Any] = []
@@ -67,7 +69,13 @@ class Evolution(RegularizedEvolution):
 
     def random(self) -> Any:
         """The first population fans out from the baseline: the i-th of n has each label redrawn with
-        probability (i/n)^2, so that a small budget begins where things are known to work."""
+        probability (i/n)^2, so that a small budget begins where things are known to work. The best that are
+        known from an earlier step come before that."""
+        if self._first:
+            sample = self._setup.space.complete(self._first.pop(0))
+            self._dedup_helper.dedup(sample)
+            self._individual_counter += 1
+            return self.model_space.freeze(sample)
         i, n = self._individual_counter + 1, self.population_size
         near = self._baseline if self._start == "baseline" and i < n else None
         sample = {

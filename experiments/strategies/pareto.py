@@ -16,7 +16,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.history import Arch, Trial, arch_key
-from utils.limits import Limit, violation
+from utils.limits import Limit, repair, violation
 from utils.pareto import as_costs, check_objectives, crowding, sort_fronts
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class Individual:
     trial: Trial
     violation: float
 
+    @property
+    def feasible(self) -> bool:
+        return self.violation == 0 and self.trial.state == "complete"
+
 
 class ParetoEvolution:
     """Ask/tell NSGA-II over the labels of a space; see `AskTell`.
@@ -46,6 +50,7 @@ class ParetoEvolution:
     limits:          an arch that breaks one loses against any that breaks none, and against any that breaks
                      less (constraint-dominance, section VI of the paper)
     within_limits:   moves a random arch into the limits
+    first:           archs to begin the first population with
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class ParetoEvolution:
         start: str = "baseline",
         limits: Sequence[Limit] = (),
         within_limits: Callable[[Arch, np.random.Generator], Arch] | None = None,
+        first: Sequence[Arch] = (),
     ) -> None:
         check_objectives(objectives)
         self.space = space
@@ -70,6 +76,7 @@ class ParetoEvolution:
         self.mutation_prob = 1 / len(space.choices) if mutation_prob is None else mutation_prob
         self.crossover_prob = crossover_prob
         self.start = start
+        self._first = list(first)
         self.parents: tuple[int, ...] = ()
         self.population: list[Individual] = []
         self._fitness: list[tuple[int, float]] = []  # of the population: (rank, -crowding), less is better
@@ -79,6 +86,11 @@ class ParetoEvolution:
 
     def ask(self) -> Arch | None:
         """An arch never proposed before: of the first population, then a child; None = exhausted."""
+        while self._first:
+            arch = self._first.pop(0)
+            if self._is_new(arch):
+                self.parents = ()
+                return arch
         begun = len(self._proposed) >= self.population_size and len(self.population) >= 2
         for _ in range(VARIATIONS if begun else 0):
             child, parents = self._child()
@@ -98,20 +110,30 @@ class ParetoEvolution:
 
         Raises UserError when a complete trial was not measured for an objective.
         """
+        self.tell_all([trial])
+
+    def tell_all(self, trials: Sequence[Trial]) -> None:
+        """The same for several at once, which then compete as a generation."""
+        taken = [trial for trial in trials if self._take(trial)]
+        for trial in taken:
+            known = [limit for limit in self.limits if limit.key in trial.metrics]
+            self.population.append(Individual(trial, violation(known, trial.metrics)))
+        if taken:
+            self._select()
+
+    def _take(self, trial: Trial) -> bool:
         self._proposed.add(trial.key)
         if trial.key in self._told or trial.state == "failed":
-            return
+            return False
         if trial.state == "complete":
             for key in self.objectives:
                 if key not in trial.metrics:
                     have = ", ".join(trial.metrics) or "nothing"
                     raise UserError(f"objective {key!r} was not measured; trial {trial.number} has {have}")
             if not all(math.isfinite(trial.metrics[key]) for key in self.objectives):
-                return
+                return False
         self._told.add(trial.key)
-        known = [limit for limit in self.limits if limit.key in trial.metrics]
-        self.population.append(Individual(trial, violation(known, trial.metrics)))
-        self._select()
+        return True
 
     def _near_baseline(self) -> Arch:
         redrawn = (len(self._proposed) / self.population_size) ** 2
@@ -119,7 +141,7 @@ class ParetoEvolution:
         for label, values in self.space.choices.items():
             if self._rng.random() < redrawn:
                 genes[label] = values[int(self._rng.integers(len(values)))]
-        return self.space.canonical(genes)
+        return repair(self.space, genes)
 
     def _is_new(self, arch: Arch) -> bool:
         key = arch_key(arch)
@@ -141,7 +163,7 @@ class ParetoEvolution:
                 others = [value for value in values if value != genes[label]]
                 genes[label] = others[self._rng.integers(len(others))]
         # An infeasible parent is no trial and has no number (-1): nothing to point to.
-        return self.space.canonical(genes), tuple(p.trial.number for p in parents if p.trial.number >= 0)
+        return repair(self.space, genes), tuple(p.trial.number for p in parents if p.trial.number >= 0)
 
     def _tournament(self) -> Individual:
         """The better of two by rank, then by crowding (the crowded-comparison operator, section III B)."""
@@ -150,8 +172,8 @@ class ParetoEvolution:
 
     def _select(self) -> None:
         """Rank everybody, keep the best `population_size`; the order of the population is that of fitness."""
-        feasible = [p for p in self.population if p.violation == 0 and p.trial.state == "complete"]
-        broken = sorted((p for p in self.population if p not in feasible), key=lambda p: p.violation)
+        feasible = [p for p in self.population if p.feasible]
+        broken = sorted((p for p in self.population if not p.feasible), key=lambda p: p.violation)
         ranked: list[tuple[tuple[int, float], Individual]] = []
         costs = as_costs([p.trial.metrics for p in feasible], self.objectives)
         fronts = sort_fronts(costs)

@@ -12,6 +12,7 @@ import numpy as np
 from nni.nas.strategy import TPE
 
 from utils.history import Arch, Trial, arch_key
+from utils.limits import repair
 
 if TYPE_CHECKING:
     from experiments.strategies import Setup
@@ -65,7 +66,7 @@ class Tpe:
             key = arch_key(arch)
             if key not in self._proposed:
                 self._proposed.add(key)
-                if arch == self.space.canonical(suggested):
+                if arch == repair(self.space, suggested):
                     self._running[key] = (number, suggested)
                 else:
                     self._tuner.trial_end(number, False)

@@ -9,7 +9,17 @@ from nni.nas.execution import ExecutionEngine
 from nni.nas.space import ModelStatus, SimplifiedModelSpace
 
 from experiments.strategies import STRATEGIES, build_strategy
-from tests.experiments.test_strategies import OBJECTIVES, Net, Space, archs, asked, scores, search, trials
+from tests.experiments.test_strategies import (
+    OBJECTIVES,
+    QUICK,
+    Net,
+    Space,
+    archs,
+    asked,
+    scores,
+    search,
+    trials,
+)
 from utils.history import History, Trial, arch_key
 from utils.limits import parse_limits
 
@@ -79,7 +89,7 @@ def run(run_dir, name, *, count=3, kill_at=None, budget=20, space=None, limits=N
     space = space or Space()
     strategy = build_strategy(
         name,
-        None,
+        QUICK.get(name),
         space,
         seed=3,
         budget=budget,

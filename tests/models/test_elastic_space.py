@@ -248,6 +248,36 @@ def test_an_arch_that_breaks_the_order():
         space.canonical(arch)
 
 
+@pytest.mark.parametrize("backbone", ORDERED)
+def test_repair_finds_the_nearest_arch_that_keeps_the_order(backbone):
+    space = ElasticSpace(small(**backbone))
+    every = archs(space)
+    ranks = {k: sorted(v) for k, v in space.choices.items()}
+    for values in product(*space.choices.values()):
+        raw = dict(zip(space.choices, values, strict=True))
+        found = space.repair(raw)
+        assert space.canonical(found) == found
+
+        def steps(arch, raw=raw):
+            return sum(abs(ranks[k].index(v) - ranks[k].index(raw[k])) for k, v in arch.items())
+
+        # Depths come first, and say which genes of blocks there are to be near to.
+        same = [a for a in every if all(a[k] == v for k, v in found.items() if ".depth." in k)]
+        assert steps(found) == min(map(steps, same))
+        if any(all(raw[k] == v for k, v in a.items()) for a in every):
+            assert found == space.canonical(raw)
+
+
+def test_repair_by_hand():
+    space = ElasticSpace(small(**ORDERED[0]))  # five widths of 16, 24, 32, none below the one before
+    raw = {f"backbone.out_channel.{i}": v for i, v in enumerate((16, 24, 16, 16, 32))}
+    assert list(space.repair(raw).values()) == [16, 16, 16, 16, 32]
+    with pytest.raises(UserError, match="unknown value of backbone.out_channel.4 '20'"):
+        space.repair(raw | {"backbone.out_channel.4": 20})
+    with pytest.raises(UserError, match="the arch says nothing about 'backbone.out_channel.0'"):
+        space.repair({})
+
+
 def test_uniform_draws_are_uniform_and_biased_ones_lean():
     space = ElasticSpace(small(out_channel={"min": 16, "max": 32, "stride": 8}))
     rng = np.random.default_rng(0)

@@ -17,7 +17,8 @@ from nni.nas.nn.pytorch.base import recursive_freeze
 from nni.nas.space import SimplifiedModelSpace, model_context
 from torch import nn
 
-from models.nas import NASC3, NASConv, YoloSpace
+from models.elastic_space import ElasticSpace
+from models.nas import NASC3, ArchSpace, NASConv, YoloSpace
 from models.parse import C3Options, ConvOptions
 from models.space import Space
 from models.yolo import build
@@ -168,3 +169,26 @@ def test_the_biggest_space_weighs_nothing():
     space = YoloSpace(big.model, 4)
     assert all(p.is_meta for p in space.parameters())
     assert sum(p.numel() for p in space.parameters()) > 500e6  # what its candidates would take: gigabytes
+
+
+RESNET = ElasticSpace(ROOT / "models" / "bignas_retinanet_r18.yaml", nc=4)
+
+
+@pytest.mark.parametrize("plain", [NANO, RESNET])
+def test_a_space_of_labels_only(plain):
+    space = ArchSpace(plain.model, 4)
+    assert space.arch is None
+    simple = space.simplify()
+    assert all(isinstance(mutable, Categorical) for mutable in simple.values())
+    assert {label: list(mutable.values) for label, mutable in simple.items()} == plain.choices
+    arch = plain.random(np.random.default_rng(0))
+    frozen = space.freeze(arch)
+    assert frozen.arch == arch and dict(frozen.simplify()) == {}
+    assert frozen.space is space.space  # with its tables of costs
+    assert not list(frozen.parameters())
+    sent = SimplifiedModelSpace.from_model(space, None).freeze(plain.complete(arch))
+    model = nni.load(nni.dump(sent)).executable_model()
+    assert isinstance(model, ArchSpace) and model.arch == arch
+    assert model.space.choices == plain.choices
+    with pytest.raises(UserError, match="unknown choice in an arch of"):
+        space.freeze({"nasconv_99": "3x3"})
