@@ -83,11 +83,25 @@ def sample(
     n: Annotated[int, Parameter(["-n", "--number"])] = 10000,
     out: Path = Path("sample"),
     seed: int = 0,
+    low: float | None = None,
+    high: float | None = None,
+    traverse: bool = False,
 ) -> None:
-    """Costs of random architectures without training: OUT/sample.csv and OUT/sample.png."""
+    """Costs of random architectures without training: OUT/sample.csv and OUT/sample.png.
+
+    Args:
+        experiment: whose space, data and image size.
+        overrides: key=value of the experiment.
+        n: how many architectures.
+        out: a new folder.
+        seed: of the draws.
+        low: only architectures of so many GFLOPs or more.
+        high: only architectures of so many GFLOPs or fewer.
+        traverse: walk through the space in even strides instead of drawing.
+    """
     from experiments.sample import sample_costs
 
-    print(sample_costs(experiment, overrides, n=n, out=out, seed=seed))
+    print(sample_costs(experiment, overrides, n=n, out=out, seed=seed, low=low, high=high, traverse=traverse))
 
 
 @app.command
@@ -147,7 +161,11 @@ def finetune(
     out: Path | None = None,
     resume: bool = False,
 ) -> None:
-    """A short training from WEIGHTS: a quarter of the epochs, a tenth of the learning rate. See retrain."""
+    """A short training from WEIGHTS at a tenth of the learning rate. See retrain.
+
+    A quarter of the epochs; of weights that come from a supernet a tenth of its epochs. From the supernet
+    itself (runs/<name>/supernet/weights.pt) the architecture is taken out first.
+    """
     from experiments.handover import finetune as train
 
     train(arch, weights, _with_data(overrides, data), out=out, resume=resume)
@@ -161,6 +179,7 @@ def export(
     format: str = "onnx",
     out: Path | None = None,
     imgsz: int | None = None,
+    data: str | None = None,
     threads: int = 1,
 ) -> None:
     """One architecture for other tools; re-loaded and compared before it is called saved.
@@ -168,14 +187,15 @@ def export(
     Args:
         arch: an architecture file, like runs/<name>/top/1.json.
         weights: default those of its trial.
-        format: pt (for stock Ultralytics), onnx or openvino.
+        format: onnx, openvino, or pt: for stock Ultralytics, of other networks a .pt2 for plain torch.
         out: a new file; default beside ARCH.
         imgsz: default that of its search.
+        data: for batch norm, where the weights are a supernet's; default those of its search.
         threads: of the runtime whose latency is printed.
     """
     from experiments.handover import export_arch
 
-    export_arch(arch, format, weights=weights, out=out, imgsz=imgsz, threads=threads)
+    export_arch(arch, format, weights=weights, out=out, imgsz=imgsz, data=data, threads=threads)
 
 
 @app.command
@@ -189,10 +209,10 @@ def predict(
     imgsz: int | None = None,
     device: str = "auto",
 ) -> None:
-    """Boxes drawn into a picture, a video, or a folder of them.
+    """Boxes, or a classifier's answer, drawn into a picture, a video, or a folder of them.
 
     Args:
-        weights: a .pt of ours: of a trial, of a retraining, or exported for Ultralytics.
+        weights: a .pt of ours: of a trial, of a retraining or fine-tuning, or exported for Ultralytics.
         source: a picture, a video or a folder.
         out: a new folder.
         conf: least score of a box that is drawn.

@@ -218,7 +218,9 @@ def finetune_settings(exp: Experiment) -> TrainSettings:
 
     A trained head needs no warm-up of its biases.
     """
-    short = {"epochs": math.ceil(exp.train.epochs / 10), "lr": exp.train.lr / 10, "warmup_bias_lr": 0.0}
+    epochs = math.ceil(exp.train.epochs / 10)
+    warmup = min(exp.train.warmup_epochs, epochs / 10)
+    short = {"epochs": epochs, "lr": exp.train.lr / 10, "warmup_epochs": warmup, "warmup_bias_lr": 0.0}
     return changed(exp.train, {**short, **exp.finetune}, "finetune")
 
 

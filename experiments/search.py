@@ -14,6 +14,7 @@ from experiments.evaluators import Job, baseline_costs, costs, evaluate_trial, n
 from experiments.nni_runtime import SearchRuntime, run_search
 from experiments.run_folder import RunFolder
 from experiments.strategies import build_strategy
+from models.elastic_space import ElasticSpace
 from models.nas import ArchSpace, YoloSpace
 from models.space import Space
 from utils.errors import UserError
@@ -21,7 +22,7 @@ from utils.history import History, Trial
 from utils.limits import parse_limits
 from utils.pareto import pareto_front
 from utils.report import write_report
-from utils.results import results_table, write_csv, write_top
+from utils.results import extend_top, results_table, write_csv, write_top
 from utils.runs import completed, top_trials
 
 REPORT_EVERY = 60.0  # seconds between two reports while a search runs
@@ -137,6 +138,9 @@ def write_results(job: Job) -> None:
         imgsz=exp.imgsz,
         versions=run.meta["versions"],
     )
+    if isinstance(job.space, ElasticSpace):
+        for rank, trial in enumerate(top_trials(trials, exp.search.top_k), start=1):
+            extend_top(run.path, rank, subnet_settings=job.space.settings(trial.arch))
     if exp.supernet is not None:
         from experiments.supernet import save_slices
 

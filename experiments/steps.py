@@ -125,7 +125,9 @@ def evaluate_top(run: RunFolder) -> None:
     for rank, found in top(run):
         weights = best_weights(run, found)
         detector, _ = trained(job.space, found.arch, weights, job.dataset.names)
-        outcome = measure(detector, job.exp, job.dataset, found, "val", reference)
+        # The reference was timed at the experiment's image size.
+        same_size = job.side(found.arch) == job.exp.imgsz
+        outcome = measure(detector, job.exp, job.dataset, found, "val", reference if same_size else None)
         kept = {
             "weights": str(weights.relative_to(run.path)),
             **{k: outcome[k] for k in ("split", "metrics")},
@@ -135,9 +137,10 @@ def evaluate_top(run: RunFolder) -> None:
 
 
 def export_top(run: RunFolder) -> None:
-    """`top/N.pt` for Ultralytics and `top/N.onnx` of the top k, with their best weights; each checked."""
+    """The top k with their best weights for other tools, each checked: `top/N.onnx`, and `top/N.pt` for
+    Ultralytics or, of other networks, `top/N.pt2` for plain torch."""
     from experiments.evaluators import prepare
-    from models.export import export
+    from models.export import export, file_name
 
     job = prepare(str(run.path))
     for rank, found in top(run):
@@ -145,7 +148,7 @@ def export_top(run: RunFolder) -> None:
         detector, _ = trained(job.space, found.arch, weights, job.dataset.names)
         files = {}
         for format in ("pt", "onnx"):
-            path = found.path.with_suffix(f".{format}")
+            path = found.path.with_name(file_name(found.path.stem, format, job.space))
             path.unlink(missing_ok=True)  # an earlier export of this same run
             exported = export(
                 detector,
@@ -153,7 +156,7 @@ def export_top(run: RunFolder) -> None:
                 format,
                 space=job.space,
                 arch=found.arch,
-                imgsz=job.exp.imgsz,
+                imgsz=job.side(found.arch),
                 names=job.dataset.names,
                 data=job.exp.data,
             )

@@ -50,7 +50,7 @@ from utils.batch import resized
 from utils.errors import UserError, unknown
 from utils.files import write_text
 from utils.history import History, Trial, arch_key
-from utils.lessons import SandwichLesson
+from utils.lessons import Lesson, SandwichLesson
 from utils.loggers import open_loggers
 from utils.measure import device_info
 from utils.plots import pareto_info, save_pareto_png
@@ -85,7 +85,7 @@ def train_supernet(run: RunFolder) -> None:
         train_on(make_fabric(job.device, precision), str(run.path))
     else:
         fabric = make_fabric(job.device, precision, devices, "ddp_spawn")
-        fabric.launch(train_on, str(run.path))
+        fabric.launch(train_on, str(run.path))  # type: ignore[arg-type]
 
 
 def train_on(fabric: Fabric, run_dir: str) -> None:
@@ -146,8 +146,16 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
         "versions": device_info(fabric.device),
     }
     write_text(folder / "result.json", json.dumps(outcome, indent=2) + "\n")
-    facts = {"supernet": True, "train": exp.train.model_dump(mode="json")}
-    save_weights(folder / "weights.pt", result.detector, space, {}, imgsz=exp.imgsz, **facts)
+    train_settings = exp.train.model_dump(mode="json")
+    save_weights(
+        folder / "weights.pt",
+        result.detector,
+        space,
+        {},
+        imgsz=exp.imgsz,
+        supernet=True,
+        train=train_settings,
+    )
     (folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
@@ -168,7 +176,7 @@ def settings_of(job: Job) -> SupernetSettings:
     return job.exp.supernet
 
 
-def lesson_of(job: Job) -> Callable[[Any], SandwichLesson]:
+def lesson_of(job: Job) -> Callable[[Any], Lesson]:
     """The sandwich that the experiment's `supernet:` block describes."""
     exp, settings, draw, teachers = job.exp, settings_of(job), sampler_of(job), teachers_of(job)
 
@@ -176,7 +184,7 @@ def lesson_of(job: Job) -> Callable[[Any], SandwichLesson]:
         one = job.space.task == "detect"
         return subnets(settings.subnets, job.space, exp.seed, step, draw(score), one_resolution=one)
 
-    def lesson(net: Any) -> SandwichLesson:
+    def lesson(net: Any) -> Lesson:
         run = functools.partial(set_arch, net)
         return SandwichLesson(
             net, settings.distil, run, settings.subnets, archs, teachers, direct_gradients(net)
@@ -373,6 +381,5 @@ def archs_of(job: Job, wanted: SampleSettings) -> list[Arch]:
     """The archs that a `sample_accuracy:` block asks for: spread over the costs, or as it says."""
     if wanted.gflops is None and not wanted.traverse:
         return spread(job.space, job.exp.imgsz, wanted.n, job.exp.seed)
-    return draw(
-        job.space, job.exp.imgsz, wanted.n, job.exp.seed, *(wanted.gflops or (None, None)), wanted.traverse
-    ).archs
+    low, high = wanted.gflops or (None, None)
+    return draw(job.space, job.exp.imgsz, wanted.n, job.exp.seed, low, high, wanted.traverse).archs

@@ -110,8 +110,9 @@ def load_supernet(file: WeightFile, space: AnySpace, names: Sequence[str] | None
     if file.nc != space.nc:
         raise UserError(f"{file.path} is a supernet for {file.nc} classes, here there are {space.nc}")
     supernet = Supernet(space.model, space.nc, space.ch)
-    supernet.net.names = list(names or file.names)
-    load_weights(supernet.net, file, whole=True)
+    net: Any = supernet.net
+    net.names = list(names or file.names)
+    load_weights(net, file, whole=True)
     return supernet.eval()
 
 

@@ -24,7 +24,8 @@ class Lesson(Protocol):
     done so far.
     """
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module: ...
 
     def backward(
         self, model: Any, batch: dict[str, Any], fabric: Fabric, *, share: float, last: bool, step: int
@@ -35,7 +36,7 @@ class Plain:
     """One forward, one backward."""
 
     def __init__(self, detector: nn.Module) -> None:
-        self.module = LossOf(detector)
+        self.module: nn.Module = LossOf(detector)
 
     def backward(
         self, model: Any, batch: dict[str, Any], fabric: Fabric, *, share: float, last: bool, step: int
