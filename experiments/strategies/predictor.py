@@ -4,9 +4,9 @@ A regressor is fitted to what was measured (surrogate.py); NSGA-II (pareto.py) s
 and the exact costs; the most promising archs of all it met are measured, and everything begins again. As in
 Once-for-all (Cai et al. 2020, section 3.3) and NSGANetV2 (Lu et al. 2020, section 3.1).
 
-In the supernet of surrogate.py (46,656 archs, top-1 and GFLOPs) 60 measured archs reached a hypervolume of .406,
-mean of 3 seeds (.402 to .413), random ones .367 (.362 to .369), NSGA-II alone .357 (.339 to .370); 30 reached
-.383. Whether 0.01, 0.5 or 1 standard deviations of `exploration` made no difference that 3 seeds could show.
+In the supernet of surrogate.py (46,656 archs, top-1 and GFLOPs) 60 measured archs reached a hypervolume of
+.406, mean of 3 seeds (.402 to .413); random ones .367 (.362 to .369), NSGA-II alone .357 (.339 to .370). 30
+reached .383. An `exploration` of 0.01 or 1 instead of 0.5 made no difference that 3 seeds could show.
 """
 
 from __future__ import annotations
