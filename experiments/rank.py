@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import multiprocessing
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from models.space import Arch
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import History, Trial, arch_key
-from utils.rank import RankRow, draw_rank, rank_info
+from utils.rank import RankRow, Tau, draw_rank, rank_info
 from utils.train import TrainingFailed
 
 SLICES = ("supernet", "uncalibrated")
@@ -62,11 +63,22 @@ def rank(run: RunFolder) -> None:
     figures = {
         how: {"tau": info.tau, "ceiling": info.ceiling, "regret": info.regret} for how, info in infos.items()
     }
-    text = json.dumps({"rows": rows, "figures": figures}, indent=2, default=asdict)
+    text = json.dumps(finite({"rows": rows, "figures": figures}), indent=2, allow_nan=False)
     write_text(folder / "rank.json", text + "\n")
     draw_rank(infos["supernet"], folder / "rank.png")
     print(*infos["supernet"].lines(), sep="\n")
     print(f"with batch norm as training left it: tau {infos['uncalibrated'].tau['supernet']}")
+
+
+def finite(value: Any) -> Any:
+    """The same as JSON can say it: a tau that is not defined (nothing varies) is null."""
+    if isinstance(value, Tau):
+        return finite(asdict(value))
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def row_of(row: dict[str, Any], how: str) -> RankRow:
