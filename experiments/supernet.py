@@ -12,7 +12,7 @@ import inspect
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,9 @@ def lesson_of(job: Job) -> Callable[[Any], Lesson]:
         return subnets(settings.subnets, job.space, exp.seed, step, draw(score), one_resolution=one)
 
     def lesson(net: Any) -> Lesson:
-        run = functools.partial(set_arch, net)
+        def run(arch: Mapping[str, Any]) -> None:
+            set_arch(net, {k: v for k, v in arch.items() if k != "resolution"})  # which is the images' affair
+
         return SandwichLesson(
             net, settings.distil, run, settings.subnets, archs, teachers, direct_gradients(net)
         )

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from utils.batch import resized
 from utils.sandwich import Arch, Pupil, sandwich_step
 from utils.settings import Distil
 
@@ -90,7 +91,8 @@ class SandwichLesson:
         @torch.no_grad()
         def score(arch: Arch) -> float:
             self.set_arch(arch)
-            losses = self.module.net.loss(batch)  # type: ignore[operator]
+            sized = resized(batch, arch["resolution"]) if "resolution" in arch else batch
+            losses = self.module.net.loss(sized)  # type: ignore[operator]
             return float(fabric.all_reduce(torch.stack(list(losses.values())).sum()))  # type: ignore[arg-type]
 
         alone = fabric.world_size == 1

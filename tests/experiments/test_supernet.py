@@ -124,6 +124,61 @@ def test_rank_compares_slices_with_trainings_from_scratch(shared, capsys):
     assert (folder / "trainings.jsonl").read_bytes() == before
 
 
+REGNET = {
+    "network": "regnet",
+    "backbone": {
+        "depth": {"min": [1, 1, 1, 1, 1], "max": [1, 1, 2, 1, 1], "sample": "stage"},
+        "out_channel": {"min": 8, "max": 16, "stride": 8, "sample": "stage"},
+        "group_width": 8,
+    },
+    "resolution": [32, 64],
+}
+
+
+def test_a_classifier_learns_at_several_resolutions_from_the_best_of_a_few(shared, monkeypatch):
+    (shared.parent / "regnet.yaml").write_text(yaml.safe_dump(REGNET))
+    sizes = set()
+    monkeypatch.setattr("experiments.supernet.calibrate", seen := Seen(supernet.calibrate, sizes))
+    changes = ["space=regnet.yaml", "supernet.sampling={name: best_of, k: 2}", "supernet.distil.labels=0"]
+    assert run(shared, *changes, "--steps", "supernet,search,evaluate,finetune") == 0
+    assert seen.sizes == {32, 64}
+    folder = shared.parent / "runs" / "shared"
+    exp = yaml.safe_load((folder / "experiment.yaml").read_text())
+    assert exp["search"]["objectives"] == {"top1": "max", "gflops": "min"}
+    job = prepare(str(folder))
+    for trial in History(folder / "history.jsonl").load():
+        assert trial.reward == trial.metrics["top1"]
+        assert trial.metrics["gflops"] == job.space.cost(trial.arch, trial.arch["resolution"])["gflops"]
+    record = json.loads((folder / "top" / "1.json").read_text())
+    assert record["subnet_settings"] == job.space.settings(record["arch"])
+    assert "top1" in record["finetuned"]["metrics"]
+
+
+class Seen:
+    """A function that notes the sides of the images it is given."""
+
+    def __init__(self, function, sizes):
+        self.function, self.sizes = function, sizes
+
+    def __call__(self, net, batches, images):
+        batches = list(batches)
+        self.sizes |= {batch.shape[-1] for batch in batches}
+        return self.function(net, batches, images)
+
+
+def test_a_run_keeps_the_plugin_that_its_space_names(shared):
+    plugin = (hello_nas.ROOT / "models" / "retinanet.py").read_text()
+    (shared.parent / "mine.py").write_text(plugin)
+    (shared.parent / "mine.yaml").write_text(yaml.safe_dump(RETINANET | {"network": "mine.py"}))
+    run_folder = RunFolder.create(shared.parent / "kept", load_experiment(shared, ["space=mine.yaml"]))
+    (shared.parent / "mine.py").unlink()
+    reopened = RunFolder.open(run_folder.path)
+    space = prepare(str(reopened.path)).space
+    assert space.plugin == run_folder.path / "space" / "mine.py"
+    supernet.train_supernet(reopened)
+    assert (run_folder.path / "supernet" / "weights.pt").is_file()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
