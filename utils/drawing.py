@@ -40,9 +40,9 @@ def difference(arch: Arch, base: Arch | None) -> dict[str, Any]:
     return {k: arch.get(k, UNUSED) for k in labels if arch.get(k) != base.get(k)}
 
 
-def describe(trial: Trial, base: Arch | None, most: int = 12) -> str:
-    """Hover text: the metrics, then how the arch differs from the default."""
-    lines = [f"<b>trial {trial.number}</b>"] if trial.number >= 0 else []
+def describe(trial: Trial, base: Arch | None, most: int = 12, name: str = "trial") -> str:
+    """Hover text: the metrics, then how the arch differs from the default. name: what it is one of."""
+    lines = [f"<b>{name} {trial.number}</b>"] if trial.number >= 0 else []
     lines += [f"{title(k)} {v:.4g}" for k, v in trial.metrics.items() if "/" not in k]
     if trial.reward is not None:
         lines.append(f"reward {trial.reward:.4g}")

@@ -10,8 +10,9 @@ from utils.drawing import difference, title
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Trial
+from utils.progress import device_cost, search_spent, supernet_info
 from utils.results import gain, load_arch_file, percent
-from utils.runs import Run, device_hours, duration, read_run, read_yaml, retrained, search_cost
+from utils.runs import Run, device_hours, duration, read_run, read_yaml, retrained
 from utils.summary import mapping, number
 
 
@@ -19,7 +20,7 @@ def write_model_card(run_dir: str | Path, n: int) -> Path:
     """Write `top/<n>.md` from `top/<n>.json` and the run around it. UserError when there is no such rank.
 
     A record extended by `retrained={"epochs", "metrics", "spread", "seeds", "seconds"}` (all optional) gets a
-    column of its own, with the spread over seeds.
+    column of its own, with the spread over seeds; of a search in a supernet, `evaluated` and `finetuned` too.
     """
     run = read_run(run_dir)
     path = run.folder / "top" / f"{n}.json"
@@ -45,6 +46,7 @@ def card_text(run: Run, n: int, record: dict[str, Any]) -> str:
         f"reward. {made}\n",
         "## Metrics\n",
         _metrics(run, record),
+        *(["## Weights\n", _weights(run, record)] if run.shares_weights else []),
         "## Data\n",
         _data(run, record),
         "## Cost\n",
@@ -79,11 +81,15 @@ def _metrics(run: Run, record: dict[str, Any]) -> str:
     final, spread = mapping(later.get("metrics")), mapping(later.get("spread"))
     other = retrained(run).get(0) if run.has_baseline and record["trial"] != 0 else None
     rival = other["metrics"] if other else {}
-    heads = ["metric", "in the search", "gain on the baseline"]
+    steps = [(head, mapping(mapping(record.get(key)).get("metrics"))) for key, head in _columns(run, record)]
+    steps = [(head, scores) for head, scores in steps if scores]
+    heads = ["metric", "as a slice, in the search" if run.shares_weights else "in the search"]
+    heads += ["gain on the baseline", *(head for head, _ in steps)]
     heads += ["retrained"] if final else []
     heads += ["baseline retrained"] if final and rival else []
     rows = [heads, ["---"] * len(heads)]
-    quality = [k for k in dict.fromkeys([*record["metrics"], *final]) if not k.startswith("val_")]
+    everything = dict.fromkeys(k for m in (record["metrics"], *(m for _, m in steps), final) for k in m)
+    quality = [k for k in everything if not k.startswith("val_")]
     keys = [k for k in quality if not k.endswith("_spread")]
     for key in keys:
         value = record["metrics"].get(key)
@@ -91,14 +97,13 @@ def _metrics(run: Run, record: dict[str, Any]) -> str:
         change = "" if value is None or start is None else percent(gain(value, start)[1])
         own = record["metrics"].get(f"{key}_spread")
         row = [title(key), number(value) + (f" ± {number(own)}" if own is not None else ""), change]
+        row += [number(scores.get(key)) for _, scores in steps]
         if final:
             row.append(number(final.get(key)) + (f" ± {number(spread[key])}" if key in spread else ""))
             row += [number(rival.get(key))] if rival else []
         rows.append(row)
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    epochs = mapping(run.experiment.get("train")).get("epochs")
-    trained = f"{epochs} epochs" if epochs else "the short schedule of a trial"
-    notes = [f"In the search: one training of {trained}, scored on images set apart from the training split."]
+    notes = [_of_search(run)]
     if not spread.get(run.quality):
         notes.append("The spread between seeds is not known: small gains may be chance.")
     if final:
@@ -107,9 +112,68 @@ def _metrics(run: Run, record: dict[str, Any]) -> str:
         notes.append(
             f"Retrained for {later.get('epochs', '?')} epochs on the full training split{on}, scored on val."
         )
-    if "latency_ms" in record["metrics"]:
+    if "latency_ms" in everything:
         notes.append(f"Latency was measured on {run.meta.get('device') or 'an unrecorded device'}.")
     return f"{table}\n\n{' '.join(notes)}\n"
+
+
+def _columns(run: Run, record: dict[str, Any]) -> list[tuple[str, str]]:
+    """(key of the record, heading) of the scores on val that a search in a supernet adds."""
+    if not run.shares_weights:
+        return []
+    kind = str(mapping(record.get("evaluated")).get("weights") or "").split("/")[0]
+    names = {"trials": "the slice, on val", "finetune": "fine-tuned, on val", "retrain": "retrained, on val"}
+    return [("evaluated", names.get(kind, "on val")), ("finetuned", "after fine-tuning, on val")]
+
+
+def _of_search(run: Run) -> str:
+    if run.shares_weights:
+        return (
+            "In the search: its slice of the supernet, not trained by itself, scored on images set apart "
+            "from the training split."
+        )
+    epochs = mapping(run.experiment.get("train")).get("epochs")
+    trained = f"{epochs} epochs" if epochs else "the short schedule of a trial"
+    return f"In the search: one training of {trained}, scored on images set apart from the training split."
+
+
+def _weights(run: Run, record: dict[str, Any]) -> str:
+    """Where the weights of a slice come from, and what was done to them since."""
+    info, block = supernet_info(run), mapping(run.experiment.get("supernet"))
+    trained = f" in {_epochs(info.epochs)} ({duration(info.seconds)})" if info else ""
+    images = block.get("calibration")
+    tuned, alone = mapping(record.get("finetuned")), mapping(record.get("retrained"))
+    lines = [
+        "They began as a slice of a supernet: one set of weights for all architectures of the space, "
+        f"trained{trained} on the training images that the search was not scored on. The slice's batch norm "
+        f"was re-estimated{f' on {images} of these images' if images else ''}."
+    ]
+    if tuned:
+        lines.append(f"From there: fine-tuned for {_epochs(tuned.get('epochs'))} on the full training split.")
+    if alone:
+        lines.append(f"Trained from scratch as well, for {_epochs(alone.get('epochs'))}.")
+    if not tuned and not alone:
+        lines.append("They were not trained on since: fine-tune before you use them.")
+    return "\n".join(lines) + f"\nThe best on val: `{_weight_file(run, record)}`.\n"
+
+
+def _epochs(n: Any) -> str:
+    return f"{'?' if n is None else n} epoch{'s' * (n != 1)}"
+
+
+def _weight_file(run: Run, record: dict[str, Any]) -> str:
+    """The best weights of this network in its run folder, as `export` takes them."""
+    trial = record["trial"]
+    if not isinstance(trial, int):
+        return "WEIGHTS"
+    scores = {
+        folder: mapping(mapping(record.get(key)).get("metrics")).get(run.quality, 0.0)
+        for key, folder in (("retrained", "retrain"), ("finetuned", "finetune"))
+        if (run.folder / folder / f"{trial:04d}" / "last.pt").exists()
+    }
+    if scores:
+        return f"{max(scores, key=lambda folder: scores[folder])}/{trial:04d}/last.pt"
+    return f"trials/{trial:04d}/weights.pt"
 
 
 def _data(run: Run, record: dict[str, Any]) -> str:
@@ -127,10 +191,22 @@ def _data(run: Run, record: dict[str, Any]) -> str:
 
 
 def _cost(run: Run, record: dict[str, Any], trial: Trial | None) -> str:
-    cost = search_cost(run.trials)
-    lines = [f"- the search: {cost.trials} trials, {device_hours(cost, run.meta)}"]
-    if trial is not None:
-        lines.append(f"- training this one in it: {duration(trial.seconds)}")
+    parts = search_spent(run)
+    cost = parts["trials"]
+    if run.shares_weights:
+        lines = (
+            [f"- the supernet: {duration(parts['supernet'].trial_seconds)}"] if "supernet" in parts else []
+        )
+        slices = cost.trials + (parts["sampled"].trials if "sampled" in parts else 0)
+        took = cost.trial_seconds + (parts["sampled"].trial_seconds if "sampled" in parts else 0)
+        lines.append(f"- the search: {slices} slices scored in {duration(took)}")
+        lines.append(f"- both together: {device_hours(device_cost(parts), run.meta)}")
+    else:
+        lines = [f"- the search: {cost.trials} trials, {device_hours(cost, run.meta)}"]
+        lines += [f"- training this one in it: {duration(trial.seconds)}"] if trial is not None else []
+    tuning = mapping(record.get("finetuned")).get("seconds")
+    if isinstance(tuning, int | float):
+        lines.append(f"- fine-tuning: {duration(tuning)}")
     seconds = mapping(record.get("retrained")).get("seconds")
     if isinstance(seconds, int | float):
         lines.append(f"- retraining: {duration(seconds)}")
@@ -149,15 +225,13 @@ for result in model.predict("picture.jpg", imgsz={record["imgsz"]}):
 """
     if weights.exists():
         return code
-    trial = record["trial"]
-    source = f"trials/{trial:04d}/weights.pt" if isinstance(trial, int) else "WEIGHTS"
+    source = _weight_file(run, record)
     return f"First `python hello_nas.py export top/{n}.json --weights {source} --format pt`, then\n\n{code}"
 
 
 def _use_here(run: Run, record: dict[str, Any]) -> str:
     """For a network of this package: how to build it, load it and run it."""
-    trial = record["trial"]
-    weights = f"trials/{trial:04d}/weights.pt" if isinstance(trial, int) else "WEIGHTS"
+    weights = _weight_file(run, record)
     side = record["imgsz"]
     if run.task == "classify":
         result = (

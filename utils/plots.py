@@ -6,8 +6,9 @@ grid colours) for light and dark. The choices have their own file, `utils/choice
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from utils.drawing import ACCENT, BASE, MUTED, OTHER, Figure, describe, is_numbe
 from utils.history import Trial
 from utils.pareto import hypervolume, pareto_front
 from utils.runs import Objectives, baseline_of, completed, quality_of, reward_of
+
+WIDE = 6.0  # times the lowest cost
+SAMPLED = "sampled before the search"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class ParetoInfo:
     """Quality against one cost. `front`: numbers of the non-dominated trials, cheapest first.
 
     others: a second series, e.g. the n/s/m family, cheapest first.
+    sampled: architectures that were scored before the search, which is judged without them.
     """
 
     quality: str
@@ -40,6 +45,13 @@ class ParetoInfo:
     front: list[int]
     baseline: int | None
     others: list[Point]
+    sampled: list[Point] = field(default_factory=list)
+
+    @property
+    def wide(self) -> bool:
+        """Do costs with the sampled ones reach so far that they are better drawn by their logarithm?"""
+        costs = [p.x for p in (*self.points, *self.others, *self.sampled)]
+        return bool(self.sampled) and min(costs) > 0 and max(costs) / min(costs) > WIDE
 
 
 def pareto_info(
@@ -49,6 +61,7 @@ def pareto_info(
     *,
     baseline: bool = True,
     others: Sequence[Trial] = (),
+    sampled: Sequence[Trial] = (),
 ) -> ParetoInfo:
     """Trials that carry both metrics; the front is taken in this plane (quality up, cost down)."""
     able = [t for t in completed(trials) if quality in t.metrics and cost in t.metrics]
@@ -56,6 +69,7 @@ def pareto_info(
     arch = base.arch if base else None
     front = pareto_front(able, {quality: "max", cost: "min"}) if able else []
     rest = [t for t in completed(others) if quality in t.metrics and cost in t.metrics]
+    scored = [t for t in completed(sampled) if quality in t.metrics and cost in t.metrics]
     return ParetoInfo(
         quality=quality,
         cost=cost,
@@ -66,6 +80,10 @@ def pareto_info(
             (Point(t.number, t.metrics[cost], t.metrics[quality], _series_name(t)) for t in rest),
             key=lambda p: p.x,
         ),
+        sampled=[
+            Point(t.number, t.metrics[cost], t.metrics[quality], describe(t, arch, name="sampled"))
+            for t in scored
+        ],
     )
 
 
@@ -82,7 +100,11 @@ def draw_pareto(info: ParetoInfo) -> Figure:
     front = [by_number[n] for n in info.front]
     dominated = [p for p in info.points if p.number not in info.front and p.number != info.baseline]
     hover = {"hovertemplate": "%{text}<extra></extra>"}
-    data: list[Figure] = [
+    data: list[Figure] = []
+    if info.sampled:
+        quiet = {"color": MUTED, "size": 5, "opacity": 0.7, "symbol": "circle-open"}
+        data.append(scatter(info.sampled, SAMPLED, mode="markers", marker=quiet) | hover)
+    data += [
         scatter(dominated, "dominated", mode="markers", marker={"color": MUTED, "size": 8, "opacity": 0.55})
         | hover,
         scatter(
@@ -113,18 +135,35 @@ def draw_pareto(info: ParetoInfo) -> Figure:
             | hover
         )
     plan = layout(height=430, xaxis={"title": {"text": title(info.cost)}}, yaxis=y_axis(title(info.quality)))
+    if info.wide:
+        ticks = _round_numbers([p.x for p in (*info.points, *info.others, *info.sampled)])
+        plan["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     plan["annotations"] = [
-        {"x": p.x, "y": p.y, "text": str(p.number), "showarrow": False, "yshift": 13, "font": {"size": 11}}
+        {
+            "x": math.log10(p.x) if info.wide else p.x,
+            "y": p.y,
+            "text": str(p.number),
+            "showarrow": False,
+            "yshift": 13,
+            "font": {"size": 11},
+        }
         for p in front
         if p.number != info.baseline and len(front) <= 15
     ]
     return {"data": data, "layout": plan}
 
 
+def _round_numbers(values: Sequence[float]) -> list[float]:
+    """1, 2, 5 times powers of ten, from below the smallest value to above the largest."""
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    return [float(f"{digit}e{power}") for power in range(low, high + 1) for digit in (1, 2, 5)]
+
+
 def save_pareto_png(info: ParetoInfo, path: Path) -> Path:
     """The front as a picture for a README. Infinite or missing values never get here."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Picture
+    from matplotlib.ticker import LogLocator, NullLocator
 
     picture = Picture(figsize=(7, 4.6), dpi=150, layout="constrained")
     FigureCanvasAgg(picture)
@@ -132,6 +171,14 @@ def save_pareto_png(info: ParetoInfo, path: Path) -> Path:
     by_number = {p.number: p for p in info.points}
     front = [by_number[n] for n in info.front]
     rest = [p for p in info.points if p.number not in info.front and p.number != info.baseline]
+    if info.sampled:
+        xs, ys = [p.x for p in info.sampled], [p.y for p in info.sampled]
+        axes.scatter(xs, ys, s=14, facecolor="none", edgecolor=MUTED, lw=0.7, label=SAMPLED)
+    if info.wide:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.scatter(
         [p.x for p in rest], [p.y for p in rest], s=28, color=MUTED, alpha=0.6, lw=0, label="dominated"
     )
@@ -151,13 +198,13 @@ def save_pareto_png(info: ParetoInfo, path: Path) -> Path:
         axes.scatter(
             [p.x], [p.y], s=90, color=BASE, marker="D", edgecolor="white", zorder=4, label="baseline"
         )
-    if not info.points:
+    if not info.points and not info.sampled:
         axes.text(0.5, 0.5, "no complete trial", ha="center", va="center", transform=axes.transAxes)
     axes.set_xlabel(title(info.cost))
     axes.set_ylabel(title(info.quality))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if info.points:
+    if info.points or info.sampled:
         axes.legend(frameon=False, fontsize=9)
     temporary = path.with_name(f".{path.stem}.tmp.png")
     try:

@@ -54,6 +54,11 @@ class Run:
         return block if isinstance(block, dict) else {}
 
     @property
+    def shares_weights(self) -> bool:
+        """Do its architectures take their weights from a supernet, instead of training them?"""
+        return isinstance(self.experiment.get("supernet"), dict)
+
+    @property
     def complete(self) -> list[Trial]:
         return completed(self.trials)
 
@@ -84,9 +89,22 @@ def read_run(run_dir: str | Path) -> Run:
         infeasible=[t for t in everything if t.state == "infeasible"],
         objectives=_objectives(search.get("objectives"), trials),
         experiment=experiment,
-        meta=read_json(folder / "meta.json") | read_json(folder / "run.json"),
+        meta=_supernet_facts(folder) | read_json(folder / "meta.json") | read_json(folder / "run.json"),
         has_baseline=search.get("baseline") is not False,
     )
+
+
+def _supernet_facts(folder: Path) -> dict[str, Any]:
+    """Where the supernet was trained, which a run notes before it notes where it searches."""
+    versions = read_json(folder / "supernet" / "result.json").get("versions")
+    if not isinstance(versions, dict):
+        return {}
+    return {"versions": versions} | {k: versions[k] for k in ("device", "threads") if k in versions}
+
+
+def sampled(run: Run) -> list[Trial]:
+    """Architectures that were scored as slices of the supernet before the search; [] without any."""
+    return [_sound(t) for t in History(run.folder / "sample_accuracy" / "history.jsonl").load()]
 
 
 def _sound(trial: Trial) -> Trial:

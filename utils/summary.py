@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from utils.drawing import difference, title
+from utils.drawing import difference, is_number, title
 from utils.history import Trial
+from utils.progress import SupernetInfo, device_cost, later_spent, search_spent
 from utils.results import gain, highlights, percent, signed
 from utils.runs import (
     COSTS,
+    Cost,
     Objectives,
     Run,
     baseline_of,
@@ -20,9 +22,9 @@ from utils.runs import (
     read_json,
     retrained,
     reward_of,
-    search_cost,
     top_trials,
 )
+from utils.supernet_report import RankReport
 
 TOP_DEFAULT = 3
 
@@ -156,7 +158,8 @@ def cards(run: Run) -> list[dict[str, str]]:
     if scored:
         best = min(scored, key=lambda t: (-t.metrics[quality], t.number))
         shown = cell(best, base, quality, run.objectives)
-        found.append({"label": f"best {title(quality)}", "note": f"trial {best.number}"} | shown)
+        slice_ = " of a slice" if run.shares_weights else ""
+        found.append({"label": f"best {title(quality)}{slice_}", "note": f"trial {best.number}"} | shown)
     costs = [k for k, way in run.objectives.items() if way == "min"]
     if costs and base is not None and costs[0] in base.metrics and quality in base.metrics:
         able = [t for t in scored if costs[0] in t.metrics and t.metrics[quality] >= base.metrics[quality]]
@@ -170,11 +173,22 @@ def cards(run: Run) -> list[dict[str, str]]:
     budget = run.search.get("max_trials")
     value = f"{len(run.trials)} of {budget}" if isinstance(budget, int) else str(len(run.trials))
     found.append({"label": "trials", "value": value, "gain": "", "tone": "", "note": note})
-    cost = search_cost(run.trials)
-    wall = cost.trial_seconds if cost.wall_seconds is None else cost.wall_seconds
-    hours = device_hours(cost, run.meta)
-    found.append({"label": "search took", "value": duration(wall), "gain": "", "tone": "", "note": hours})
+    parts = search_spent(run)
+    hours, wall = _hours(run, parts), sum(_wall(part) for part in parts.values())
+    label = "supernet and search took" if "supernet" in parts else "search took"
+    found.append({"label": label, "value": duration(wall), "gain": "", "tone": "", "note": hours})
     return found
+
+
+def _hours(run: Run, parts: dict[str, Cost]) -> str:
+    """ "" as long as a supernet trains, whose run says where it ran only when it is done."""
+    if "supernet" in parts and not run.meta.get("device"):
+        return ""
+    return device_hours(device_cost(parts), run.meta)
+
+
+def _wall(cost: Cost) -> float:
+    return cost.trial_seconds if cost.wall_seconds is None else cost.wall_seconds
 
 
 def top_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
@@ -188,7 +202,10 @@ def top_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
         files = {p.name: f"top/{p.name}" for p in found if p.name.count(".") == 1}
         weights = f"trials/{t.number:04d}/weights.pt"
         if f"{rank}.pt" not in files and (run.folder / weights).exists():
-            files["weights"] = weights
+            files["slice" if run.shares_weights else "weights"] = weights
+        tuned = f"finetune/{t.number:04d}/last.pt"
+        if (run.folder / tuned).exists():
+            files["fine-tuned"] = tuned
         rows.append(
             {
                 "rank": rank,
@@ -238,9 +255,131 @@ def trial_rows(run: Run, keys: list[str], front: set[int]) -> list[dict[str, Any
     ]
 
 
+def final_rows(run: Run) -> list[dict[str, Any]]:
+    """The top k on their way from a slice to a network.
+
+    `cells`: heading -> value, what it gains on the slice on val, and a note; only the columns that some of
+    them has. [] as long as none of them was scored on val.
+    """
+    costs = [k for k in dict.fromkeys([*run.objectives, "params_m", "gflops"]) if k in COSTS]
+    files = [p for p in (run.folder / "top").glob("*.json") if p.stem.isdigit()]
+    records = {int(p.stem): read_json(p) for p in files}
+    records = {rank: records[rank] for rank in sorted(records) if isinstance(records[rank].get("trial"), int)}
+    there = [
+        k for k in LATER if any(_later(record, k, run.quality) is not None for record in records.values())
+    ]
+    if not there:
+        return []
+    rows = []
+    for rank, record in records.items():
+        found = mapping(record.get("metrics"))
+        cells = {"slice, search_val": _final_cell(_known(found.get(run.quality)))}
+        of_slice = _later(record, "evaluated", run.quality) if _weights_of(record) == "trials" else None
+        for kind in there:
+            score, said = _later(record, kind, run.quality), mapping(record.get(kind))
+            if kind == "evaluated":
+                cell = _final_cell(score, note=WEIGHTS.get(_weights_of(record), ""))
+            else:
+                cell = _final_cell(score, of_slice, _training_note(said))
+            cells[LATER[kind]] = cell
+        values = [number(_known(found.get(k))) for k in costs]
+        rows.append({"rank": rank, "number": record["trial"], "costs": values, "cells": cells})
+    return rows
+
+
+LATER = {"evaluated": "evaluated, val", "finetuned": "fine-tuned, val", "retrained": "retrained, val"}
+WEIGHTS = {"trials": "as a slice", "finetune": "fine-tuned", "retrain": "retrained"}
+
+
+def _later(record: dict[str, Any], kind: str, quality: str) -> float | None:
+    return _known(mapping(mapping(record.get(kind)).get("metrics")).get(quality))
+
+
+def _final_cell(score: float | None, start: float | None = None, note: str = "") -> dict[str, str]:
+    if score is None:
+        return {"value": number(None), "gain": "", "tone": "", "note": ""}
+    change = "" if start is None else signed(score - start)
+    tone = "" if start is None or score == start else "good" if score > start else "bad"
+    return {"value": number(score), "gain": change, "tone": tone, "note": note}
+
+
+def _known(value: Any) -> float | None:
+    return value if is_number(value) else None
+
+
+def _weights_of(record: dict[str, Any]) -> str:
+    """The folder of the weights that `evaluated` is of: trials, finetune or retrain."""
+    return str(mapping(record.get("evaluated")).get("weights") or "").split("/")[0]
+
+
+def _training_note(training: dict[str, Any]) -> str:
+    """`3 epochs, seed 0`, as far as it is known."""
+    epochs, seeds = training.get("epochs"), training.get("seeds")
+    parts = [f"{epochs} epoch{'s' * (epochs != 1)}"] if isinstance(epochs, int) else []
+    if isinstance(seeds, list) and seeds:
+        parts.append(f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}")
+    return ", ".join(parts)
+
+
+def rank_rows(report: RankReport) -> list[dict[str, Any]]:
+    """The compared architectures, best trained alone first; values as (raw, shown), places beside them."""
+    rows = []
+    for r in report.rows:
+        low, high = min(r.alone), max(r.alone)
+        rows.append(
+            {
+                "number": r.number,
+                "costs": [(r.params_m, number(r.params_m)), (r.gflops, number(r.gflops))],
+                "alone": (r.mean, number(r.mean), r.by_alone),
+                "seeds": f"{low:.4f} to {high:.4f}" if len(r.alone) > 1 else "",
+                "uncalibrated": (r.uncalibrated, number(r.uncalibrated), r.by_uncalibrated),
+                "supernet": (r.supernet, number(r.supernet), r.by_supernet),
+            }
+        )
+    return rows
+
+
+def supernet_facts(run: Run, info: SupernetInfo) -> dict[str, str]:
+    """What the supernet is and took, for the list beside its curve."""
+    block = mapping(run.experiment.get("supernet"))
+    of = f" of {info.planned}" if info.planned else ""
+    facts = {"epochs": f"{info.epochs}{'' if info.trained and info.epochs == info.planned else of}"}
+    if info.steps is not None:
+        facts["steps"] = f"{info.steps:,}"
+    facts["time"] = duration(info.seconds) + ("" if info.trained else " so far")
+    if info.devices > 1:
+        facts["time"] += f" on {info.devices} devices"
+    if isinstance(block.get("subnets"), list):
+        facts["on each batch"] = ", ".join(
+            {"max": "largest", "min": "smallest"}.get(s, str(s)) for s in block["subnets"]
+        )
+    sampling = block.get("sampling")
+    if isinstance(sampling, dict) and sampling.get("name"):
+        facts["random ones"] = str(sampling["name"])
+    for kind, points in info.scores.items():
+        epoch, score = points[-1]
+        name = {"max": "largest", "min": "smallest"}[kind]
+        facts[f"{name} scores"] = f"{title(info.quality)} {number(score)} at epoch {epoch}"
+    return facts
+
+
 def cost_rows(run: Run) -> dict[str, str]:
-    cost = search_cost(run.trials)
-    rows = {"time in trials": duration(cost.trial_seconds), "device time": device_hours(cost, run.meta)}
+    """What the search took, and what was trained after it."""
+    parts = search_spent(run)
+    cost, rows = parts["trials"], dict[str, str]()
+    slices = "scoring its slices" if run.shares_weights else "time in trials"
+    if "supernet" in parts:
+        rows["training the supernet"] = duration(_wall(parts["supernet"]))
+    if "sampled" in parts:
+        scored = parts["sampled"]
+        rows["scoring sampled slices"] = f"{duration(scored.trial_seconds)}, {scored.trials} of them"
+    if cost.trials or not run.shares_weights:
+        rows[slices] = duration(cost.trial_seconds)
+    if sum(part.trials > 0 for part in parts.values()) > 1:
+        rows["all together"] = duration(sum(_wall(part) for part in parts.values()))
+    hours = _hours(run, parts)
+    if hours:
+        rows["device time"] = hours
     if cost.wall_seconds is not None:
         rows["wall time while trials ran"] = duration(cost.wall_seconds)
     if cost.parallel is not None:
@@ -250,9 +389,18 @@ def cost_rows(run: Run) -> dict[str, str]:
     lost = sum(t.seconds for t in run.trials if t.state == "failed")
     if lost:
         rows["time in failed trials"] = duration(lost)
+    for kind, (n, seconds) in later_spent(run).items():
+        rows[AFTERWARDS[kind]] = f"{duration(seconds)}, {n} training{'s' * (n != 1)}"
     if run.meta.get("device"):
         rows["device"] = str(run.meta["device"])
     return rows
+
+
+AFTERWARDS = {
+    "finetune": "then fine-tuning",
+    "retrain": "then retraining",
+    "rank": "comparing with training alone",
+}
 
 
 def mapping(value: Any) -> dict[str, Any]:
