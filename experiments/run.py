@@ -78,7 +78,8 @@ def run_steps(run: RunFolder, ui: WebUi) -> None:
             for step in run.experiment.steps:
                 STEP_FUNCTIONS[step](run, ui)
     finally:
-        if run.history.path.is_file():  # after a Ctrl-C or an error too, and with the state as it is now
+        # After a Ctrl-C or an error too, and with the state as it is now.
+        if run.history.path.is_file() or (run.path / "supernet" / "log.csv").is_file():
             from utils.report import write_report
 
             write_report(run.path)
