@@ -29,6 +29,8 @@ bench: setup
 	$(BIN)/python experiments/benchmarks/cost_model.py
 	$(BIN)/python experiments/benchmarks/trial_overhead.py
 	$(BIN)/python experiments/benchmarks/trial_vs_ultralytics.py
+	$(BIN)/python experiments/benchmarks/sandwich.py
+	$(BIN)/python experiments/benchmarks/slices.py
 
 clean:
 	rm -rf .venv

@@ -1,11 +1,11 @@
 """A supernet's training step against its plain parts: time, and peak memory.
 
-    python experiments/benchmarks/sandwich.py [--cases yolo64,yolo160,retinanet] [--device cpu] [--rounds 7]
+    python experiments/benchmarks/sandwich.py [--cases yolo64,yolo160,retinanet] [--device cpu] [--rounds 4]
 
 The step runs [max, random, random, min] on one batch, a forward and a backward pass each. Its parts are the
 same passes of the four networks taken out of the supernet, as plain torch modules. Both add to gradients that
-are there already (`utils.optimize.Flat`), neither updates weights. Timed by turns on the same archs, several
-draws of them; ratio = sum over draws of the medians over rounds.
+are there already (`utils.optimize.Flat`), neither updates weights. Timed in pairs, one after the other, on
+the same archs, several draws of them; ratio: median over all pairs.
 
     step        `sandwich_step` with `direct_gradients`, without distillation
     hooks       the same without `direct_gradients`, as DDP needs it
@@ -14,7 +14,7 @@ draws of them; ratio = sum over draws of the medians over rounds.
 Memory: the peak of torch's own allocations during the step, weights and gradients included, against that of
 the largest network's plain pass alone. On CUDA by torch's counters; on a CPU summed over the allocations that
 torch's profiler records, because the peak of a process depends on what its allocator gives back. Scratch
-memory inside a oneDNN or cuDNN call on a CPU is therefore not seen.
+memory inside a oneDNN call is therefore not seen.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ CASES = {
 }  # name -> space, image side, batch size
 CLASSES = 10
 KINDS = ["max", "random", "random", "min"]
+WAYS = ("step", "hooks", "distilled")
 
 
 def arguments() -> argparse.Namespace:
@@ -63,8 +65,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--draws", type=int, default=3, help="of the random archs")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=2, help="of the random archs")
     return parser.parse_args()
 
 
@@ -86,6 +88,18 @@ def ready(net: nn.Module, device: torch.device) -> nn.Module:
     net = net.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     Flat(net).parameters()
     return net
+
+
+class InPrecision(nn.Module):
+    """A module whose forward pass alone runs in a number format, as Fabric has it."""
+
+    def __init__(self, module: nn.Module, precision: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self.module, self.precision = module, precision
+
+    def forward(self, *args: Any) -> Any:
+        with self.precision():
+            return self.module(*args)
 
 
 def seconds(step: Callable[[], Any], device: torch.device) -> float:
@@ -133,49 +147,55 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     supernet = Supernet(yaml.safe_load((ROOT / path).read_text()), CLASSES)
     net, batch = ready(supernet.net, device), objects(side, size, device)
-    plain_pupil, taught_pupil = Pupil(net, Distil(weight=0)), Pupil(net, Distil())
-    direct = direct_gradients(net)
 
     def precision() -> AbstractContextManager[Any]:
         return nullcontext() if args.precision == "fp32" else torch.autocast(device.type, torch.bfloat16)
 
+    plain_pupil, taught_pupil = (
+        InPrecision(Pupil(net, distil), precision) for distil in (Distil(weight=0), Distil())
+    )
+    direct = direct_gradients(net)
+
     def sandwich(pupil: nn.Module, archs: list[Any], way: AbstractContextManager[Any]) -> None:
-        with way, precision():
+        with way:
             sandwich_step(pupil, supernet.set_arch, batch, archs)
 
     def parts(nets: list[nn.Module]) -> None:
         for plain in nets:
             with precision():
                 losses = plain.loss(batch)  # type: ignore[operator]
-                (torch.stack(list(losses.values())).sum() / len(KINDS)).backward()
+            (torch.stack(list(losses.values())).sum() / len(KINDS)).backward()
 
-    times: dict[str, float] = dict.fromkeys(("parts", "step", "hooks", "distilled"), 0.0)
+    times: dict[str, list[float]] = {way: [] for way in ("parts", *WAYS)}
+    ratios: dict[str, list[float]] = {way: [] for way in WAYS}
     bar = tqdm(total=args.draws * (args.rounds + 1), desc=name, leave=False, disable=None)
     for draw in range(args.draws):
         archs = subnets(KINDS, supernet.space, 0, draw)
         nets = [ready(supernet.extract(arch), device) for arch in archs]
         ways: dict[str, Callable[[], None]] = {
-            "parts": lambda nets=nets: parts(nets),
-            "step": lambda archs=archs: sandwich(plain_pupil, archs, direct),
-            "hooks": lambda archs=archs: sandwich(plain_pupil, archs, nullcontext()),
-            "distilled": lambda archs=archs: sandwich(taught_pupil, archs, direct),
+            "parts": partial(parts, nets),
+            "step": partial(sandwich, plain_pupil, archs, direct),
+            "hooks": partial(sandwich, plain_pupil, archs, nullcontext()),
+            "distilled": partial(sandwich, taught_pupil, archs, direct),
         }
-        found: dict[str, list[float]] = {way: [] for way in ways}
         for turn in range(args.rounds + 1):
-            for way in list(ways) if turn % 2 else list(ways)[::-1]:
-                found[way].append(seconds(ways[way], device))
+            for way in WAYS:
+                pair = ("parts", way) if turn % 2 else (way, "parts")
+                took = {which: seconds(ways[which], device) for which in pair}
+                if turn:  # the first round warms up
+                    ratios[way].append(took[way] / took["parts"])
+                    for which in pair:
+                        times[which].append(took[which])
             bar.update()
-        for way in ways:  # the first round warms up
-            times[way] += statistics.median(found[way][1:]) / args.draws
     bar.close()
     largest = nets[0]
-    memory = {"max alone": peak(lambda: parts([largest]), largest, device)}
-    memory |= {way: peak(ways[way], net, device) for way in ("step", "hooks", "distilled")}
+    memory = {"max alone": peak(partial(parts, [largest]), largest, device)}
+    memory |= {way: peak(ways[way], net, device) for way in WAYS}
     return {
-        "seconds": times,
-        "time_ratio": {way: times[way] / times["parts"] for way in ("step", "hooks", "distilled")},
+        "seconds": {way: statistics.median(t) for way, t in times.items()},
+        "time_ratio": {way: round(statistics.median(r), 4) for way, r in ratios.items()},
         "mib": memory,
-        "memory_ratio": {way: memory[way] / memory["max alone"] for way in ("step", "hooks", "distilled")},
+        "memory_ratio": {way: round(memory[way] / memory["max alone"], 4) for way in WAYS},
     }
 
 
@@ -190,7 +210,7 @@ def main() -> None:
         path, side, size = CASES[name]
         print(f"{Path(path).name}, {side} px, batch {size}: plain parts {found['seconds']['parts']:.3f} s, "
               f"largest net's pass alone {found['mib']['max alone']:.0f} MiB")  # fmt: skip
-        for way in ("step", "hooks", "distilled"):
+        for way in WAYS:
             print(
                 f"  {way:<10} {found['seconds'][way]:7.3f} s, {found['time_ratio'][way]:5.2f} x the parts;"
                 f" {found['mib'][way]:6.0f} MiB, {found['memory_ratio'][way]:5.2f} x the largest",
