@@ -43,7 +43,7 @@ from models.nas import ArchSpace
 from models.networks import AnySpace, build, open_any_space
 from models.sampling import BestOf, Sampler, Stratified, in_range, spread, subnets
 from models.space import Arch
-from models.supernet import Supernet, calibrate, extract, load_supernet, set_arch
+from models.supernet import Supernet, calibrate, extract, load_supernet, running
 from models.weights import load_weights, read_weights, save_weights
 from utils.batch import prepare as ready
 from utils.batch import resized
@@ -185,8 +185,9 @@ def lesson_of(job: Job) -> Callable[[Any], Lesson]:
         return subnets(settings.subnets, job.space, exp.seed, step, draw(score), one_resolution=one)
 
     def lesson(net: Any) -> Lesson:
-        def run(arch: Mapping[str, Any]) -> None:
-            set_arch(net, {k: v for k, v in arch.items() if k != "resolution"})  # which is the images' affair
+        def run(arch: Mapping[str, Any]) -> None:  # of this space: set_arch would check that each time
+            for layer in running(net, arch):
+                layer.set_arch(arch)
 
         return SandwichLesson(
             net, settings.distil, run, settings.subnets, archs, teachers, direct_gradients(net)

@@ -163,7 +163,9 @@ class ElasticConv2d(Elastic, nn.Conv2d):
         self.transforms = nn.ParameterDict()
         sizes = [s for s in reversed(shape.kernel.values) if s < k]
         for size in sizes if transform else ():
-            self.transforms[str(size)] = nn.Parameter(torch.eye(size * size))
+            matrix = nn.Parameter(torch.eye(size * size))
+            matrix.no_decay = True  # type: ignore[attr-defined]  # towards 0 is not towards the identity
+            self.transforms[str(size)] = matrix
         self.set_arch(self.largest())
 
     def set_arch(self, arch: Mapping[str, Any]) -> None:

@@ -15,14 +15,21 @@ from utils.settings import TrainSettings
 
 def weight_groups(net: nn.Module) -> dict[str, list[Tensor]]:
     """The trained parameters: weights of two or more dimensions (decayed), other weights, and biases, which
-    are warmed up apart; beside them the buffers that are averaged but not trained."""
+    are warmed up apart; beside them the buffers that are averaged but not trained.
+
+    A parameter that is marked `no_decay` is among the others whatever its shape.
+    """
     named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
     return {
-        "decayed": [p for n, p in named if not n.endswith("bias") and p.dim() > 1],
-        "others": [p for n, p in named if not n.endswith("bias") and p.dim() <= 1],
+        "decayed": [p for n, p in named if not n.endswith("bias") and decays(p)],
+        "others": [p for n, p in named if not n.endswith("bias") and not decays(p)],
         "biases": [p for n, p in named if n.endswith("bias")],
         "buffers": [b for b in net.buffers() if b.is_floating_point()],
     }
+
+
+def decays(p: Tensor) -> bool:
+    return p.dim() > 1 and not getattr(p, "no_decay", False)
 
 
 class Flat:
