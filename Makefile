@@ -31,6 +31,9 @@ bench: setup
 	$(BIN)/python experiments/benchmarks/trial_vs_ultralytics.py
 	$(BIN)/python experiments/benchmarks/sandwich.py
 	$(BIN)/python experiments/benchmarks/slices.py
+	$(BIN)/python experiments/benchmarks/slice_evaluation.py
+	rm -rf runs/bench_rank
+	$(BIN)/python hello_nas.py run experiments/yolov5_supernet.yaml space=models/yolov5p_nas.yaml name=bench_rank --steps supernet,rank
 
 clean:
 	rm -rf .venv

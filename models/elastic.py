@@ -34,6 +34,9 @@ with warnings.catch_warnings():
 from nni.mutable import Categorical, Mutable
 from nni.mutable.exception import SampleMissingError, SampleValidationError
 
+# Inside `direct_gradients` a slice's gradient is a view of a larger one, with the strides of that: meant so.
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+
 Size = Dim | int
 Sizes = Size | Sequence[Size]  # channels; a sequence for the input after a concat, one entry for each part
 Module = TypeVar("Module", bound=nn.Module)

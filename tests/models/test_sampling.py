@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.elastic_space import ElasticSpace
-from models.sampling import BestOf, Stratified, generator, in_range
+from models.sampling import BestOf, Stratified, generator, in_range, spread
 from models.space import Space
 from utils.errors import UserError
 
@@ -47,6 +47,18 @@ def test_the_yolo_space_is_stratified_alike():
     wide = [space.biased(rng, 6.0)["c3_2_width"] for _ in range(200)]
     flat = [space.biased(rng, 0.0)["c3_2_width"] for _ in range(200)]
     assert wide.count(2.0) > 160 and 30 < flat.count(2.0) < 70  # .87 and .25 of 200
+
+
+def test_a_few_archs_are_spread_over_all_costs():
+    archs = spread(SPACE, 64, 15, seed=0)
+    assert archs == spread(SPACE, 64, 15, seed=0) and len({str(a) for a in archs}) == 15
+    assert archs[:2] == [SPACE.smallest(), SPACE.largest()]
+    ends = [gflops(a) for a in archs[:2]]
+    bins = np.histogram([gflops(a) for a in archs], np.linspace(*ends, 6))[0]
+    assert bins.min() >= 2  # of three in each fifth
+    few = {"network": "regnet", "nc": 2, "backbone": {"depth": [1] * 5, "out_channel": 8, "group_width": 8}}
+    few["backbone"]["kernel_size"] = {"min": 3, "max": 5, "stride": 2, "sample": "net"}
+    assert len(spread(ElasticSpace(few), 64, 15)) == 2  # all there are
 
 
 def test_best_of_k_keeps_the_lowest_score():

@@ -112,6 +112,11 @@ def test_warm_up_leaves_half_of_a_short_run():
     assert Schedule(settings(epochs=1, warmup_epochs=3), 10).warmup == 5
 
 
+def test_a_floor_makes_the_ending_constant():
+    plan = Schedule(settings(epochs=11, lr=2.0, lr_final=0.0, lr_floor=0.25, warmup_epochs=0), 1)
+    assert [plan.lr(n) for n in (0, 5, 7, 8, 10)] == pytest.approx([2.0, 1.0, 0.6, 0.5, 0.5])
+
+
 def test_last_row_tells_the_last_rate():
     rows = train(Toy(), loader(), settings=settings(lr=0.02, lr_final=0.25)).curve
     assert rows[-1]["lr"] == 0.005
@@ -129,6 +134,9 @@ def test_only_weights_with_two_dimensions_decay():
         "biases": [id(net.conv.bias), id(net.bn.bias), id(net.head.bias)],
         "buffers": [id(net.bn.running_mean), id(net.bn.running_var)],
     }
+    net.head.weight.no_decay = True
+    assert id(net.head.weight) in map(id, weight_groups(net)["others"])
+    del net.head.weight.no_decay
     groups = build_optimizer(Flat(net), settings(weight_decay=0.1)).param_groups
     assert [(g["weight_decay"], g["bias"], g["params"][0].numel()) for g in groups] == [
         (0.1, False, 4 * 27 + 4),
