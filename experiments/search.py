@@ -144,7 +144,8 @@ def write_results(job: Job) -> None:
     if exp.supernet is not None:
         from experiments.supernet import save_slices
 
-        save_slices(run, [t.number for t in top_trials(trials, exp.search.top_k)])
+        best = [t.number for t in top_trials(trials, exp.search.top_k)]
+        save_slices(run, [*best, 0] if exp.search.baseline else best)
     keep_weights_of_the_best(job, trials)
     trained = [t for t in trials if t.state != "infeasible"]
     print(results_table(trained, exp.search.objectives, baseline=exp.search.baseline))

@@ -47,22 +47,18 @@ def retrain_top(run: RunFolder) -> None:
     search = prepare(str(run.path))
     longer = run.experiment.model_copy(update={"train": retrain_settings(run.experiment)})
     job = Job(RunFolder(run.path, longer), search.dataset, search.space, search.hyp)
-    wanted: dict[int, dict[str, Any]] = {found.record["trial"]: found.arch for _, found in top(run)}
-    if run.experiment.search.baseline:
-        wanted.setdefault(0, job.space.default())
     done = {
         number: _trained_in(run.path / "retrain" / f"{number:04d}", job, arch)
-        for number, arch in wanted.items()
+        for number, arch in _wanted(job)
     }
     for rank, found in top(run):
         extend_top(run.path, rank, retrained=_summary(done[found.record["trial"]]))
-    for number, outcome in sorted(done.items(), key=lambda item: -item[1]["metrics"][job.task.quality]):
-        name = "the unsearched baseline" if number == 0 else f"trial {number}"
-        print(f"retrained {name}: {one_line(outcome['metrics'])} on val")
+    _print_best_first("retrained", done, job.task.quality)
 
 
 def finetune_top(run: RunFolder) -> None:
-    """Train the slices of the top k on, as plain networks, shortly and gently, on all of train; score on val.
+    """Train the slices of the top k, and the unsearched baseline's beside them, a little longer as plain
+    networks, on all of train; score on val.
 
     Each in `finetune/<trial>/`; what came out is added to `top/N.json` as `finetuned`.
     """
@@ -71,13 +67,27 @@ def finetune_top(run: RunFolder) -> None:
     search = prepare(str(run.path))
     short = run.experiment.model_copy(update={"train": finetune_settings(run.experiment)})
     job = Job(RunFolder(run.path, short), search.dataset, search.space, search.hyp)
+    done = {}
+    for number, arch in _wanted(job):
+        folder, weights = run.path / "finetune" / f"{number:04d}", run.trial_dir(number) / "weights.pt"
+        done[number] = _trained_in(folder, job, arch, weights, "finetune")
     for rank, found in top(run):
-        number = found.record["trial"]
-        weights = run.trial_dir(number) / "weights.pt"
-        folder = run.path / "finetune" / f"{number:04d}"
-        outcome = _trained_in(folder, job, found.arch, weights, "finetune")
-        extend_top(run.path, rank, finetuned=_summary(outcome))
-        print(f"fine-tuned trial {number}: {one_line(outcome['metrics'])} on val")
+        extend_top(run.path, rank, finetuned=_summary(done[found.record["trial"]]))
+    _print_best_first("fine-tuned", done, job.task.quality)
+
+
+def _wanted(job: Job) -> list[tuple[int, dict[str, Any]]]:
+    """(trial, arch) of the top k, and of the unsearched baseline that they are compared with."""
+    wanted: dict[int, dict[str, Any]] = {found.record["trial"]: found.arch for _, found in top(job.run)}
+    if job.exp.search.baseline:
+        wanted.setdefault(0, job.space.default())
+    return list(wanted.items())
+
+
+def _print_best_first(what: str, done: Mapping[int, Mapping[str, Any]], quality: str) -> None:
+    for number, outcome in sorted(done.items(), key=lambda item: -item[1]["metrics"][quality]):
+        name = "the unsearched baseline" if number == 0 else f"trial {number}"
+        print(f"{what} {name}: {one_line(outcome['metrics'])} on val")
 
 
 def _summary(outcome: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ from utils.rewards import COST_KEYS
 from utils.train import train
 
 LIVE_IMAGES = 64  # that batch norm is re-estimated on while training goes on
-BATCH_PIXELS = 2**19
+BATCH_PIXELS = 2**19  # in a batch of slices, where that is more than training takes
 KEEP_BYTES = 2**30  # of validation images that are kept ready in memory
 
 
@@ -93,7 +93,7 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
     job = prepare(run_dir)
     exp, space, settings = job.exp, job.space, settings_of(job)
     folder, names, quality = job.run.path / "supernet", job.dataset.names, job.task.quality
-    torch.set_num_threads(threads_of(exp))
+    torch.set_num_threads(max(1, threads_of(exp) // settings.devices))
     torch.manual_seed(exp.seed)
     net: Any = Supernet(space.model, space.nc, space.ch).net
     net.names = names
@@ -107,20 +107,17 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
         for kind, arch in ends.items():
             slice_ = extract(averaged, arch)
             calibrate(slice_, batches(job, images, arch), len(images))
-            found[f"{kind}_{quality}"] = job.task.score(slice_, val_loader, names, fabric.device, not last)[
-                quality
-            ]
+            metrics = job.task.score(slice_, val_loader, names, fabric.device, not last)
+            found[f"{kind}_{quality}"] = metrics[quality]
         return found
 
     def on_epoch(row: dict[str, float]) -> None:
         log.log(int(row["epoch"]), row)
-        scores = ", ".join(
-            f"{kind} {row[f'{kind}_{quality}']:.4f}" for kind in ends if f"{kind}_{quality}" in row
-        )
-        print(
-            f"supernet: epoch {row['epoch']:.0f}/{exp.train.epochs}, loss {row['loss']:.4f}, "
-            f"{row['seconds']:.0f} s" + (f", {quality} on search_val: {scores}" if scores else "")
-        )
+        line = f"supernet: epoch {row['epoch']:.0f}/{exp.train.epochs}, loss {row['loss']:.4f}, "
+        scored = {kind: row[key] for kind in ends if (key := f"{kind}_{quality}") in row}
+        if scored:
+            line += f"{quality} of max {scored['max']:.4f}, of min {scored['min']:.4f}, "
+        print(f"{line}{row['seconds']:.0f} s")
 
     loggers = exp.loggers if fabric.is_global_zero else []
     with open_loggers(loggers, folder, name=f"{exp.name}-supernet") as log:
@@ -146,16 +143,9 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
         "versions": device_info(fabric.device),
     }
     write_text(folder / "result.json", json.dumps(outcome, indent=2) + "\n")
-    train_settings = exp.train.model_dump(mode="json")
-    save_weights(
-        folder / "weights.pt",
-        result.detector,
-        space,
-        {},
-        imgsz=exp.imgsz,
-        supernet=True,
-        train=train_settings,
-    )
+    how = exp.train.model_dump(mode="json")
+    path = folder / "weights.pt"
+    save_weights(path, result.detector, space, {}, imgsz=exp.imgsz, supernet=True, train=how)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
 
 

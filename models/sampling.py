@@ -106,10 +106,12 @@ class Stratified:
 def spread(space: Sampled, imgsz: int, n: int, seed: int = 0, key: str = "gflops") -> list[Arch]:
     """`n` different archs, as evenly over the cost range as the space allows; the smallest and largest first.
 
-    Fewer where the space, or the pool they are taken from, has fewer.
+    More of them begin with the same ones, from 16 on. Fewer come out where the space, or the pool of 4000
+    that they are taken from, has fewer.
     """
-    rng = np.random.default_rng([seed, n])
-    strata = Stratified(space, imgsz, seed, bins=n, pool=max(2000, 10 * n), key=key).strata
+    bins = min(n, 16)
+    rng = np.random.default_rng([seed, bins])
+    strata = Stratified(space, imgsz, seed, bins, pool=4000, key=key).strata
     shuffled = [[stratum[i] for i in rng.permutation(len(stratum))] for stratum in strata]
     found: dict[tuple[object, ...], Arch] = {}
     for arch in (space.smallest(), space.largest()):

@@ -56,6 +56,7 @@ def test_a_few_archs_are_spread_over_all_costs():
     ends = [gflops(a) for a in archs[:2]]
     bins = np.histogram([gflops(a) for a in archs], np.linspace(*ends, 6))[0]
     assert bins.min() >= 2  # of three in each fifth
+    assert spread(SPACE, 64, 40)[:20] == spread(SPACE, 64, 20)
     few = {"network": "regnet", "nc": 2, "backbone": {"depth": [1] * 5, "out_channel": 8, "group_width": 8}}
     few["backbone"]["kernel_size"] = {"min": 3, "max": 5, "stride": 2, "sample": "net"}
     assert len(spread(ElasticSpace(few), 64, 15)) == 2  # all there are
