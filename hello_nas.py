@@ -163,8 +163,8 @@ def finetune(
 ) -> None:
     """A short training from WEIGHTS at a tenth of the learning rate. See retrain.
 
-    A quarter of the epochs; of weights that come from a supernet a tenth of its epochs. From the supernet
-    itself (runs/<name>/supernet/weights.pt) the architecture is taken out first.
+    A quarter of the epochs, without mosaics; of weights that come from a supernet a tenth of its epochs. From
+    the supernet itself (runs/<name>/supernet/weights.pt) the architecture is taken out first.
     """
     from experiments.handover import finetune as train
 
