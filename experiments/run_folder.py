@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "sample",
     "sample_accuracy",
     "rank",
+    "search.engine",
     "search.max_trials",
     "search.max_seconds",
     "search.max_trial_seconds",
