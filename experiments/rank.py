@@ -25,6 +25,7 @@ from experiments.config import rank_settings
 from experiments.evaluators import Job, prepare, threads_of, train_and_measure
 from experiments.run_folder import RunFolder
 from experiments.supernet import score_slice
+from experiments.warm_server import die_with_parent
 from models.sampling import spread
 from models.space import Arch
 from utils.errors import UserError
@@ -114,7 +115,7 @@ def trained(run: RunFolder, wanted: list[tuple[int, Arch, int]]) -> Iterator[Tri
         yield from map(work, wanted)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(at_a_time, mp_context=context) as pool:
+    with ProcessPoolExecutor(at_a_time, mp_context=context, initializer=die_with_parent) as pool:
         try:
             yield from pool.map(work, wanted)
         except BaseException:

@@ -247,7 +247,7 @@ def _become_trial(request: dict[str, Any], files: list[int]) -> None:
     code: int | None = 1
     try:
         os.setsid()
-        _die_with_parent()
+        die_with_parent()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -280,8 +280,8 @@ def _become_trial(request: dict[str, Any], files: list[int]) -> None:
         os._exit(1 if code is None else code)
 
 
-def _die_with_parent() -> None:
-    """Linux: SIGKILL for us when the server is killed. Elsewhere the client's end of the socket must do."""
+def die_with_parent() -> None:
+    """Linux: SIGKILL for us when our parent is killed. Elsewhere the client's end of the socket must do."""
     if sys.platform == "linux":
         import ctypes
 
