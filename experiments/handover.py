@@ -513,7 +513,7 @@ def training_images(
     n = min(n, len(samples))
     chosen = [samples[i * len(samples) // n] for i in range(n)]
     parts = math.ceil(n / (2 * batch))  # batch norm counts each batch alike: none is a remainder
-    for part in torch.arange(n).chunk(parts):
+    for part in torch.arange(n).tensor_split(parts):
         some = [chosen[int(i)] for i in part]
         for ready in task.make_loader(some, dataset.names, side, len(some), train=False):
             yield prepare(ready, device)["img"]

@@ -347,12 +347,13 @@ def sample_accuracy(run: RunFolder) -> None:
     archs = archs_of(job, wanted)
     folder.mkdir(exist_ok=True)
     history = History(folder / "history.jsonl")
-    known = {t.key: t for t in history.load()}
-    reward, started = reward_of(job), time.perf_counter()
+    known = {t.key for t in history.load()}
+    reward, started, fresh = reward_of(job), time.perf_counter(), 0
     bar = tqdm(archs, "sample_accuracy", unit="arch", leave=False, disable=None)
     for number, arch in enumerate(bar):
         if arch_key(arch) in known:
             continue
+        fresh += 1
         at, clock = time.time(), time.perf_counter()
         metrics = measure_slice(job, arch, folder, [])
         seconds = time.perf_counter() - clock
@@ -363,7 +364,6 @@ def sample_accuracy(run: RunFolder) -> None:
     write_csv(folder, trials)
     cost = next((k for k in exp.search.objectives if k in COST_KEYS), "gflops")
     save_pareto_png(pareto_info(trials, cost, quality=job.task.quality), folder / "pareto.png")
-    fresh = len(archs) - len(known)
     print(
         f"sample_accuracy: {len(trials)} architectures, {fresh} of them now, in "
         f"{time.perf_counter() - started:.0f} s; {folder / 'results.csv'}"

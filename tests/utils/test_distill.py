@@ -148,4 +148,5 @@ def test_settings_that_do_not_fit(settings, message):
 
 
 def test_a_teacher_from_a_file_may_be_all_that_students_have():
-    Distil(weight=0, labels=0, teachers={"big": "big.pt"}, outputs=[{"teacher": "big"}])
+    distil = Distil(weight=0, labels=0, teachers={"big": "big.pt"}, outputs=[{"teacher": "big"}])
+    assert [(job.teacher, job.weight, job.warm_up) for job in distil.outputs] == [("big", 1.0, 0)]
