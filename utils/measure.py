@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.flop_counter import FlopCounterMode
 
 from utils.errors import UserError
@@ -73,10 +74,12 @@ def count_flops(net: nn.Module, imgsz: int, ch: int = 3) -> int:
 def fused_copy(net: nn.Module) -> nn.Module:
     """A copy in eval mode whose batch norms are folded into the convolutions before them.
 
-    Pairs are found by name (conv and bn, conv1 and bn1, ...) or as neighbours in a Sequential.
+    Pairs are found by name (conv and bn, conv1 and bn1, ...) or as neighbours in a Sequential. Layers that are
+    used in several places stay as they are.
     """
-    net = copy.deepcopy(net).eval()
-    for parent in list(net.modules()):
+    uses = Counter(id(m) for _, m in net.named_modules(remove_duplicate=False))
+    memo: dict[int, nn.Module] = {}  # what deepcopy finds here it does not copy
+    for parent in net.modules():
         children = dict(parent.named_children())
         if isinstance(parent, nn.Sequential):
             pairs = list(zip(list(children), list(children)[1:], strict=False))
@@ -84,10 +87,22 @@ def fused_copy(net: nn.Module) -> nn.Module:
             pairs = [(name, name.replace("conv", "bn")) for name in children if name.startswith("conv")]
         for first, second in pairs:
             conv, norm = children[first], children.get(second)
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, first, fuse_conv_bn_eval(conv, norm))
-                setattr(parent, second, nn.Identity())
-    return net
+            if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+                continue
+            if uses[id(conv)] == uses[id(norm)] == 1:
+                memo[id(conv)], memo[id(norm)] = folded(conv, norm), nn.Identity()
+    return copy.deepcopy(net, memo).eval()
+
+
+def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """What the two compute in eval mode, as one convolution."""
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        raise ValueError("a batch norm without running statistics cannot be folded")
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias)
+    fused = copy.copy(conv)
+    fused._parameters = {"weight": weight, "bias": bias}
+    return fused
 
 
 # ---------------------------------------------------------------- latency

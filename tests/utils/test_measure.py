@@ -69,6 +69,15 @@ def test_fused_copy_computes_the_same_without_batch_norms():
     assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 3
 
 
+def test_fused_copy_leaves_a_shared_convolution_with_norms_of_its_own():
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(3, 3, 3, padding=1), torch.randn(4, 3, 12, 12)
+    net = nn.Sequential(*(nn.Sequential(conv, nn.BatchNorm2d(3)) for _ in range(2)))
+    for _ in range(5):
+        net(x)
+    torch.testing.assert_close(fused_copy(net)(x), net.eval()(x), rtol=1e-4, atol=1e-5)
+
+
 def test_latency_of_the_reference_is_the_reference():
     calibration = Calibration(10.0, imgsz=64, batch=1, threads=1, device="cpu", hardware="any")
     before = torch.get_num_threads()
