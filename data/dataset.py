@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -114,6 +114,16 @@ class Reading:
     watch: list[Path]
     account: Account
     licence: str = "not stated"
+
+
+def mixed(samples: Sequence[Sample], n: int) -> list[Sample]:
+    """`n` of the samples, or all where there are fewer, always the same ones in the same random order.
+
+    What is estimated from a few batches needs batches that look alike, and data sets are often sorted: an
+    ImageFolder by class, a video by time.
+    """
+    order = np.random.default_rng(0).permutation(len(samples))
+    return [samples[i] for i in order[:n]]
 
 
 def open_dataset(

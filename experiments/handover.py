@@ -504,16 +504,15 @@ NEEDS_IMAGES = (
 def training_images(
     dataset: Dataset, task: Task, side: int, batch: int, device: torch.device, n: int
 ) -> Iterator[torch.Tensor]:
-    """`n` images of train, evenly spaced and not augmented, in equal batches [B, 3, side, side], 0..1."""
+    """`n` images of train, not augmented, in equal batches [B, 3, side, side], 0..1."""
     import torch
 
+    from data.dataset import mixed
     from utils.batch import prepare
 
-    samples = dataset.splits["train"]
-    n = min(n, len(samples))
-    chosen = [samples[i * len(samples) // n] for i in range(n)]
-    parts = math.ceil(n / (2 * batch))  # batch norm counts each batch alike: none is a remainder
-    for part in torch.arange(n).tensor_split(parts):
+    chosen = mixed(dataset.splits["train"], n)
+    parts = math.ceil(len(chosen) / (2 * batch))  # batch norm counts each batch alike: none is a remainder
+    for part in torch.arange(len(chosen)).tensor_split(parts):
         some = [chosen[int(i)] for i in part]
         for ready in task.make_loader(some, dataset.names, side, len(some), train=False):
             yield prepare(ready, device)["img"]

@@ -22,7 +22,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from data.dataset import Dataset
+from data.dataset import Dataset, mixed
 from experiments.config import Experiment, SampleSettings, SupernetSettings
 from experiments.evaluators import (
     Job,
@@ -252,11 +252,9 @@ def trained_supernet(run_dir: str) -> Supernet:
 
 @functools.cache
 def calibration_images(run_dir: str) -> Tensor:
-    """uint8 [N, 3, H, W]: training images, evenly spaced and as they are, for batch norm statistics."""
+    """uint8 [N, 3, H, W]: training images, not augmented, for batch norm statistics."""
     job = prepare(run_dir)
-    samples = job.dataset.splits["search_train"]
-    n = min(settings_of(job).calibration, len(samples))
-    chosen = [samples[i * len(samples) // n] for i in range(n)]
+    chosen = mixed(job.dataset.splits["search_train"], settings_of(job).calibration)
     loader = job.task.make_loader(
         chosen, job.dataset.names, largest_side(job), slice_batch(job), train=False, workers=workers_of(job)
     )

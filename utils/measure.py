@@ -74,8 +74,8 @@ def count_flops(net: nn.Module, imgsz: int, ch: int = 3) -> int:
 def fused_copy(net: nn.Module) -> nn.Module:
     """A copy in eval mode whose batch norms are folded into the convolutions before them.
 
-    Pairs are found by name (conv and bn, conv1 and bn1, ...) or as neighbours in a Sequential. Layers that are
-    used in several places stay as they are.
+    Pairs are found by name (conv and bn, conv1 and bn1, ...) or as neighbours in a Sequential. Layers used
+    in several places stay as they are.
     """
     uses = Counter(id(m) for _, m in net.named_modules(remove_duplicate=False))
     memo: dict[int, nn.Module] = {}  # what deepcopy finds here it does not copy

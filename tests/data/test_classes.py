@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.class_loader import make_class_loader
-from data.dataset import Dataset, Sample, open_dataset
+from data.dataset import Dataset, Sample, mixed, open_dataset
 from data.hyp import load_hyp
 from data.images import fingerprint
 from data.pixels import Crops, region
@@ -276,3 +276,16 @@ def test_an_image_is_decoded_once_for_all_its_objects(crops, monkeypatch):
     assert len(reads) == 9 + 3
     assert all(np.array_equal(memory.get(s, 32), a) for s, a in zip(samples, apart, strict=True))
     assert len(reads) == 9 + 3
+
+
+def test_a_few_samples_of_a_folder_sorted_by_class_hold_all_classes_by_their_share():
+    samples = [sample_of(cls) for cls in range(4) for _ in range(100)]
+    few = mixed(samples, 64)
+    assert few == mixed(samples, 100)[:64]
+    counts = np.bincount([int(sample.cls[0]) for sample in few])
+    assert counts.sum() == 64 and counts.min() >= 8 and len(counts) == 4
+    assert len({id(sample) for sample in mixed(samples, 1000)}) == 400
+
+
+def sample_of(cls):
+    return Sample(Path("any.jpg"), np.array([[0.5, 0.5, 1, 1]], np.float32), np.array([cls]), (8, 8))
