@@ -12,7 +12,7 @@ from utils.files import write_text
 from utils.history import Trial
 from utils.progress import device_cost, search_spent, supernet_info
 from utils.results import gain, load_arch_file, percent
-from utils.runs import Run, device_hours, duration, read_run, read_yaml, retrained
+from utils.runs import Run, device_hours, duration, later_trainings, read_run, read_yaml
 from utils.summary import mapping, number
 
 
@@ -79,7 +79,7 @@ def _metrics(run: Run, record: dict[str, Any]) -> str:
     base = run.baseline
     later = mapping(record.get("retrained"))
     final, spread = mapping(later.get("metrics")), mapping(later.get("spread"))
-    other = retrained(run).get(0) if run.has_baseline and record["trial"] != 0 else None
+    other = later_trainings(run).get(0) if run.has_baseline and record["trial"] != 0 else None
     rival = other["metrics"] if other else {}
     steps = [(head, mapping(mapping(record.get(key)).get("metrics"))) for key, head in _columns(run, record)]
     steps = [(head, scores) for head, scores in steps if scores]

@@ -224,10 +224,11 @@ def process_alive(meta: Mapping[str, Any]) -> bool:
         return False
 
 
-def retrained(run: Run) -> dict[int, dict[str, Any]]:
-    """trial number -> `retrain/<number>/result.json`: full trainings, scored on val; {} before any."""
+def later_trainings(run: Run, kind: str = "retrain") -> dict[int, dict[str, Any]]:
+    """trial number -> `<kind>/<number>/result.json`: what was trained after the search (kind: retrain or
+    finetune), scored on val; {} before any."""
     found = {}
-    for path in sorted(run.folder.glob("retrain/*/result.json")):
+    for path in sorted(run.folder.glob(f"{kind}/*/result.json")):
         result = read_json(path)
         if path.parent.name.isdigit() and isinstance(result.get("metrics"), dict):
             result["metrics"] = {k: v for k, v in result["metrics"].items() if is_number(v)}

@@ -19,8 +19,8 @@ from utils.runs import (
     completed,
     device_hours,
     duration,
+    later_trainings,
     read_json,
-    retrained,
     reward_of,
     top_trials,
 )
@@ -220,7 +220,7 @@ def top_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
 
 def retrained_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
     """The full trainings by quality, each against the baseline that was retrained in the same way."""
-    results = retrained(run)
+    results = later_trainings(run)
     trials = {n: Trial(n, {}, metrics=r["metrics"]) for n, r in results.items()}
     base = trials.get(0) if run.has_baseline else None
     ranked = sorted(trials.values(), key=lambda t: (-t.metrics.get(run.quality, 0.0), t.number))
@@ -256,22 +256,25 @@ def trial_rows(run: Run, keys: list[str], front: set[int]) -> list[dict[str, Any
 
 
 def final_rows(run: Run) -> list[dict[str, Any]]:
-    """The top k on their way from a slice to a network.
+    """The top k on their way from a slice to a network, and the unsearched baseline beside them.
 
     `cells`: heading -> value, what it gains on the slice on val, and a note; only the columns that some of
     them has. [] as long as none of them was scored on val.
     """
     costs = [k for k in dict.fromkeys([*run.objectives, "params_m", "gflops"]) if k in COSTS]
     files = [p for p in (run.folder / "top").glob("*.json") if p.stem.isdigit()]
-    records = {int(p.stem): read_json(p) for p in files}
-    records = {rank: records[rank] for rank in sorted(records) if isinstance(records[rank].get("trial"), int)}
-    there = [
-        k for k in LATER if any(_later(record, k, run.quality) is not None for record in records.values())
+    top = {int(p.stem): read_json(p) for p in files}
+    ranked: list[tuple[int | str, dict[str, Any]]] = [
+        (rank, top[rank]) for rank in sorted(top) if isinstance(top[rank].get("trial"), int)
     ]
+    there = [k for k in LATER if any(_later(r, k, run.quality) is not None for _, r in ranked)]
     if not there:
         return []
+    base = run.baseline
+    if base is not None and all(r["trial"] != base.number for _, r in ranked):
+        ranked.append(("unsearched", _record_of(run, base)))
     rows = []
-    for rank, record in records.items():
+    for rank, record in ranked:
         found = mapping(record.get("metrics"))
         cells = {"slice, search_val": _final_cell(_known(found.get(run.quality)))}
         of_slice = _later(record, "evaluated", run.quality) if _weights_of(record) == "trials" else None
@@ -285,6 +288,18 @@ def final_rows(run: Run) -> list[dict[str, Any]]:
         values = [number(_known(found.get(k))) for k in costs]
         rows.append({"rank": rank, "number": record["trial"], "costs": values, "cells": cells})
     return rows
+
+
+def _record_of(run: Run, trial: Trial) -> dict[str, Any]:
+    """What `top/N.json` would say of a trial that is not among the top k."""
+    record: dict[str, Any] = {"trial": trial.number, "metrics": trial.metrics}
+    for key, kind in (("finetuned", "finetune"), ("retrained", "retrain")):
+        result = later_trainings(run, kind).get(trial.number)
+        if result:
+            seeds = [result["seed"]] if "seed" in result else []
+            epochs = mapping(result.get("train")).get("epochs")
+            record[key] = {"metrics": result["metrics"], "epochs": epochs, "seeds": seeds}
+    return record
 
 
 LATER = {"evaluated": "evaluated, val", "finetuned": "fine-tuned, val", "retrained": "retrained, val"}

@@ -123,6 +123,8 @@ def handed_over(run: Path) -> Path:
         (run / "finetune" / f"{number:04d}" / "result.json").write_text(json.dumps(result))
         (run / "finetune" / f"{number:04d}" / "last.pt").write_text("x")
         extend_top(run, rank, finetuned=result | {"epochs": 1, "seeds": [0], "split": "val"})
+    (run / "finetune" / "0000").mkdir()
+    (run / "finetune" / "0000" / "result.json").write_text(json.dumps({"metrics": {"map50_95": 0.58}}))
     return run
 
 
@@ -414,7 +416,14 @@ def test_the_way_from_a_slice_to_a_network(tmp_path: Path) -> None:
     assert final_rows(read_run(run)) == []
     assert "Sliced, fine-tuned" not in page(run).text
     handed_over(run)
-    first, second = final_rows(read_run(run))
+    first, second, unsearched = final_rows(read_run(run))
+    assert (unsearched["rank"], unsearched["number"]) == ("unsearched", 0)
+    assert {k: c["value"] for k, c in unsearched["cells"].items()} == {
+        "slice, search_val": "0.5000",
+        "evaluated, val": "–",
+        "fine-tuned, val": "0.5800",
+    }
+    assert "top 2 and the unsearched baseline" in page(run).text
     assert (first["rank"], first["number"], first["costs"]) == (1, 1, ["5", "–"])
     assert first["cells"] == {
         "slice, search_val": {"value": "0.6000", "gain": "", "tone": "", "note": ""},
@@ -427,7 +436,7 @@ def test_the_way_from_a_slice_to_a_network(tmp_path: Path) -> None:
     extend_top(
         run, 2, retrained=later, evaluated={"weights": "finetune/0002/last.pt", "metrics": {"map50_95": 0.53}}
     )
-    first, second = final_rows(read_run(run))
+    first, second, _ = final_rows(read_run(run))
     assert first["cells"]["retrained, val"]["value"] == "–"
     assert second["cells"]["evaluated, val"] == {
         "value": "0.5300",
