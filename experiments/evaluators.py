@@ -25,6 +25,7 @@ from models.nas import ArchSpace, YoloSpace
 from models.networks import AnySpace, build
 from models.weights import save_weights
 from utils.history import Arch, Trial
+from utils.limits import broken, parse_limits
 from utils.loggers import open_loggers
 from utils.measure import Calibration, calibrate, device_info, latency, resolve_device
 from utils.precision import choose_precision
@@ -124,7 +125,10 @@ def run_trial(
         reason = str(error) if isinstance(error, TrainingFailed) else f"{type(error).__name__}: {error}"
         job.run.history.append(line(state="failed", reason=" ".join(reason.split()), curve=curve))
         raise
-    job.run.history.append(line(state="complete", metrics=metrics, reward=reward, curve=curve))
+    limits = parse_limits(job.exp.search.limits, baseline_costs(job))
+    # The unsearched baseline runs in any case, so it may break one.
+    breaks = broken([limit for limit in limits if limit.key in metrics], metrics)
+    job.run.history.append(line(state="complete", metrics=metrics, reward=reward, reason=breaks, curve=curve))
     report_final(reward, metrics)
 
 

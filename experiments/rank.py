@@ -61,9 +61,8 @@ def rank(run: RunFolder) -> None:
     if len(rows) < 3:
         raise UserError(f"only {len(rows)} architectures could be trained with every seed; 3 are needed")
     infos = {how: rank_info([row_of(row, how) for row in rows], job.task.quality) for how in SLICES}
-    figures = {
-        how: {"tau": info.tau, "ceiling": info.ceiling, "regret": info.regret} for how, info in infos.items()
-    }
+    kept = ("tau", "ceiling", "seed_spread", "regret")
+    figures = {how: {name: getattr(info, name) for name in kept} for how, info in infos.items()}
     text = json.dumps(finite({"rows": rows, "figures": figures}), indent=2, allow_nan=False)
     write_text(folder / "rank.json", text + "\n")
     draw_rank(infos["supernet"], folder / "rank.png")

@@ -31,7 +31,7 @@ class Trial:
              so not a trial)
     metrics: units in the key: map50_95 (0..1), params_m (millions), gflops (2 x MACs), latency_ms
     reward:  what the strategy maximises; None unless `complete`
-    reason:  why it failed or what limit it breaks; None when `complete`
+    reason:  why it failed or what limit it breaks; of the complete ones only the baseline may break one
     seconds: wall time of the trial; started: unix seconds
     curve:   one dict an epoch, as the training loop logged it
     """

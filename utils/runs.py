@@ -7,6 +7,7 @@ and versions when they are there. So a stopped, crashed or foreign run can be re
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -151,8 +152,11 @@ def baseline_of(trials: Sequence[Trial]) -> Trial | None:
 
 
 def top_trials(trials: Sequence[Trial], k: int | None = None) -> list[Trial]:
-    """Complete trials by reward, unrounded, the earlier one first on a tie; the first k of them."""
-    ranked = sorted(completed(trials), key=lambda t: (-reward_of(t), t.number))
+    """Complete trials by reward, unrounded, the first k of them. On a tie fewer GFLOPs come first, then the
+    earlier one. What breaks a limit is left out as long as something does not."""
+    done = completed(trials)
+    able = [t for t in done if t.reason is None] or done
+    ranked = sorted(able, key=lambda t: (-reward_of(t), t.metrics.get("gflops", math.inf), t.number))
     return ranked if k is None else ranked[:k]
 
 

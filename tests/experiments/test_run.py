@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import hello_nas
+from experiments import evaluators
 from experiments.config import load_experiment
 from experiments.evaluators import prepare
 from experiments.run_folder import RunFolder
@@ -93,8 +94,6 @@ def test_a_trial_that_fails_is_a_line_with_its_reason_and_the_search_goes_on(tin
 
 
 def test_a_crash_of_one_trial_is_its_own(tiny, monkeypatch):
-    import experiments.evaluators as evaluators
-
     real, seen = evaluators.train, []
 
     def broken_at_the_second(*args, **kwargs):
@@ -120,6 +119,21 @@ def test_limits_are_checked_before_training_and_are_no_trials(tiny):
     infeasible = [t for t in trials if t.state == "infeasible"]
     assert len(trained) == 2 and all(t.metrics["gflops"] <= limit for t in trained)
     assert all(t.number == -1 and "breaks" in t.reason for t in infeasible)
+
+
+def test_a_baseline_that_breaks_a_limit_is_measured_but_never_a_winner(tiny, monkeypatch):
+    def better_the_larger(job, arch, folder, curve):
+        cost = job.space.cost(arch, 64)
+        return {"map50_95": cost["gflops"], **cost}
+
+    monkeypatch.setattr(evaluators, "train_and_measure", better_the_larger)
+    assert run(tiny, "search.limits.gflops=<= 0.95 baseline", "search.max_trials=3") == 0
+    folder = tiny.parent / "runs/tiny"
+    baseline, *others = (t for t in History(folder / "history.jsonl").load() if t.state == "complete")
+    assert baseline.reward == max(t.reward for t in (baseline, *others))
+    assert baseline.reason.startswith("gflops ") and " breaks <= " in baseline.reason
+    best = max(others, key=lambda t: t.reward)
+    assert json.loads((folder / "top/1.json").read_text())["trial"] == best.number != 0
 
 
 MISTAKES = {

@@ -72,6 +72,13 @@ def test_table_survives_a_baseline_of_zero() -> None:
 def test_top_trials_rank_by_the_unrounded_reward_and_the_earlier_on_a_tie() -> None:
     a, b, c = trial(1, 0.5000001, 1), trial(2, 0.5000002, 1), trial(3, 0.5000002, 1)
     assert [t.number for t in top_trials([a, c, b])] == [2, 3, 1]
+    assert [t.number for t in top_trials([a, trial(4, 0.5000002, 0.5), c, b])] == [4, 2, 3, 1]
+
+
+def test_top_trials_leave_out_what_breaks_a_limit_while_something_does_not() -> None:
+    baseline, small = replace(trial(0, 0.9, 4), reason="gflops 4 breaks <= 2"), trial(1, 0.5, 1)
+    assert [t.number for t in top_trials([baseline, small])] == [1]
+    assert top_trials([baseline]) == [baseline]
 
 
 def test_csv_holds_every_cell_unrounded(tmp_path: Path) -> None:
