@@ -168,7 +168,7 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
             progress=False,
         )
     metrics = result.metrics | costs(job, arch)
-    save_weights(folder / "weights.pt", result.detector, job.space, arch, imgsz=exp.imgsz)
+    save_weights(folder / "weights.pt", result.detector, job.space, arch, imgsz=job.side(arch))
     checkpoint.unlink(missing_ok=True)
     return metrics
 

@@ -135,9 +135,7 @@ def evaluate_top(run: RunFolder) -> None:
     for rank, found in top(run):
         weights = best_weights(run, found)
         detector, _ = trained(job.space, found.arch, weights, job.dataset.names)
-        # The reference was timed at the experiment's image size.
-        same_size = job.side(found.arch) == job.exp.imgsz
-        outcome = measure(detector, job.exp, job.dataset, found, "val", reference if same_size else None)
+        outcome = measure(detector, job.exp, job.dataset, found, "val", reference)
         kept = {
             "weights": str(weights.relative_to(run.path)),
             **{k: outcome[k] for k in ("split", "metrics")},

@@ -98,7 +98,7 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
     net: Any = Supernet(space.model, space.nc, space.ch).net
     net.names = names
     weigh_losses(net, job.hyp)
-    train_loader, val_loader = loaders(job, "search_train", "search_val", largest_side(job))
+    train_loader, _ = loaders(job, "search_train", "search_val", largest_side(job))
     ends = {"max": space.largest(), "min": space.smallest()}
     images = calibration_images(run_dir)[:LIVE_IMAGES]
 
@@ -107,7 +107,8 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
         for kind, arch in ends.items():
             slice_ = extract(averaged, arch)
             calibrate(slice_, batches(job, images, arch), len(images))
-            metrics = job.task.score(slice_, val_loader, names, fabric.device, not last)
+            val_batches = search_val(run_dir, job.side(arch))
+            metrics = job.task.score(slice_, val_batches, names, fabric.device, not last)
             found[f"{kind}_{quality}"] = metrics[quality]
         return found
 

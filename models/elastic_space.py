@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from models.dims import Dim
-from models.elastic_yaml import Part, read_choice_list, read_part
+from models.elastic_yaml import Part, read_part, read_resolution
 from models.parse import Choice, Value
 from models.space import Arch, known_values, leaning
 from utils.errors import UserError, unknown
@@ -48,7 +47,7 @@ class ElasticSpace:
         name, nc, ch; task: detect or classify; stride: image sides are multiples of it.
         model: the YAML as a plain dict, ready for JSON; `ElasticSpace(model, nc, ch)` is this space again.
         parts: name -> Part, whose dims the network is built from.
-        resolution: the dim of the image side, or None where the YAML leaves it to the experiment.
+        resolution: the choice of the image side, or None where the YAML leaves it to the experiment.
         options: settings of the network that are not searched.
         choices: label -> what it may be, in the order of the network, the default first.
             Labels read `backbone.depth.2` (stage 2), `backbone.kernel_size.2.0` (its first block),
@@ -79,11 +78,11 @@ class ElasticSpace:
             if name not in self.model:
                 raise UserError(f"the space says nothing about {name!r}; it needs {name}: {{depth: ...}}")
             self.parts[name] = read_part(name, self.model[name], dims)
-        self.resolution = _resolution(self.model.get("resolution"), self.stride)
+        self.resolution = read_resolution(self.model.get("resolution"), self.stride)
 
         found: dict[str, Choice] = {c.label: c for p in self.parts.values() for c in p.genes()}
         if self.resolution:
-            found |= {c.label: c for c in self.resolution.choices}
+            found["resolution"] = self.resolution
         self.choices: dict[str, list[Value]] = {
             label: list(c.values) for label, c in found.items() if len(c.values) > 1
         }
@@ -196,7 +195,7 @@ class ElasticSpace:
             if part is None:
                 raise unknown("part in subnet_settings", name, self.parts)
             arch |= part.from_settings(given)
-        if self.resolution and self.resolution.labels:
+        if "resolution" in self.choices:
             arch.setdefault("resolution", self.choices["resolution"][0])
         return self.canonical(arch)
 
@@ -334,16 +333,6 @@ def _known_options(given: Any, known: dict[str, Any]) -> dict[str, Any]:
         if key not in known:
             raise unknown("option of the network", key, known)
     return {**known, **given}
-
-
-def _resolution(given: Any, stride: int) -> Dim | None:
-    if given is None:
-        return None
-    choice = read_choice_list("resolution", "resolution", given)
-    for side in choice.values:
-        if isinstance(side, bool) or not isinstance(side, int) or side < 1 or side % stride:
-            raise UserError(f"resolution should be multiples of the stride {stride}, got {side!r}")
-    return Dim((choice,), {(v,): v for v in choice.values})
 
 
 def _part_alias(name: str) -> str:

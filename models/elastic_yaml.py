@@ -387,6 +387,20 @@ def read_choice_list(where: str, label: str, given: Any) -> Choice:
     return _choice(label, range_.values[0], range_.defaults[0])
 
 
+def read_resolution(given: Any, stride: int) -> Choice | None:
+    """The image sides that may be chosen, the default first; None where the YAML leaves it to the experiment.
+
+    Raises UserError for what is no multiple of the network's largest stride.
+    """
+    if given is None:
+        return None
+    choice = read_choice_list("resolution", "resolution", given)
+    for side in choice.values:
+        if isinstance(side, bool) or not isinstance(side, int) or side < 1 or side % stride:
+            raise UserError(f"resolution should be multiples of the stride {stride}, got {side!r}")
+    return choice
+
+
 def _range(where: str, given: Any, stages: int) -> Range:
     """A dim as written, in any of its forms."""
     if given is None:

@@ -156,6 +156,8 @@ class YoloSpace(ModelSpace):
                     self.layers[row.index] = NASConv(row.options)
                 elif isinstance(row.options, C3Options):
                     self.layers[row.index] = NASC3(row.options)
+        if "resolution" in self.space.choices:  # no layer's business, but the evaluator's
+            self.add_mutable(Categorical(self.space.choices["resolution"], label="resolution"))
 
     def freeze(self, sample: Mapping[str, Any]) -> YoloSpace:
         """The space with this sample built for real; canonical archs and NNI's complete samples alike."""

@@ -49,7 +49,7 @@ KEYS = [
     "anchors",
     "activation",
 ]
-KEYS += ["reg_max", "backbone", "head", "choices", "name"]
+KEYS += ["reg_max", "backbone", "head", "choices", "resolution", "name"]
 
 
 @dataclass(frozen=True)

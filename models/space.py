@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.blocks import Shape, Tally
+from models.elastic_yaml import read_resolution
 from models.parse import C3Options, Choice, ConvOptions, Row, Value, inputs, naming, parse, read, run
 from utils.errors import UserError, unknown
 
@@ -47,8 +48,9 @@ class Space:
         model: the YAML as a plain dict, ready for JSON; `Space(model, nc, ch)` is this space again.
         choices: label -> what it may be, in the order of the network, the stock network's value first.
             Labels are made of the row's number: `nasconv_0` (kernel), `nasconv_0_act`, `c3_2_width`,
-            `c3_2_cv1`, `c3_2_cv1_act`, `c3_2_depth`, `c3_2_m0` (width of the first bottleneck).
-            Empty for a network without NAS rows.
+            `c3_2_cv1`, `c3_2_cv1_act`, `c3_2_depth`, `c3_2_m0` (width of the first bottleneck). Last comes
+            `resolution`, the side of the images, where the YAML lists some. Empty for a network without NAS
+            rows.
         notices: what in the file was set aside, for people.
 
     Raises:
@@ -67,6 +69,10 @@ class Space:
         self.strides, self.max_stride = network.strides, network.max_stride
         self.notices = list(network.notices)
         found = [choice for row in self.rows for choice in row.choices()]
+        resolution = read_resolution(self.model.get("resolution"), self.max_stride)
+        self._sides = resolution.values if resolution and len(resolution.values) > 1 else ()
+        if resolution and self._sides:
+            found.append(resolution)
         self.choices: dict[str, list[Value]] = {choice.label: list(choice.values) for choice in found}
         self._values = {label: {v: v for v in values} for label, values in self.choices.items()}
         self._sizes = np.array([len(values) for values in self.choices.values()], dtype=np.int64)
@@ -127,6 +133,8 @@ class Space:
                 same = list(dict.fromkeys(row.same[pick(arch, row.c3.width)].values()))
                 depth = pick(arch, row.c3.depth)
                 arch |= {label: take(same) for label in row.bottlenecks[:depth]}
+        if self._sides:
+            arch["resolution"] = take(self.choices["resolution"])
         return arch
 
     def complete(self, arch: Mapping[str, Any]) -> Arch:
@@ -135,17 +143,19 @@ class Space:
         return {label: found.get(label, values[0]) for label, values in self.choices.items()}
 
     def size(self) -> tuple[int, int]:
-        """(raw, distinct): combinations of all choices, and networks that really differ. Both exact."""
+        """(raw, distinct): combinations of all choices, and archs that really differ. Both exact."""
         raw = prod(len(values) for values in self.choices.values())
-        return raw, prod(row.distinct(self.choices) for row in self._searched)
+        networks = prod(row.distinct(self.choices) for row in self._searched)
+        return raw, networks * max(1, len(self._sides))
 
     def cost(self, arch: Mapping[str, Value], imgsz: int) -> dict[str, float]:
         """Parameters in millions and GFLOPs (2 x MACs of one imgsz x imgsz image), without building anything.
 
         Table look-ups and sums, tens of thousands per second; equal to the built network's parameters and to
         `torch.utils.flop_counter` in inference mode. Raises UserError for an unknown label or value, and for
-        an imgsz that is not a multiple of the largest stride.
+        an imgsz that is not a multiple of the largest stride. An arch with a `resolution` is priced at that.
         """
+        imgsz = arch.get("resolution", imgsz) if self._sides else imgsz  # type: ignore[assignment]
         table = self._tables.get(imgsz) or self._table(imgsz)
         params, flops = table.fixed
         try:
@@ -195,6 +205,8 @@ class Space:
                 depth = pick(arch, row.c3.depth)
                 for label in row.bottlenecks[:depth]:
                     found[label] = same[arch[label]]
+        if self._sides:
+            found["resolution"] = arch["resolution"]
         return found
 
     def _extreme(self, best: Callable[[Iterable[Any]], Any]) -> Arch:

@@ -169,22 +169,23 @@ def latency(
 
     A copy with folded batch norms is timed (channels_last), warmed up, in short blocks that alternate with
     blocks of a fixed reference network; what is reported is the median ratio of the two, times what the
-    reference takes on this machine (`calibration`, measured now if not given). Only this ratio is stable on a
-    machine that others use as well: its coefficient of variation is 2 %, that of plain times 10 to 50 %.
+    reference takes on this machine, at its own image size (`calibration`, measured now if not given). Only
+    this ratio is stable on a machine that others use as well: its coefficient of variation is 2 %, that of
+    plain times 10 to 50 %.
     Clock: CPU time of this thread with threads=1, wall time with more, CUDA events on a GPU.
 
     Returns latency_ms and latency_ms_spread, the distance between the quartiles of the blocks.
     """
     device = torch.device(device)
     calibration = calibration or calibrate(imgsz, device, threads, batch)
-    asked = (imgsz, batch, threads, str(device))
-    made = (calibration.imgsz, calibration.batch, calibration.threads, calibration.device)
+    asked = (batch, threads, str(device))
+    made = (calibration.batch, calibration.threads, calibration.device)
     if asked != made:
-        raise UserError(f"latency asked for (imgsz, batch, threads, device) = {asked}, calibrated for {made}")
+        raise UserError(f"latency asked for (batch, threads, device) = {asked}, calibrated for {made}")
     with _threads(threads):
         clock = _clock(device, threads)
         candidate = _runner(fused_copy(net), imgsz, device, batch)
-        reference = _runner(reference_net(), imgsz, device, batch)
+        reference = _runner(reference_net(), calibration.imgsz, device, batch)
         runs, runs_reference = _warm_up(candidate, clock), _warm_up(reference, clock)
         pair = clock(candidate, runs) + clock(reference, runs_reference)
         ratios = []

@@ -13,7 +13,9 @@ import hello_nas
 from experiments import evaluators
 from experiments.config import load_experiment
 from experiments.evaluators import prepare
+from experiments.handover import find
 from experiments.run_folder import RunFolder
+from models.weights import read_weights
 from utils.errors import UserError
 from utils.evaluate import evaluate
 from utils.history import History, arch_key
@@ -134,6 +136,23 @@ def test_a_baseline_that_breaks_a_limit_is_measured_but_never_a_winner(tiny, mon
     assert baseline.reason.startswith("gflops ") and " breaks <= " in baseline.reason
     best = max(others, key=lambda t: t.reward)
     assert json.loads((folder / "top/1.json").read_text())["trial"] == best.number != 0
+
+
+def test_the_image_size_may_be_searched(tiny):
+    space = yaml.safe_load((tiny.parent / "thin_nas.yaml").read_text())
+    (tiny.parent / "sizes.yaml").write_text(yaml.safe_dump(space | {"resolution": [32, 64]}))
+    steps = ("--steps", "search,evaluate,export,report")
+    assert run(tiny, "space=sizes.yaml", "search.max_trials=4", *steps) == 0
+    folder = tiny.parent / "runs/tiny"
+    trials, job = History(folder / "history.jsonl").load(), prepare(str(folder))
+    assert trials[0].arch["resolution"] == 64 and {t.arch["resolution"] for t in trials} == {32, 64}
+    for trial in trials:
+        assert trial.metrics["gflops"] == job.space.cost(trial.arch, 64)["gflops"]
+    best = find(folder / "top/1.json")
+    side = best.arch["resolution"]
+    assert read_weights(folder / f"trials/{best.record['trial']:04d}/weights.pt").imgsz == side
+    assert best.record["evaluated"]["metrics"]["latency_ms"] > 0
+    assert f" {side} px" in (folder / "log.txt").read_text()
 
 
 MISTAKES = {

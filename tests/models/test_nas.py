@@ -49,6 +49,17 @@ def test_nni_sees_the_labels_and_values_of_the_space(space):
     assert list(simple) == list(NANO.choices)
 
 
+def test_the_image_size_is_a_choice_that_builds_nothing():
+    model = NANO.model | {"resolution": [32, 64]}
+    space, rng = YoloSpace(model, 4), np.random.default_rng(0)
+    assert {k: list(m.values) for k, m in space.simplify().items()} == space.space.choices
+    arch = space.space.random(rng)
+    frozen = space.freeze(space.space.complete(arch))
+    assert frozen.arch == arch and frozen.detector is not None
+    without = {k: v for k, v in arch.items() if k != "resolution"}
+    assert shapes(frozen.detector) == shapes(build(NANO, without))
+
+
 def test_every_choice_is_a_layer_choice_with_named_candidates(space):
     found = {m.label: m for m in space.modules() if isinstance(m, LayerChoice)}
     assert set(found) == set(NANO.choices)

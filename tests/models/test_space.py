@@ -240,6 +240,27 @@ def test_extremes_bound_every_arch():
     assert space.largest()["nasconv_0"] == "8x8"
 
 
+def test_the_image_size_may_be_searched():
+    plain, sizes = small(), {"resolution": {"values": [16, 32, 64], "middle": 32}}
+    fixed, space = Space(plain), Space(plain | sizes)
+    assert list(space.choices)[-1] == "resolution" and space.choices["resolution"] == [32, 16, 64]
+    assert space.size() == tuple(3 * n for n in fixed.size())
+    assert space.default() == fixed.default() | {"resolution": 32}
+    assert space.smallest()["resolution"] == 16 and space.largest()["resolution"] == 64
+    rng = np.random.default_rng(0)
+    drawn = [space.random(rng) for _ in range(100)]
+    assert {arch["resolution"] for arch in drawn} == {16, 32, 64}
+    for arch in drawn:
+        without = {k: v for k, v in arch.items() if k != "resolution"}
+        assert space.cost(arch, 32) == fixed.cost(without, arch["resolution"])
+        assert space.canonical(space.complete(arch)) == arch
+        with pytest.raises(UserError, match="says nothing about 'resolution'"):
+            space.canonical(without)
+    assert space.decided(max)["resolution"] == 64
+    with pytest.raises(UserError, match="resolution should be multiples of the stride 16, got 24"):
+        Space(plain | {"resolution": [16, 24]})
+
+
 @pytest.mark.parametrize("imgsz", [100, 0, -32, 31, True, 64.0])
 def test_image_sizes_that_do_not_fit(imgsz):
     with pytest.raises(

@@ -87,6 +87,12 @@ def test_latency_of_the_reference_is_the_reference():
     assert 0 <= measured["latency_ms_spread"] < 10
 
 
+def test_image_sizes_are_compared_by_one_reference():
+    calibration = Calibration(10.0, imgsz=64, batch=1, threads=1, device="cpu", hardware="any")
+    measured = latency(reference_net(), 128, calibration=calibration, seconds=1.0)
+    assert 20 < measured["latency_ms"] < 60  # four times the work at 64 px, which takes 10
+
+
 def test_a_deeper_network_takes_longer():
     def stack(depth: int) -> nn.Module:
         layers = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)) for _ in range(depth)]
@@ -105,7 +111,7 @@ def test_calibration_is_kept_and_checked(tmp_path: Path):
     made.save(tmp_path / "calibration.json")
     assert Calibration.load(tmp_path / "calibration.json") == made
     with pytest.raises(UserError, match="calibrated for"):
-        latency(reference_net(), 64, calibration=made)
+        latency(reference_net(), 32, batch=2, calibration=made)
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(UserError, match="bad.json"):
         Calibration.load(tmp_path / "bad.json")
