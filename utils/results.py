@@ -19,7 +19,7 @@ from utils.runs import (
     Objectives,
     Run,
     baseline_of,
-    completed,
+    best_of,
     duration,
     front_of,
     process_alive,
@@ -41,8 +41,7 @@ def highlights(
     """Rows of the end table: baseline, best quality, best reward, knee of the front (those that exist)."""
     rows = [("baseline", baseline)] if baseline else []
     quality = quality_of(objectives)
-    scored = [t for t in completed(trials) if quality in t.metrics]
-    best = min(scored, key=lambda t: (-t.metrics[quality], t.number)) if scored else None
+    best = best_of(trials, quality)
     front = front_of(trials, objectives)
     top = top_trials(trials, 1)
     rows += [(f"best {title(quality).split('50')[0]}", best)] if best else []

@@ -156,8 +156,19 @@ def top_trials(trials: Sequence[Trial], k: int | None = None) -> list[Trial]:
     earlier one. What breaks a limit is left out as long as something does not."""
     done = completed(trials)
     able = [t for t in done if t.reason is None] or done
-    ranked = sorted(able, key=lambda t: (-reward_of(t), t.metrics.get("gflops", math.inf), t.number))
+    ranked = sorted(able, key=lambda t: _place(t, reward_of(t)))
     return ranked if k is None else ranked[:k]
+
+
+def best_of(trials: Sequence[Trial], quality: str) -> Trial | None:
+    """The complete trial of the highest quality; on a tie the one of fewer GFLOPs, then the earlier one."""
+    scored = [t for t in completed(trials) if quality in t.metrics]
+    return min(scored, key=lambda t: _place(t, t.metrics[quality]), default=None)
+
+
+def _place(trial: Trial, score: float) -> tuple[float, float, int]:
+    """What trials are ranked by, the best first."""
+    return -score, trial.metrics.get("gflops", math.inf), trial.number
 
 
 def front_of(trials: Sequence[Trial], objectives: Objectives) -> list[Trial]:

@@ -16,6 +16,7 @@ from utils.runs import (
     Objectives,
     Run,
     baseline_of,
+    best_of,
     completed,
     device_hours,
     duration,
@@ -155,8 +156,8 @@ def cards(run: Run) -> list[dict[str, str]]:
     """The headline numbers."""
     base, quality, found = run.baseline, run.quality, list[dict[str, str]]()
     scored = [t for t in run.complete if quality in t.metrics]
-    if scored:
-        best = min(scored, key=lambda t: (-t.metrics[quality], t.number))
+    best = best_of(run.complete, quality)
+    if best is not None:
         shown = cell(best, base, quality, run.objectives)
         slice_ = " of a slice" if run.shares_weights else ""
         found.append({"label": f"best {title(quality)}{slice_}", "note": f"trial {best.number}"} | shown)
