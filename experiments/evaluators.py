@@ -173,26 +173,29 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     return metrics
 
 
-def loaders(job: Job, train_split: str, val_split: str, side: int | None = None) -> tuple[Any, Any]:
-    """(augmented and shuffled, plain) batches of two splits at `side` x `side`, by default the experiment's
-    imgsz."""
-    side = side or job.exp.imgsz
-    exp, splits, names = job.exp, job.dataset.splits, job.dataset.names
-    workers = workers_of(job)
-    train_loader = job.task.make_loader(
-        splits[train_split],
+def loaders(job: Job, train_split: str, val_split: str, side: int) -> tuple[Any, Any]:
+    """(augmented and shuffled, plain) batches of two splits at `side` x `side`."""
+    samples, names = job.dataset.splits[val_split], job.dataset.names
+    plain = job.task.make_loader(
+        samples, names, side, 2 * job.exp.train.batch, train=False, workers=workers_of(job)
+    )
+    return training_loader(job, train_split, side), plain
+
+
+def training_loader(job: Job, split: str, side: int) -> Any:
+    """Augmented and shuffled batches of a split at `side` x `side`."""
+    exp, names = job.exp, job.dataset.names
+    return job.task.make_loader(
+        job.dataset.splits[split],
         names,
         side,
         exp.train.batch,
         train=True,
         hyp=job.hyp,
         seed=exp.seed,
-        workers=workers,
+        workers=workers_of(job),
         epochs=exp.train.epochs,
     )
-    val_batch = 2 * exp.train.batch
-    val_loader = job.task.make_loader(splits[val_split], names, side, val_batch, train=False, workers=workers)
-    return train_loader, val_loader
 
 
 def workers_of(job: Job) -> int:

@@ -27,12 +27,12 @@ from experiments.config import Experiment, SampleSettings, SupernetSettings
 from experiments.evaluators import (
     Job,
     costs,
-    loaders,
     precision_of,
     prepare,
     reward_of,
     run_trial,
     threads_of,
+    training_loader,
     weigh_losses,
     workers_of,
 )
@@ -98,7 +98,6 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
     net: Any = Supernet(space.model, space.nc, space.ch).net
     net.names = names
     weigh_losses(net, job.hyp)
-    train_loader, _ = loaders(job, "search_train", "search_val", largest_side(job))
     ends = {"max": space.largest(), "min": space.smallest()}
     images = calibration_images(run_dir)[:LIVE_IMAGES]
 
@@ -124,7 +123,7 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
     with open_loggers(loggers, folder, name=f"{exp.name}-supernet") as log:
         result = train(
             net,
-            train_loader,
+            training_loader(job, "search_train", largest_side(job)),
             settings=exp.train,
             seed=exp.seed,
             evaluate=score,
