@@ -82,7 +82,9 @@ class ElasticNASConv(Elastic):
 
     def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
         self.require(sample)
-        return _stamp(self.filled(stock_conv(self.options, sample), sample), self)
+        with torch.device("meta"):  # all weights are put in next
+            stock = stock_conv(self.options, sample)
+        return _stamp(self.filled(stock, sample), self)
 
     def filled(self, stock: Any, sample: Mapping[str, Any]) -> Any:
         self.block.fill(stock, sample)
@@ -125,7 +127,8 @@ class ElasticNASC3(Elastic):
 
     def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
         self.require(sample)
-        stock: Any = stock_c3(self.options, sample)
+        with torch.device("meta"):  # all weights are put in next
+            stock: Any = stock_c3(self.options, sample)
         self.cv1.filled(stock.cv1, sample)
         self.cv2.filled(stock.cv2, sample)
         self.cv3.fill(stock.cv3, sample)
