@@ -186,8 +186,6 @@ def save_pareto_png(info: ParetoInfo, path: Path) -> Path:
     axes.scatter(
         [p.x for p in front], [p.y for p in front], s=46, color=ACCENT, zorder=3, label="Pareto front"
     )
-    for p in front if len(front) <= 15 else []:
-        axes.annotate(str(p.number), (p.x, p.y), (0, 6), textcoords="offset points", ha="center", fontsize=8)
     if info.others:
         xs, ys = [p.x for p in info.others], [p.y for p in info.others]
         axes.plot(xs, ys, ":^", color=OTHER, lw=1.4, ms=7, label="unsearched family")
@@ -206,6 +204,7 @@ def save_pareto_png(info: ParetoInfo, path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     if info.points or info.sampled:
         axes.legend(frameon=False, fontsize=9)
+    _number(axes, front)
     temporary = path.with_name(f".{path.stem}.tmp.png")
     try:
         picture.savefig(temporary, facecolor="white")
@@ -213,6 +212,19 @@ def save_pareto_png(info: ParetoInfo, path: Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _number(axes: Any, points: Sequence[Point]) -> None:
+    """Write trial numbers over points, the highest first, where they do not run into each other."""
+    axes.figure.draw_without_rendering()  # places are known only then
+    taken: list[tuple[float, float]] = []
+    for p in sorted(points, key=lambda p: -p.y):
+        x, y = axes.transData.transform((p.x, p.y))  # in pixels, of which a number takes 30 x 24
+        if all(abs(x - left) > 30 or abs(y - top) > 24 for left, top in taken):
+            taken.append((x, y))
+            axes.annotate(
+                str(p.number), (p.x, p.y), (0, 6), textcoords="offset points", ha="center", fontsize=8
+            )
 
 
 def scatter(points: Sequence[Point], name: str, **style: Any) -> Figure:
