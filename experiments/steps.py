@@ -127,13 +127,16 @@ def best_weights(run: RunFolder, found: Found) -> Path:
 
 
 def evaluate_top(run: RunFolder) -> None:
-    """Score the top k on val with their best weights, and measure what they cost, latency included."""
+    """Score the top k on val, and measure what they cost, latency included: as slices of the run's supernet,
+    where it has one (fine-tuning scores them again), else with their best weights."""
     from experiments.evaluators import calibration, prepare
 
     job = prepare(str(run.path))
     reference = calibration(job)
     for rank, found in top(run):
-        weights = best_weights(run, found)
+        weights = run.trial_dir(found.record["trial"]) / "weights.pt"
+        if run.experiment.supernet is None or not weights.is_file():
+            weights = best_weights(run, found)
         detector, _ = trained(job.space, found.arch, weights, job.dataset.names)
         outcome = measure(detector, job.exp, job.dataset, found, "val", reference)
         kept = {

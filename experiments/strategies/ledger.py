@@ -388,6 +388,7 @@ class Search(Chain):
 
     def run(self) -> None:
         self.ledger.read_history()  # trials of a killed start may have ended since the ledger was made
+        before = len(self.ledger.results)
         if self.baseline:
             model = self.model_space.freeze(self.ledger.space.complete(self.ledger.space.default()))
             if hasattr(self._strategy, "adopt"):
@@ -398,7 +399,9 @@ class Search(Chain):
         early = self._why_it_ended()
         if early:
             log.warning(early)
-        closing = getattr(getattr(self._strategy, "searcher", None), "closing", lambda: None)()
+        closing = None
+        if len(self.ledger.results) > before:  # else it was told nothing, and has said all before
+            closing = getattr(getattr(self._strategy, "searcher", None), "closing", lambda: None)()
         self.message = "\n".join(filter(None, (early, closing))) or None
 
     def state_dict(self) -> dict[str, Any]:

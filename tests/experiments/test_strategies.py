@@ -158,6 +158,9 @@ def test_the_budget_is_met_with_the_baseline_first_and_nothing_twice(name, tmp_p
     done = trials(tmp_path)
     assert [t.number for t in done] == list(range(14))
     assert [t.arch for t in done] == found.ran == [line["arch"] for line in asked(tmp_path)]
+    said = {path: path.read_bytes() for path in tmp_path.glob("*.json*")}
+    assert search(tmp_path, name, known=done).message is None  # nothing was left to do
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.json*")} == said
     for trial in done:
         assert trial.state == "complete" and trial.metrics == scores(trial.arch)
         assert trial.reward == trial.metrics["map50_95"]

@@ -88,7 +88,10 @@ def test_every_step_runs_and_a_resumed_run_repeats_nothing(shared, capsys, space
     assert run(shared, f"space={space}", "--steps", STEPS, "--resume", "sample_accuracy.n=6") == 0
     assert {p: p.stat().st_mtime_ns for p in folder.glob("**/weights.pt")} == written
     longer = (folder / "sample_accuracy" / "history.jsonl").read_bytes()
-    assert longer.count(b"\n") == 6 or longer.startswith(lines)
+    assert longer.startswith(lines) and longer.count(b"\n") > 5
+    again = json.loads((folder / "top" / "1.json").read_text())
+    assert again["evaluated"]["weights"] == record["evaluated"]["weights"]
+    assert again["evaluated"]["metrics"]["map50_95"] == record["evaluated"]["metrics"]["map50_95"]
 
 
 def test_a_resumed_supernet_has_the_same_bits(shared, monkeypatch):
