@@ -70,8 +70,7 @@ class Space:
         self.notices = list(network.notices)
         found = [choice for row in self.rows for choice in row.choices()]
         resolution = read_resolution(self.model.get("resolution"), self.max_stride)
-        self._sides = resolution.values if resolution and len(resolution.values) > 1 else ()
-        if resolution and self._sides:
+        if resolution and len(resolution.values) > 1:
             found.append(resolution)
         self.choices: dict[str, list[Value]] = {choice.label: list(choice.values) for choice in found}
         self._values = {label: {v: v for v in values} for label, values in self.choices.items()}
@@ -133,7 +132,7 @@ class Space:
                 same = list(dict.fromkeys(row.same[pick(arch, row.c3.width)].values()))
                 depth = pick(arch, row.c3.depth)
                 arch |= {label: take(same) for label in row.bottlenecks[:depth]}
-        if self._sides:
+        if "resolution" in self.choices:
             arch["resolution"] = take(self.choices["resolution"])
         return arch
 
@@ -146,7 +145,7 @@ class Space:
         """(raw, distinct): combinations of all choices, and archs that really differ. Both exact."""
         raw = prod(len(values) for values in self.choices.values())
         networks = prod(row.distinct(self.choices) for row in self._searched)
-        return raw, networks * max(1, len(self._sides))
+        return raw, networks * len(self.choices.get("resolution", [None]))
 
     def cost(self, arch: Mapping[str, Value], imgsz: int) -> dict[str, float]:
         """Parameters in millions and GFLOPs (2 x MACs of one imgsz x imgsz image), without building anything.
@@ -155,7 +154,7 @@ class Space:
         `torch.utils.flop_counter` in inference mode. Raises UserError for an unknown label or value, and for
         an imgsz that is not a multiple of the largest stride. An arch with a `resolution` is priced at that.
         """
-        imgsz = arch.get("resolution", imgsz) if self._sides else imgsz  # type: ignore[assignment]
+        imgsz = arch.get("resolution", imgsz) if "resolution" in self.choices else imgsz  # type: ignore[assignment]
         table = self._tables.get(imgsz) or self._table(imgsz)
         params, flops = table.fixed
         try:
@@ -205,7 +204,7 @@ class Space:
                 depth = pick(arch, row.c3.depth)
                 for label in row.bottlenecks[:depth]:
                     found[label] = same[arch[label]]
-        if self._sides:
+        if "resolution" in self.choices:
             found["resolution"] = arch["resolution"]
         return found
 

@@ -165,6 +165,7 @@ def report_context(run: Run, others: Sequence[Trial] = ()) -> dict[str, Any]:
         "regret": regret_sentence(ranked) if ranked else "",
         "quality": title(run.quality),
         "final": final,
+        "final_top": sum(isinstance(row["rank"], int) for row in final),
         "final_heads": final[0]["cells"] if final else {},
         "final_gains": any(c["gain"] for r in final for c in r["cells"].values()),
         "final_costs": [
