@@ -127,7 +127,7 @@ def run_trial(
         raise
     limits = parse_limits(job.exp.search.limits, baseline_costs(job))
     # The unsearched baseline runs in any case, so it may break one.
-    breaks = broken([limit for limit in limits if limit.key in metrics], metrics)
+    breaks = broken(limits, metrics)
     job.run.history.append(line(state="complete", metrics=metrics, reward=reward, reason=breaks, curve=curve))
     report_final(reward, metrics)
 

@@ -13,7 +13,7 @@ import math
 import multiprocessing
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,8 @@ def trained(run: RunFolder, wanted: list[tuple[int, Arch, int]]) -> Iterator[Tri
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(at_a_time, mp_context=context, initializer=die_with_parent) as pool:
         try:
-            yield from pool.map(work, wanted)
+            for done in as_completed([pool.submit(work, what) for what in wanted]):
+                yield done.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

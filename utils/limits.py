@@ -71,16 +71,16 @@ def parse_limits(limits: Mapping[str, Any], baseline: Mapping[str, float] | None
 
 
 def violation(limits: Sequence[Limit], metrics: Mapping[str, float]) -> float:
-    """The sum of what is broken; 0 when every limit is met."""
-    return sum(limit.violation(metrics) for limit in limits)
+    """The sum of what is broken; 0 when every limit is met. A metric not given breaks nothing."""
+    return sum(limit.violation(metrics) for limit in limits if limit.key in metrics)
 
 
 def broken(limits: Sequence[Limit], metrics: Mapping[str, float]) -> str | None:
-    """`gflops 5.1 breaks <= 4`, or None when every limit is met."""
+    """`gflops 5.1 breaks <= 4`, or None when every limit is met. A metric not given breaks nothing."""
     lines = [
         f"{limit.key} {metrics[limit.key]:.6g} breaks {limit}"
         for limit in limits
-        if limit.violation(metrics) > 0
+        if limit.key in metrics and limit.violation(metrics) > 0
     ]
     return "; ".join(lines) or None
 

@@ -90,9 +90,7 @@ class Setup:
         """`arch`, or one near it that meets the limits: a random start would seldom find those on its own."""
         if self.quick is None or not self.limits:
             return repair(self.space, arch)
-        known = self.quick(self.space.default())
-        limits = [limit for limit in self.limits if limit.key in known]
-        return steer(self.space, arch, limits, self.quick, rng)
+        return steer(self.space, arch, self.limits, self.quick, rng)
 
     def head_start(self, count: int) -> list[Arch]:
         """Up to `count` archs of the known trials, the best by all objectives first (rank, then crowding).
@@ -102,9 +100,8 @@ class Setup:
         able: list[tuple[Arch, dict[str, float]]] = []
         for trial in self.known:
             metrics = {**trial.metrics, **(self.quick(trial.arch) if self.quick else {})}
-            limits = [limit for limit in self.limits if limit.key in metrics]
             scored = all(math.isfinite(metrics.get(key, math.nan)) for key in self.objectives)
-            if trial.state == "complete" and scored and violation(limits, metrics) == 0:
+            if trial.state == "complete" and scored and violation(self.limits, metrics) == 0:
                 able.append((trial.arch, metrics))
         costs = as_costs([metrics for _, metrics in able], self.objectives)
         found: list[Arch] = []

@@ -196,7 +196,7 @@ class Ledger(StrategyMiddleware):
         model.trial = self.infeasible[key]
         self.repeats = 0
         if self.penalise:
-            penalty = -violation(self._limits_on(model.trial.metrics), model.trial.metrics)
+            penalty = -violation(self.limits, model.trial.metrics)
             self.dispatch_model_event("final_metric", model=model, metric=penalty)
         self.note_fruitless(f"breaks a limit: {model.trial.reason}")
         return False
@@ -207,13 +207,10 @@ class Ledger(StrategyMiddleware):
             return {}, None
         for price in filter(None, (self.quick_cost, self.cost)):
             metrics = dict(price(arch))
-            reason = broken(self._limits_on(metrics), metrics)
+            reason = broken(self.limits, metrics)
             if reason is not None:
                 break
         return metrics, reason
-
-    def _limits_on(self, metrics: Mapping[str, float]) -> list[Limit]:
-        return [limit for limit in self.limits if limit.key in metrics]
 
     def note_fruitless(self, reason: str) -> None:
         self.fruitless += 1

@@ -116,8 +116,7 @@ class ParetoEvolution:
         """The same for several at once, which then compete as a generation."""
         taken = [trial for trial in trials if self._take(trial)]
         for trial in taken:
-            known = [limit for limit in self.limits if limit.key in trial.metrics]
-            self.population.append(Individual(trial, violation(known, trial.metrics)))
+            self.population.append(Individual(trial, violation(self.limits, trial.metrics)))
         if taken:
             self._select()
 

@@ -235,7 +235,7 @@ class Predictor:
     def _choose(self, met: list[Candidate], base: list[Candidate]) -> list[Candidate]:
         """The candidates that would push the front farthest, one after the other: by the share of the box of
         objectives that each would newly dominate. Those that keep the limits come first."""
-        limits = [limit for limit in self.setup.limits if met and limit.key in met[0].metrics]
+        limits = self.setup.limits
         kept = [c for c in met if violation(limits, c.metrics) == 0]
         fronts = sort_fronts(as_costs([c.hoped for c in kept], self.setup.objectives))
         short = [kept[i] for front in fronts for i in front][:SHORT_LIST]

@@ -129,6 +129,13 @@ def test_rank_compares_slices_with_trainings_from_scratch(shared, capsys):
     assert run(shared, "--steps", "rank", "--resume") == 0
     assert (folder / "trainings.jsonl").read_bytes() == before
 
+    (folder / "trainings.jsonl").unlink()
+    assert run(shared, "--steps", "rank", "--resume", "search.concurrency=2") == 0
+    again = History(folder / "trainings.jsonl").load()
+    assert {t.number: t.curve[-1]["loss"] for t in again} == {
+        t.number: t.curve[-1]["loss"] for t in trainings
+    }
+
 
 REGNET = {
     "network": "regnet",
