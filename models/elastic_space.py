@@ -21,10 +21,11 @@ from functools import cached_property
 from importlib import import_module
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
+from pydantic import BaseModel, PositiveInt, ValidationError, field_validator
 
 from models.elastic_yaml import Part, read_part, read_resolution
 from models.parse import Choice, Value
@@ -34,6 +35,29 @@ from utils.errors import UserError, unknown
 HERE = Path(__file__).resolve().parent
 NETWORKS = {"retinanet": HERE / "retinanet.py", "regnet": HERE / "regnet.py"}
 KEYS = ("name", "network", "nc", "ch", "resolution", "options")
+
+
+class Declared(BaseModel):
+    """What a network file says of itself.
+
+    PARTS: name of a part -> its dims -> their value where a YAML is silent (None: it must say); `depth` is
+        one of them and gives the number of stages (None: any).
+    STRIDE: image sides are multiples of it. OPTIONS: settings that are not searched, and their defaults.
+    """
+
+    PARTS: dict[str, dict[str, Any]]
+    STRIDE: PositiveInt
+    OPTIONS: dict[str, Any] = {}
+    TASK: Literal["detect", "classify"] = "detect"
+
+    @field_validator("PARTS")
+    @classmethod
+    def _has_stages(cls, parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, dims in parts.items():
+            stages = dims.get("depth", 0)
+            if stages is not None and (not isinstance(stages, int) or stages < 1):
+                raise ValueError(f"{name} should have a depth, its number of stages or None")
+        return parts
 
 
 class ElasticSpace:
@@ -62,19 +86,17 @@ class ElasticSpace:
     ) -> None:
         self.model = copy.deepcopy(source) if isinstance(source, dict) else _read(source)
         self.plugin, declared = find_network(self.model.get("network"))
-        self.stride: int = declared["STRIDE"]
-        self.task: str = declared.get("TASK", "detect")
-        known_parts: dict[str, dict[str, Any]] = declared["PARTS"]
+        self.stride, self.task = declared.STRIDE, declared.TASK
         for key in self.model:
-            if key not in KEYS and key not in known_parts:
-                raise unknown("key of a space YAML", key, [*KEYS, *known_parts])
+            if key not in KEYS and key not in declared.PARTS:
+                raise unknown("key of a space YAML", key, [*KEYS, *declared.PARTS])
         self.name = str(self.model.get("name") or self.model["network"])
         self.nc = _count("nc", self.model.get("nc") if nc is None else nc)
         self.ch = _count("ch", ch or self.model.get("ch") or 3)
-        self.options: dict[str, Any] = _known_options(self.model.get("options"), declared.get("OPTIONS", {}))
+        self.options: dict[str, Any] = _known_options(self.model.get("options"), declared.OPTIONS)
         self.notices: list[str] = []
         self.parts: dict[str, Part] = {}
-        for name, dims in known_parts.items():
+        for name, dims in declared.PARTS.items():
             if name not in self.model:
                 raise UserError(f"the space says nothing about {name!r}; it needs {name}: {{depth: ...}}")
             self.parts[name] = read_part(name, self.model[name], dims)
@@ -252,11 +274,11 @@ class ElasticSpace:
         return {label: arch[label] for label in self._live(arch)}
 
 
-def find_network(network: Any) -> tuple[Path, dict[str, Any]]:
+def find_network(network: Any) -> tuple[Path, Declared]:
     """(file, what it declares) of a network: a name of NETWORKS or a plugin file.
 
-    The declarations PARTS, STRIDE, OPTIONS and TASK (detect or classify, by default detect) are read as
-    literals, without running the file, so that a mistake in a YAML is answered before torch is imported.
+    The declarations are read as literals, without running the file, so that a mistake in a YAML is answered
+    before torch is imported. UserError for a file that is missing, no Python, or no network.
     """
     if not isinstance(network, str):
         raise UserError(f"the space does not say its network; add `network: {next(iter(NETWORKS))}`")
@@ -267,19 +289,29 @@ def find_network(network: Any) -> tuple[Path, dict[str, Any]]:
             raise unknown("network", network, [*NETWORKS, "a plugin's path, e.g. plugins/mine.py"])
         if not path.is_file():
             raise UserError(f"no network file {network!r}")
-    declared = {}
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-            if name in ("PARTS", "STRIDE", "OPTIONS", "TASK"):
+    try:
+        lines = ast.parse(path.read_bytes(), path.name).body
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is not Python: {error}") from None
+    declared: dict[str, Any] = {}
+    for node in lines:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name in Declared.model_fields:
                 try:
-                    declared[name] = ast.literal_eval(node.value)
+                    declared[name] = ast.literal_eval(value)
                 except ValueError:
                     raise UserError(f"{path}: {name} should be a literal: it is read, not run") from None
-    for name in ("PARTS", "STRIDE"):
-        if name not in declared:
-            raise UserError(f"{path} is not a network: it declares no {name}")
-    return path, declared
+    try:
+        return path, Declared(**declared)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise UserError(f"{path} is not a network: it declares no {name}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(
+            f"{path} is not a network: {name}: {first['input']!r} does not fit: {reason}"
+        ) from None
 
 
 def load_network(path: Path) -> Any:

@@ -300,6 +300,26 @@ def test_a_network_joins_by_one_file(tmp_path):
     assert net(images(1, 8)).shape == (1, 2, 4, 4)
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("def (:", "mine.py is not Python: invalid syntax"),
+        ("STRIDE = 2", "declares no PARTS"),
+        ("PARTS = {}", "declares no STRIDE"),
+        ("PARTS = dict()\nSTRIDE = 2", "PARTS should be a literal"),
+        ("PARTS = ['body']\nSTRIDE = 2", r"PARTS: \['body'\] does not fit"),
+        ("PARTS = {'body': {'depth': 0.5}}\nSTRIDE = 2", "body should have a depth"),
+        ("PARTS = {'body': {}}\nSTRIDE = 2", "body should have a depth"),
+        ("PARTS = {'body': {'depth': 1}}\nSTRIDE = 0", "STRIDE: 0 does not fit"),
+        ("PARTS = {'body': {'depth': 1}}\nSTRIDE = 2\nTASK = 'segment'", "TASK: 'segment' does not fit"),
+    ],
+)
+def test_a_file_that_is_no_network(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        ElasticSpace({"network": str(tmp_path / "mine.py"), "nc": 2, "body": {"depth": [1]}})
+
+
 # Batch norm -----------------------------------------------------------------------------------------------
 
 
