@@ -299,9 +299,13 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            said = f"the disk is full: {error}; what was finished is kept"
+        elif error.filename is not None:  # a path that somebody gave, or no right to write there
+            said = f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
+        else:
             raise
-        print(f"error: the disk is full: {error}; what was finished is kept", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print("interrupted; --resume goes on", file=sys.stderr)

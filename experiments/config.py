@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -57,10 +57,33 @@ class Named(Strict):
         return dict(self.model_extra or {})
 
 
+class Sampling(Strict):
+    """How random archs are drawn while a supernet trains (models/sampling.py): `uniform`, or
+    `{name: best_of, k: 3}`."""
+
+    name: Literal["uniform", "stratified", "best_of"] = "uniform"
+    bins: int = Field(16, ge=1, description="of the cost, one as likely as the other; not for uniform")
+    pool: int = Field(2000, ge=1, description="archs to fill them with; not for uniform")
+    key: Literal["gflops", "params_m"] = Field("gflops", description="the cost; not for uniform")
+    k: int = Field(3, ge=1, description="archs that best_of takes the one of lowest loss from")
+    worst: bool = Field(False, description="the one of highest loss instead")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.pool < self.bins:
+            raise ValueError(f"a pool of {self.pool} cannot fill {self.bins} bins")
+        return self
+
+
 class SearchSettings(Strict):
     """The `search:` block."""
 
-    strategy: Named = Field(Named(name="evolution"), description="random, evolution, rl, tpe, grid or pareto")
+    strategy: Named = Field(Named(name="evolution"), description="one of experiments/strategies/")
     engine: Literal["nni", "inline"] = Field(
         "nni", description="nni: one process a trial; inline: in process"
     )
@@ -87,9 +110,7 @@ class SupernetSettings(Strict):
     subnets: list[Literal["max", "random", "min"]] = Field(
         ["max", "random", "random", "min"], description="the archs of one step, on one batch; max comes first"
     )
-    sampling: Named = Field(
-        Named(name="uniform"), description="how random ones are drawn (models/sampling.py)"
-    )
+    sampling: Sampling = Field(Sampling(), description="how random ones are drawn")
     distil: Distil = Distil()
     devices: int = Field(1, ge=1, description="GPUs (or processes, on a CPU) that train it data-parallel")
     calibration: int = Field(
@@ -118,6 +139,13 @@ class RankSettings(Strict):
     n: int = Field(15, ge=3, description="archs, spread over the space's costs")
     seeds: list[int] = Field([0, 1], min_length=1, description="of the trainings; each arch once with each")
     train: dict[str, Any] = Field({}, description="what these trainings change of train: {epochs: 6}")
+
+    @field_validator("seeds")
+    @classmethod
+    def _differ(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError("each seed once: the same one gives the same training")
+        return value
 
 
 class Experiment(Strict):

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from experiments.config import rank_settings
 from experiments.evaluators import Job, prepare, threads_of, train_and_measure
 from experiments.run_folder import RunFolder
-from experiments.supernet import score_slice
+from experiments.supernet import score_slice, trained_supernet
 from experiments.warm_server import die_with_parent
 from models.sampling import spread
 from models.space import Arch
@@ -39,6 +39,7 @@ SLICES = ("supernet", "uncalibrated")
 
 def rank(run: RunFolder) -> None:
     """Compare; `rank/` gets trainings.jsonl, rank.json and rank.png. Finished trainings are not repeated."""
+    trained_supernet(str(run.path))  # says now, not after all the trainings, if there is none
     job = prepare(str(run.path))
     exp, folder = job.exp, run.path / "rank"
     folder.mkdir(exist_ok=True)

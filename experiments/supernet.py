@@ -8,7 +8,6 @@ What is reported of it in the end is scored on val.
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import math
 import time
@@ -47,7 +46,7 @@ from models.supernet import Supernet, calibrate, extract, load_supernet, running
 from models.weights import load_weights, read_weights, save_weights
 from utils.batch import prepare as ready
 from utils.batch import resized
-from utils.errors import UserError, unknown
+from utils.errors import UserError
 from utils.files import write_text
 from utils.history import History, Trial, arch_key
 from utils.lessons import Lesson, SandwichLesson
@@ -155,6 +154,9 @@ def check_supernet(exp: Experiment, space: AnySpace, dataset: Dataset) -> None:
     net: Any = Supernet(space.model, space.nc, space.ch).net
     net.names = dataset.names
     lesson_of(job)(net)
+    devices, there = settings_of(job).devices, torch.cuda.device_count()
+    if job.device.type == "cuda" and devices > there:
+        raise UserError(f"supernet.devices is {devices}, but torch finds {there} CUDA devices here")
     for wanted in (exp.sample, exp.sample_accuracy):
         if wanted.gflops is not None:
             in_range(space, np.random.default_rng(exp.seed), *wanted.gflops, exp.imgsz)
@@ -189,35 +191,13 @@ def lesson_of(job: Job) -> Callable[[Any], Lesson]:
 def sampler_of(job: Job) -> Callable[[Callable[[Arch], float]], Sampler]:
     """How random archs are drawn while the supernet trains, given what scores one on the batch at hand."""
     sampling = settings_of(job).sampling
-    build = SAMPLINGS.get(sampling.name)
-    if build is None:
-        raise unknown("supernet.sampling", sampling.name, SAMPLINGS)
-    known = list(inspect.signature(build).parameters)[1:]
-    for key in sampling.options:
-        if key not in known:
-            raise unknown(f"option of sampling {sampling.name!r}", key, known)
-    return build(job, **sampling.options)
-
-
-def uniform(job: Job) -> Callable[..., Sampler]:
-    return lambda score: job.space.random
-
-
-def stratified(job: Job, *, bins: int = 16, pool: int = 2000, key: str = "gflops") -> Callable[..., Sampler]:
-    sampler = Stratified(job.space, job.exp.imgsz, job.exp.seed, bins, pool, key)
-    return lambda score: sampler
-
-
-def best_of(job: Job, *, k: int = 3, worst: bool = False) -> Callable[..., Sampler]:
-    base = stratified(job)(None)
-    return lambda score: BestOf(base, (lambda arch: -score(arch)) if worst else score, k)
-
-
-SAMPLINGS: dict[str, Callable[..., Callable[..., Sampler]]] = {
-    "uniform": uniform,
-    "stratified": stratified,
-    "best_of": best_of,
-}
+    if sampling.name == "uniform":
+        return lambda score: job.space.random
+    strata = Stratified(job.space, job.exp.imgsz, job.exp.seed, sampling.bins, sampling.pool, sampling.key)
+    if sampling.name == "stratified":
+        return lambda score: strata
+    sign = -1 if sampling.worst else 1
+    return lambda score: BestOf(strata, lambda arch: sign * score(arch), sampling.k)
 
 
 def teachers_of(job: Job) -> dict[str, Any]:

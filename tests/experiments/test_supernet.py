@@ -197,7 +197,10 @@ def test_a_run_keeps_the_plugin_that_its_space_names(shared):
     [
         ("supernet.subnets=[min,max]", "max should come first"),
         ("supernet.sampling=stratifed", "stratified"),
-        ("supernet.sampling={name: best_of, of: 3}", "option of sampling 'best_of'"),
+        ("supernet.sampling={name: best_of, of: 3}", "unknown key 'supernet.sampling.of'"),
+        ("supernet.sampling={name: best_of, k: -1}", "supernet.sampling.k: -1"),
+        ("supernet.sampling={bins: 9, pool: 8}", "a pool of 8 cannot fill 9 bins"),
+        ("rank.seeds=[1,1]", "each seed once"),
         ("supernet.distil.mimic=[{layers: [model.model.99]}]", "model.model.99"),
         ("supernet.distil.teachers={big: none.pt}", "big"),
         ("sample_accuracy.gflops=[5, 6]", "nearest"),
@@ -211,9 +214,18 @@ def test_what_a_supernet_cannot_have_is_said_before_anything_is_written(shared, 
     assert not (shared.parent / "runs" / "shared").exists()
 
 
+def test_no_more_gpus_than_there_are(shared, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert "torch finds 2 CUDA devices" in fails(capsys, shared, "device=cuda", "supernet.devices=3")
+    assert not (shared.parent / "runs" / "shared").exists()
+
+
 def test_steps_in_the_wrong_order_say_what_is_missing(shared, tiny, capsys):
     assert "needs a `supernet:` block" in fails(capsys, tiny, "steps=[rank]")
     assert "step `supernet` first" in fails(capsys, shared, "steps=[search]")
+    assert "step `supernet` first" in fails(capsys, shared, "steps=[rank]", "name=ranked")
+    assert not (shared.parent / "runs" / "ranked" / "rank").exists()
 
 
 def test_a_supernet_of_another_space_is_refused(shared):
