@@ -19,8 +19,9 @@ from models.networks import AnySpace, open_any_space
 from models.parse import Value
 from models.sampling import in_range
 from models.space import describe
+from utils.drawing import ACCENT, BASE, png
 from utils.errors import UserError
-from utils.files import write_bytes, write_text
+from utils.files import write_text
 from utils.history import Arch, arch_key
 
 FINER = 16  # times as many places are looked at, where several of them are the same arch
@@ -223,24 +224,16 @@ def summary(sample: Sample, space: AnySpace, imgsz: int) -> str:
 
 
 def _plot(sample: Sample, space: AnySpace, imgsz: int, path: Path) -> None:
-    from matplotlib.figure import Figure
-
     where = "its resolution" if "resolution" in space.choices else f"{imgsz} px"
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.hist(sample.gflops, bins=60, color="tab:blue", alpha=0.8)
-    left.axvline(sample.default["gflops"], color="tab:red", label="unsearched")
-    left.set(xlabel=f"GFLOPs at {where}", ylabel="architectures")
-    left.legend(frameon=False)
-    right.scatter(sample.gflops, sample.params_m, s=3, alpha=0.4, linewidths=0)
-    right.scatter(sample.default["gflops"], sample.default["params_m"], color="tab:red", s=30)
-    right.set(xlabel=f"GFLOPs at {where}", ylabel="parameters (M)")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{len(sample.archs):,} {sample.how} of {space.name}", fontsize=11)
-    content = io.BytesIO()
-    figure.savefig(content, dpi=130, format="png")
-    write_bytes(path, content.getvalue())
+    with png(path, 9, 3.6, panels=2) as (left, right):
+        left.hist(sample.gflops, bins=60, color=ACCENT, alpha=0.8)
+        left.axvline(sample.default["gflops"], color=BASE, label="unsearched")
+        left.set(xlabel=f"GFLOPs at {where}", ylabel="architectures")
+        left.legend(frameon=False)
+        right.scatter(sample.gflops, sample.params_m, s=3, alpha=0.4, linewidths=0, color=ACCENT)
+        right.scatter(sample.default["gflops"], sample.default["params_m"], color=BASE, s=30)
+        right.set(xlabel=f"GFLOPs at {where}", ylabel="parameters (M)")
+        left.figure.suptitle(f"{len(sample.archs):,} {sample.how} of {space.name}", fontsize=11)
 
 
 def _space_of(experiment: Path, overrides: Sequence[str]) -> tuple[AnySpace, int]:

@@ -1,13 +1,17 @@
-"""What all drawings share: colours, titles, and how an arch is put into words."""
+"""What all drawings share: colours, titles, PNGs, and how an arch is put into words."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
+from utils.files import write_bytes
 from utils.history import Arch, Trial
 
 Figure = dict[str, Any]
@@ -30,6 +34,24 @@ TITLES = {
 
 def title(key: str) -> str:
     return TITLES.get(key, key)
+
+
+@contextmanager
+def png(path: Path, width: float, height: float, panels: int = 1) -> Iterator[list[Any]]:
+    """Matplotlib axes, side by side on `width` x `height` inches, to draw on; then they are a PNG, whole or
+    not at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Picture
+
+    picture = Picture(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(picture)
+    all_axes = list(picture.subplots(1, panels, squeeze=False)[0])
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    yield all_axes
+    content = io.BytesIO()
+    picture.savefig(content, format="png", facecolor="white")
+    write_bytes(path, content.getvalue())
 
 
 def difference(arch: Arch, base: Arch | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.drawing import ACCENT, BASE, MUTED, OTHER, Figure, describe, is_number, layout, title, y_axis
+from utils.drawing import ACCENT, BASE, MUTED, OTHER, Figure, describe, is_number, layout, png, title, y_axis
 from utils.history import Trial
 from utils.pareto import hypervolume, pareto_front
 from utils.runs import Objectives, baseline_of, completed, quality_of, reward_of
@@ -161,56 +161,47 @@ def _round_numbers(values: Sequence[float]) -> list[float]:
 
 def save_pareto_png(info: ParetoInfo, path: Path) -> Path:
     """The front as a picture for a README. Infinite or missing values never get here."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Picture
     from matplotlib.ticker import LogLocator, NullLocator
 
-    picture = Picture(figsize=(7, 4.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(picture)
-    axes = picture.add_subplot()
     by_number = {p.number: p for p in info.points}
     front = [by_number[n] for n in info.front]
     rest = [p for p in info.points if p.number not in info.front and p.number != info.baseline]
-    if info.sampled:
-        xs, ys = [p.x for p in info.sampled], [p.y for p in info.sampled]
-        axes.scatter(xs, ys, s=14, facecolor="none", edgecolor=MUTED, lw=0.7, label=SAMPLED)
-    if info.wide:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(NullLocator())
-    axes.scatter(
-        [p.x for p in rest], [p.y for p in rest], s=28, color=MUTED, alpha=0.6, lw=0, label="dominated"
-    )
-    axes.step([p.x for p in front], [p.y for p in front], where="post", color=ACCENT, lw=1.6)
-    axes.scatter(
-        [p.x for p in front], [p.y for p in front], s=46, color=ACCENT, zorder=3, label="Pareto front"
-    )
-    if info.others:
-        xs, ys = [p.x for p in info.others], [p.y for p in info.others]
-        axes.plot(xs, ys, ":^", color=OTHER, lw=1.4, ms=7, label="unsearched family")
-        for p in info.others:
-            axes.annotate(p.text, (p.x, p.y), (6, -10), textcoords="offset points", fontsize=8, color=OTHER)
-    if info.baseline is not None:
-        p = by_number[info.baseline]
+    with png(path, 7, 4.6) as (axes,):
+        if info.sampled:
+            xs, ys = [p.x for p in info.sampled], [p.y for p in info.sampled]
+            axes.scatter(xs, ys, s=14, facecolor="none", edgecolor=MUTED, lw=0.7, label=SAMPLED)
+        if info.wide:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.scatter(
-            [p.x], [p.y], s=90, color=BASE, marker="D", edgecolor="white", zorder=4, label="baseline"
+            [p.x for p in rest], [p.y for p in rest], s=28, color=MUTED, alpha=0.6, lw=0, label="dominated"
         )
-    if not info.points and not info.sampled:
-        axes.text(0.5, 0.5, "no complete trial", ha="center", va="center", transform=axes.transAxes)
-    axes.set_xlabel(title(info.cost))
-    axes.set_ylabel(title(info.quality))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if info.points or info.sampled:
-        axes.legend(frameon=False, fontsize=9)
-    _number(axes, front)
-    temporary = path.with_name(f".{path.stem}.tmp.png")
-    try:
-        picture.savefig(temporary, facecolor="white")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        axes.step([p.x for p in front], [p.y for p in front], where="post", color=ACCENT, lw=1.6)
+        axes.scatter(
+            [p.x for p in front], [p.y for p in front], s=46, color=ACCENT, zorder=3, label="Pareto front"
+        )
+        if info.others:
+            xs, ys = [p.x for p in info.others], [p.y for p in info.others]
+            axes.plot(xs, ys, ":^", color=OTHER, lw=1.4, ms=7, label="unsearched family")
+            for p in info.others:
+                axes.annotate(
+                    p.text, (p.x, p.y), (6, -10), textcoords="offset points", fontsize=8, color=OTHER
+                )
+        if info.baseline is not None:
+            p = by_number[info.baseline]
+            axes.scatter(
+                [p.x], [p.y], s=90, color=BASE, marker="D", edgecolor="white", zorder=4, label="baseline"
+            )
+        if not info.points and not info.sampled:
+            axes.text(0.5, 0.5, "no complete trial", ha="center", va="center", transform=axes.transAxes)
+        axes.set_xlabel(title(info.cost))
+        axes.set_ylabel(title(info.quality))
+        axes.grid(alpha=0.25)
+        if info.points or info.sampled:
+            axes.legend(edgecolor="none", fontsize=9)
+        _number(axes, front)
     return path
 
 

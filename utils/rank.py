@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.drawing import MUTED, title
+from utils.drawing import MUTED, png, title
 
 Floats = NDArray[np.float64]
 LEVEL, RESAMPLES = 0.95, 2000
@@ -179,36 +179,26 @@ def _blind_regret(truth: Floats, k: int) -> float:
 def draw_rank(info: RankInfo, path: Path) -> Path:
     """A PNG: the supernet's quality against the mean of training alone, bars from the worst to the best seed,
     coloured by GFLOPs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Picture
-
-    picture = Picture(figsize=(7, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(picture)
-    axes = picture.add_subplot()
-    xs = [row.supernet for row in info.rows]
-    means = [float(np.mean(row.alone)) for row in info.rows]
-    if info.seeds > 1:
-        down = [mean - min(row.alone) for mean, row in zip(means, info.rows, strict=True)]
-        up = [max(row.alone) - mean for mean, row in zip(means, info.rows, strict=True)]
-        axes.errorbar(xs, means, yerr=[down, up], fmt="none", ecolor=MUTED, elinewidth=1, alpha=0.7, zorder=2)
-    costs = [row.gflops for row in info.rows]
-    dots = axes.scatter(xs, means, c=costs, cmap="viridis_r", s=44, edgecolor="white", lw=0.6, zorder=3)
-    bar = picture.colorbar(dots, ax=axes, pad=0.01, aspect=30)
-    bar.set_label(title("gflops"))
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    axes.set_title("\n".join(_caption(info)), loc="left", fontsize=10)
-    name = title(info.quality)
-    axes.set_xlabel(f"{name} with the supernet's weights")
-    seeds = f", mean and range of {info.seeds} seeds" if info.seeds > 1 else ""
-    axes.set_ylabel(f"{name} trained alone{seeds}")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    temporary = path.with_name(f".{path.stem}.tmp.png")
-    try:
-        picture.savefig(temporary, facecolor="white")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with png(path, 7, 5) as (axes,):
+        xs = [row.supernet for row in info.rows]
+        means = [float(np.mean(row.alone)) for row in info.rows]
+        if info.seeds > 1:
+            down = [mean - min(row.alone) for mean, row in zip(means, info.rows, strict=True)]
+            up = [max(row.alone) - mean for mean, row in zip(means, info.rows, strict=True)]
+            axes.errorbar(
+                xs, means, yerr=[down, up], fmt="none", ecolor=MUTED, elinewidth=1, alpha=0.7, zorder=2
+            )
+        costs = [row.gflops for row in info.rows]
+        dots = axes.scatter(xs, means, c=costs, cmap="viridis_r", s=44, edgecolor="white", lw=0.6, zorder=3)
+        bar = axes.figure.colorbar(dots, ax=axes, pad=0.01, aspect=30)
+        bar.set_label(title("gflops"))
+        bar.outline.set_visible(False)
+        axes.set_title("\n".join(_caption(info)), loc="left", fontsize=10)
+        name = title(info.quality)
+        axes.set_xlabel(f"{name} with the supernet's weights")
+        seeds = f", mean and range of {info.seeds} seeds" if info.seeds > 1 else ""
+        axes.set_ylabel(f"{name} trained alone{seeds}")
+        axes.grid(alpha=0.25)
     return path
 
 

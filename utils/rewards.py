@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.drawing import png
 from utils.errors import UserError, unknown
 
 Metrics = Mapping[str, float]
@@ -211,31 +212,29 @@ def iso_reward_info(
 
 def draw_iso_reward(infos: Sequence[IsoReward], path: Path) -> None:
     """One panel for each reward, as a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.4 * len(infos), 3.8), layout="constrained")
-    for info, axes in zip(infos, figure.subplots(1, len(infos), squeeze=False)[0], strict=True):
-        for level, needed in info.lines.items():
-            (line,) = axes.plot(info.costs, needed, lw=1.6)
-            shown = [i for i, y in enumerate(needed) if 0 <= y <= 1]
-            if shown:
-                last = shown[-1]
+    with png(path, 4.4 * len(infos), 3.8, panels=len(infos)) as panels:
+        for info, axes in zip(infos, panels, strict=True):
+            for level, needed in info.lines.items():
+                (line,) = axes.plot(info.costs, needed, lw=1.6)
+                shown = [i for i, y in enumerate(needed) if 0 <= y <= 1]
+                if shown:
+                    last = shown[-1]
+                    axes.annotate(
+                        f"{level:g}",
+                        (info.costs[last], needed[last]),
+                        xytext=(4, 0),
+                        textcoords="offset points",
+                        color=line.get_color(),
+                        va="center",
+                        fontsize=8,
+                        annotation_clip=False,
+                    )
+            if info.target is not None:
+                axes.axvline(info.target, color="0.6", ls=":", lw=1)
                 axes.annotate(
-                    f"{level:g}",
-                    (info.costs[last], needed[last]),
-                    xytext=(4, 0),
-                    textcoords="offset points",
-                    color=line.get_color(),
-                    va="center",
-                    fontsize=8,
-                    annotation_clip=False,
+                    "target", (info.target, 1), xytext=(3, -9), textcoords="offset points", color="0.4"
                 )
-        if info.target is not None:
-            axes.axvline(info.target, color="0.6", ls=":", lw=1)
-            axes.annotate("target", (info.target, 1), xytext=(3, -9), textcoords="offset points", color="0.4")
-        axes.set_title(info.title, fontsize=10)
-        axes.set(xlabel=info.cost, ylabel=info.metric, ylim=(0, 1))
-        axes.set_xlim(min(info.costs), max(info.costs))
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("Lines of equal reward (the number is the reward)", fontsize=10)
-    figure.savefig(path, dpi=150)
+            axes.set_title(info.title, fontsize=10)
+            axes.set(xlabel=info.cost, ylabel=info.metric, ylim=(0, 1))
+            axes.set_xlim(min(info.costs), max(info.costs))
+        panels[0].figure.suptitle("Lines of equal reward (the number is the reward)", fontsize=10)
