@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import time
 import traceback
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from experiments.trial import report_final, report_intermediate
 from models.nas import ArchSpace, YoloSpace
 from models.networks import AnySpace, build
 from models.weights import save_weights
+from utils.cores import threads_each
 from utils.history import Arch, Trial
 from utils.limits import broken, parse_limits
 from utils.loggers import open_loggers
@@ -266,4 +266,4 @@ def precision_of(job: Job) -> str:
 
 def threads_of(exp: Experiment) -> int:
     """CPU threads of one trial: what the experiment says, else its share of the cores."""
-    return exp.threads or max(1, (os.cpu_count() or 1) // exp.search.concurrency)
+    return exp.threads or threads_each(exp.search.concurrency)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.processes import check_port, free_port
+from utils.cores import threads_each
 from utils.errors import UserError, unknown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +47,7 @@ class SearchRuntime:
     concurrency: trials at a time (engine nni)
     port, host:  of the web UI; port None = any free one
     gpus_per_trial: 0 hides the GPUs from trials, None leaves them as they are
-    threads:     CPU threads of a trial; None = cores / concurrency
+    threads:     CPU threads of a trial; None = its share of the cores (`utils.cores`)
     warm:        fork trials from a process that has imported everything (local trials of engine nni)
     warm_import: "module:function", called once, there, with the evaluator's arguments
     training_service: None = this machine; else in NNI's words {"platform": "remote", "machine_list": [...]}
@@ -159,11 +160,6 @@ def trials_per_gpu(runtime: SearchRuntime, gpus: int) -> int:
     return max(1, math.ceil(runtime.concurrency * (runtime.gpus_per_trial or 0) / gpus))
 
 
-def threads_of_a_trial(runtime: SearchRuntime) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return runtime.threads or max(1, cores // runtime.concurrency)
-
-
 def manager_environment(runtime: SearchRuntime, warm_socket: str | None) -> dict[str, str]:
     """What NNI's manager and, through it, the trials find in their environment beside our own."""
     node_options = os.environ.get("NODE_OPTIONS", "")
@@ -173,7 +169,7 @@ def manager_environment(runtime: SearchRuntime, warm_socket: str | None) -> dict
         "NAS_BIND_HOST": runtime.host,
         "NAS_PARENT": str(os.getpid()),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        **dict.fromkeys(THREAD_VARIABLES, str(threads_of_a_trial(runtime))),
+        **dict.fromkeys(THREAD_VARIABLES, str(runtime.threads or threads_each(runtime.concurrency))),
     }
     return environment if warm_socket is None else {**environment, "NAS_WARM_SOCKET": warm_socket}
 

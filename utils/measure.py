@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import platform
 import statistics
 import time
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.flop_counter import FlopCounterMode
 
+from utils.cores import cores
 from utils.errors import UserError
 from utils.files import write_text
 from utils.precision import has_bf16
@@ -279,7 +279,7 @@ def device_info(device: str | torch.device = "cpu") -> dict[str, str | int]:
     info: dict[str, str | int] = {
         "device": str(device),
         "hardware": hardware(device),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "bf16": "yes" if has_bf16(device) else "no",
         "system": platform.platform(),
