@@ -202,6 +202,9 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     Raises UserError: no such file, not YAML, an unknown key, a value that does not fit.
     """
     raw = read_yaml_mapping(Path(path), "experiment")
+    for key, kind in (("backbone", "space"), ("names", "data")):
+        if key in raw:
+            raise UserError(f"{path} is no experiment; give it to one: EXPERIMENT.yaml {kind}={path}")
     return check_experiment(apply_overrides(raw, overrides), source=str(path))
 
 

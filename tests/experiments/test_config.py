@@ -78,6 +78,19 @@ def test_a_broken_file_is_one_line(file, content, message):
         load_experiment(file)
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("models/yolov5n_nas.yaml", "no experiment; .* space=.*yolov5n_nas.yaml"),
+        ("models/bignas_regnet.yaml", "no experiment; .* space="),
+        ("data/digits.yaml", "no experiment; .* data=.*digits.yaml"),
+    ],
+)
+def test_a_space_or_data_in_place_of_an_experiment(path, message):
+    with pytest.raises(UserError, match=message):
+        load_experiment(ROOT / path)
+
+
 def test_a_missing_file_names_its_neighbour(file):
     with pytest.raises(UserError, match="no experiment file .*; did you mean 'x.yaml'"):
         load_experiment(file.with_name("xx.yaml"))
