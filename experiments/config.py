@@ -157,7 +157,7 @@ class Experiment(Strict):
     imgsz: int = Field(64, ge=32, description="side of the square input, pixels; a multiple of 32")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     seed: int = Field(0, ge=0)
-    threads: int | None = Field(None, ge=1, description="CPU threads of a trial; default: utils/cores.py")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a trial; default cores / concurrency")
     train: TrainSettings = TrainSettings()
     search: SearchSettings = SearchSettings()
     supernet: SupernetSettings | None = Field(None, description="train one set of weights for all archs")

@@ -23,7 +23,7 @@ from experiments.trial import report_final, report_intermediate
 from models.nas import ArchSpace, YoloSpace
 from models.networks import AnySpace, build
 from models.weights import save_weights
-from utils.cores import threads_each
+from utils.cores import hint_if_busy, threads_each
 from utils.history import Arch, Trial
 from utils.limits import broken, parse_limits
 from utils.loggers import open_loggers
@@ -267,3 +267,10 @@ def precision_of(job: Job) -> str:
 def threads_of(exp: Experiment) -> int:
     """CPU threads of one trial: what the experiment says, else its share of the cores."""
     return exp.threads or threads_each(exp.search.concurrency)
+
+
+def say_if_busy(job: Job) -> None:
+    """Print a hint when the cores that the run's threads would take are taken. They train on a CPU only."""
+    hint = hint_if_busy(threads_of(job.exp)) if job.device.type == "cpu" else None
+    if hint:
+        print(hint)

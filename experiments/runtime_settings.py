@@ -47,7 +47,7 @@ class SearchRuntime:
     concurrency: trials at a time (engine nni)
     port, host:  of the web UI; port None = any free one
     gpus_per_trial: 0 hides the GPUs from trials, None leaves them as they are
-    threads:     CPU threads of a trial; None = its share of the cores (`utils.cores`)
+    threads:     CPU threads of a trial; None = cores / concurrency
     warm:        fork trials from a process that has imported everything (local trials of engine nni)
     warm_import: "module:function", called once, there, with the evaluator's arguments
     training_service: None = this machine; else in NNI's words {"platform": "remote", "machine_list": [...]}

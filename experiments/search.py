@@ -10,7 +10,15 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from experiments.evaluators import Job, baseline_costs, costs, evaluate_trial, note_facts, prepare
+from experiments.evaluators import (
+    Job,
+    baseline_costs,
+    costs,
+    evaluate_trial,
+    note_facts,
+    prepare,
+    say_if_busy,
+)
 from experiments.nni_runtime import SearchRuntime, run_search
 from experiments.run_folder import RunFolder
 from experiments.strategies import build_strategy
@@ -37,6 +45,8 @@ def search(run: RunFolder, port: int | None, host: str) -> None:
     exp, job = run.experiment, prepare(str(run.path))
     print(job.dataset.summary())
     print(opening(job))
+    if exp.supernet is None:
+        say_if_busy(job)
     evaluator = evaluator_of(job)
     strategy = strategy_of(job)
     runtime = SearchRuntime(

@@ -30,6 +30,7 @@ from experiments.evaluators import (
     prepare,
     reward_of,
     run_trial,
+    say_if_busy,
     threads_of,
     training_loader,
     weigh_losses,
@@ -76,6 +77,7 @@ def train_supernet(run: RunFolder) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     job = prepare(str(run.path))
     devices, precision = settings_of(job).devices, precision_of(job)
+    say_if_busy(job)
     print(
         f"supernet: {settings_of(job).subnets} on each batch, {job.exp.train.epochs} epochs, "
         f"on {f'{devices} x ' * (devices > 1)}{job.device}, {precision}"

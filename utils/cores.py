@@ -15,9 +15,25 @@ def cores() -> int:
 
 
 def threads_each(at_a_time: int) -> int:
-    """CPU threads of each of so many trainings.
+    """CPU threads of each of so many trainings."""
+    return max(1, cores() // at_a_time)
 
-    One alone leaves a core free. Its threads wait for each other many times a step, so that a second one may
-    gain little, and where another program takes its core, a step takes many times as long.
+
+def hint_if_busy(threads: int) -> str | None:
+    """A line for people when other programs need cores that so many threads would wait for, else None.
+
+    Threads meet after every operator. Where one of two has to share its core, a step takes 2.5 times as long
+    as with a single thread (experiments/benchmarks/threads.py). Takes half a second to look.
     """
-    return max(1, cores() - 1 if at_a_time == 1 else cores() // at_a_time)
+    import psutil
+
+    if threads == 1:
+        return None
+    busy = psutil.cpu_percent(interval=0.5) / 100 * psutil.cpu_count()
+    if threads + busy < cores() + 0.5:
+        return None
+    fewer = max(1, cores() - round(busy))
+    return (
+        f"note: other programs keep {busy:.1f} of {cores()} cores busy, and threads wait for each other: "
+        f"threads={fewer} may be much faster than {threads}"
+    )
