@@ -62,9 +62,9 @@ class Sampling(Strict):
     `{name: best_of, k: 3}`."""
 
     name: Literal["uniform", "stratified", "best_of"] = "uniform"
-    bins: int = Field(16, ge=1, description="of the cost, one as likely as the other; not for uniform")
-    pool: int = Field(2000, ge=1, description="archs to fill them with; not for uniform")
-    key: Literal["gflops", "params_m"] = Field("gflops", description="the cost; not for uniform")
+    bins: int = Field(16, ge=1, description="of the cost, one as likely as the other")
+    pool: int = Field(2000, ge=1, description="archs to fill them with")
+    key: Literal["gflops", "params_m"] = Field("gflops", description="which cost")
     k: int = Field(3, ge=1, description="archs that best_of takes the one of lowest loss from")
     worst: bool = Field(False, description="the one of highest loss instead")
 
@@ -75,6 +75,10 @@ class Sampling(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        beyond = {"uniform": ["bins", "pool", "key", "k", "worst"], "stratified": ["k", "worst"]}
+        for key in beyond.get(self.name, []):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{self.name} sampling has no {key}")
         if self.pool < self.bins:
             raise ValueError(f"a pool of {self.pool} cannot fill {self.bins} bins")
         return self
@@ -194,6 +198,14 @@ class Experiment(Strict):
         return value
 
 
+# Blocks that may be a name alone, and where they stand.
+NAMED: dict[str, type[Strict]] = {
+    "strategy": SearchSettings,
+    "reward": SearchSettings,
+    "sampling": SupernetSettings,
+}
+
+
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read, override and check an experiment file.
 
@@ -299,9 +311,9 @@ def _split_override(item: str) -> tuple[list[str], Any]:
 
 def _set(raw: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
-        if key in ("strategy", "reward") and not isinstance(raw.get(key), dict):
+        if key in NAMED and not isinstance(raw.get(key), dict):
             # `evolution` takes options as `{name: evolution}` does
-            raw[key] = {"name": raw.get(key, SearchSettings.model_fields[key].default.name)}
+            raw[key] = {"name": raw.get(key, NAMED[key].model_fields[key].default.name)}
         elif not isinstance(raw.get(key), dict):
             raw[key] = {}
         raw = raw[key]

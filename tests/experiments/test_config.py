@@ -44,6 +44,12 @@ def test_another_name_drops_the_options_of_the_old_one(file):
     assert (exp.search.strategy.name, exp.search.strategy.options) == ("tpe", {})
 
 
+def test_an_option_keeps_the_name_that_stands_in_the_file():
+    exp = load_experiment(ROOT / "experiments/yolov5_supernet.yaml", ["supernet.sampling.bins=5"])
+    assert exp.supernet is not None
+    assert (exp.supernet.sampling.name, exp.supernet.sampling.bins) == ("stratified", 5)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
