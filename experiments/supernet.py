@@ -54,7 +54,7 @@ from utils.lessons import Lesson, SandwichLesson
 from utils.loggers import open_loggers
 from utils.measure import device_info
 from utils.plots import pareto_info, save_pareto_png
-from utils.precision import make_fabric
+from utils.precision import leave_group, make_fabric
 from utils.results import write_csv
 from utils.rewards import COST_KEYS
 from utils.train import train
@@ -86,7 +86,12 @@ def train_supernet(run: RunFolder) -> None:
         train_on(make_fabric(job.device, precision), str(run.path))
     else:
         fabric = make_fabric(job.device, precision, devices, "ddp_spawn")
-        fabric.launch(train_on, str(run.path))  # type: ignore[arg-type]
+        fabric.launch(train_on_one_of, str(run.path))  # type: ignore[arg-type]
+
+
+def train_on_one_of(fabric: Fabric, run_dir: str) -> None:
+    train_on(fabric, run_dir)
+    leave_group()
 
 
 def train_on(fabric: Fabric, run_dir: str) -> None:

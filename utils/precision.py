@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -29,6 +30,17 @@ def make_fabric(device: torch.device, precision: str, devices: int = 1, strategy
         plugins = [Autocast("16-mixed" if precision == "fp16" else "bf16-mixed", device.type)]
     chosen = [device.index or 0] if device.type == "cuda" and devices == 1 else devices
     return Fabric(accelerator=device.type, devices=chosen, strategy=strategy, plugins=plugins)
+
+
+def leave_group() -> None:
+    """The last thing that a rank does, when nothing but a DDP wrapper still knows the group.
+
+    At the exit of Python gloo's threads may find the interpreter gone and abort the process, whose work is
+    done (pytorch/pytorch#179291).
+    """
+    gc.collect()  # the wrapper
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def has_bf16(device: torch.device) -> bool:

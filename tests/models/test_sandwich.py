@@ -366,6 +366,7 @@ import torch.distributed as dist
 torch.set_num_threads(1)
 from models.sampling import subnets
 from models.supernet import Supernet
+from utils.precision import leave_group
 from utils.sandwich import Pupil, sandwich_step
 from utils.settings import Distil
 rank, port = int(sys.argv[1]), sys.argv[2]
@@ -383,7 +384,8 @@ for _ in range(2):
     sandwich_step(model, supernet.set_arch, batch, archs, no_sync=model.no_sync, touch=True)
 if rank == 0:
     torch.save({k: p.grad for k, p in supernet.named_parameters()}, sys.argv[4])
-dist.destroy_process_group()
+del model
+leave_group()
 """
 
 
