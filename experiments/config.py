@@ -41,10 +41,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Named(Strict):
-    """A name with options of its own: `evolution` or `{name: evolution, sample_size: 3}`."""
+class NameAlone(Strict):
+    """`evolution` is short for `{name: evolution}`."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
     name: str
 
     @model_validator(mode="before")
@@ -52,12 +51,18 @@ class Named(Strict):
     def _from_string(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+
+class Named(NameAlone):
+    """A name with options that others know and check: `{name: evolution, sample_size: 3}`."""
+
+    model_config = ConfigDict(extra="allow")
+
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
 
-class Sampling(Strict):
+class Sampling(NameAlone):
     """How random archs are drawn while a supernet trains (models/sampling.py): `uniform`, or
     `{name: best_of, k: 3}`."""
 
@@ -68,19 +73,12 @@ class Sampling(Strict):
     k: int = Field(3, ge=1, description="archs that best_of takes the one of lowest loss from")
     worst: bool = Field(False, description="the one of highest loss instead")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _ignores_nothing(self) -> Self:
         beyond = {"uniform": ["bins", "pool", "key", "k", "worst"], "stratified": ["k", "worst"]}
         for key in beyond.get(self.name, []):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{self.name} sampling has no {key}")
-        if self.pool < self.bins:
-            raise ValueError(f"a pool of {self.pool} cannot fill {self.bins} bins")
         return self
 
 

@@ -1,5 +1,6 @@
 """A whole search in process, and what a person sees who makes a mistake."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -251,3 +252,23 @@ def test_help_and_mistakes_import_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "did you mean 'train.epochs'?" in done.stderr
+
+
+def test_a_path_that_cannot_be_written_and_a_full_disk_are_one_line(tiny, capsys, monkeypatch):
+    taken = tiny.parent / "taken"
+    taken.write_text("mine")
+    assert hello_nas.main(["sample", str(tiny), "-n", "5", "--out", str(taken / "below")]) == 2
+    assert capsys.readouterr().err == f"error: {taken / 'below'}: not a directory\n"
+    assert taken.read_text() == "mine"
+
+    def fails_with(error):
+        def run(*_, **__):
+            raise error
+
+        monkeypatch.setattr(hello_nas, "app", run)
+        return hello_nas.main([])
+
+    assert fails_with(OSError(errno.ENOSPC, "No space left on device")) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    with pytest.raises(OSError, match="no path of anybody's"):
+        fails_with(OSError(errno.EIO, "no path of anybody's"))

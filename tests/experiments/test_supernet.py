@@ -199,7 +199,7 @@ def test_a_run_keeps_the_plugin_that_its_space_names(shared):
         ("supernet.sampling=stratifed", "stratified"),
         ("supernet.sampling={name: best_of, of: 3}", "unknown key 'supernet.sampling.of'"),
         ("supernet.sampling={name: best_of, k: -1}", "supernet.sampling.k: -1"),
-        ("supernet.sampling={name: best_of, bins: 9, pool: 8}", "a pool of 8 cannot fill 9 bins"),
+        ("supernet.sampling={name: best_of, bins: 9, pool: 8}", "pool >= bins, got bins=9, pool=8"),
         ("supernet.sampling={name: stratified, k: 2}", "stratified sampling has no k"),
         ("supernet.sampling={name: uniform, bins: 9}", "uniform sampling has no bins"),
         ("rank.seeds=[1,1]", "each seed once"),
