@@ -17,24 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from utils.errors import UserError, did_you_mean, unknown
 from utils.settings import Distil, TrainSettings
+from utils.steps import STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
-Step = Literal[
-    "supernet",
-    "sample",
-    "sample_accuracy",
-    "search",
-    "baselines",
-    "retrain",
-    "evaluate",
-    "finetune",
-    "rank",
-    "export",
-    "report",
-]
-
-
-NEED_SUPERNET = ("supernet", "sample_accuracy", "finetune", "rank")
 
 
 class Strict(BaseModel):
@@ -174,7 +159,7 @@ class Experiment(Strict):
     loggers: list[str] = Field(
         [], description="beside the log.csv of each training: tensorboard, wandb, mlflow"
     )
-    steps: list[Step] = ["search"]
+    steps: list[str] = Field(["search"], description=f"in this order: {', '.join(STEPS)}")
 
     @field_validator("device", mode="before")
     @classmethod
@@ -233,10 +218,12 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
         raise _one_line(error, source) from None
     for settings in (retrain_settings, finetune_settings, rank_settings):
         settings(exp)
-    if exp.supernet is None:
-        for step in exp.steps:
-            if step in NEED_SUPERNET:
-                raise UserError(f"{source}: the step {step!r} needs a `supernet:` block")
+    for step in exp.steps:
+        if step not in STEPS:
+            raise unknown("step", step, STEPS)
+        needed = STEPS[step].needs
+        if needed and getattr(exp, needed) is None:
+            raise UserError(f"{source}: the step {step!r} needs a `{needed}:` block")
     return exp.model_copy(
         update={
             "space": str(_find(exp.space, "space", "a detector YAML")),
@@ -362,6 +349,3 @@ def known_keys(model: type[BaseModel] = Experiment, prefix: str = "") -> list[st
             if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not Named:
                 keys += known_keys(inner, f"{prefix}{name}.")
     return keys
-
-
-STEPS: tuple[str, ...] = get_args(Step)

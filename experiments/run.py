@@ -8,9 +8,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,14 @@ from numpy.random import default_rng
 from experiments.config import Experiment, load_experiment
 from experiments.inputs import open_data, open_space
 from experiments.processes import check_port, stop_leftovers
-from experiments.run_folder import RunFolder, cache_beside
+from experiments.run_folder import NO_UI, RunFolder, WebUi, cache_beside
 from models.networks import open_any_space
 from utils.errors import UserError, unknown
 from utils.files import printed_to, write_text
 from utils.limits import check_limits, parse_limits
 from utils.loggers import check_loggers
 from utils.rewards import COST_KEYS, QUALITIES, QUALITY_KEYS, check_reward, task_objectives
-
-
-@dataclass(frozen=True)
-class WebUi:
-    """Where NNI's web UI listens; port None = any free port."""
-
-    port: int | None = 8083
-    host: str = "127.0.0.1"
+from utils.steps import STEPS
 
 
 def run_experiment(
@@ -43,7 +35,7 @@ def run_experiment(
     *,
     run_dir: Path | None = None,
     resume: bool = False,
-    ui: WebUi = WebUi(),
+    ui: WebUi = NO_UI,
 ) -> RunFolder:
     """Run the steps of an experiment in its folder. Raises UserError for whatever the user can put right.
 
@@ -59,24 +51,27 @@ def run_experiment(
         RunFolder.check_free(folder)
         check_inputs(experiment, cache_beside(folder), ui)
         run = RunFolder.create(folder, experiment)
+        run.ui = ui
         with locked(run):
-            run_steps(run, ui)
+            run_steps(run)
         return run
     run = RunFolder.open(folder)
     with locked(run):
         stop_leftovers(run.path / "nni.json")  # of a process that was killed: they may hold the port
         check_inputs(experiment, cache_beside(folder), ui)
         run.resume_with(experiment)
-        run_steps(run, ui)
+        run.ui = ui
+        run_steps(run)
     return run
 
 
-def run_steps(run: RunFolder, ui: WebUi) -> None:
+def run_steps(run: RunFolder) -> None:
     """One step after the other; what they print is in `log.txt` too."""
     try:
         with running(run), printed_to(run.path / "log.txt"):
             for step in run.experiment.steps:
-                STEP_FUNCTIONS[step](run, ui)
+                module, function = STEPS[step].run.split(":")  # imported now: torch and NNI take seconds
+                getattr(import_module(f"experiments.{module}"), function)(run)
     finally:
         # After a Ctrl-C or an error too, and with the state as it is now.
         if run.history.path.is_file() or (run.path / "supernet" / "log.csv").is_file():
@@ -154,44 +149,13 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
         check_supernet(exp, space, dataset)
 
 
-def search(run: RunFolder, ui: WebUi) -> None:
-    """See experiments/search.py, which is imported only now: torch and NNI take seconds."""
-    from experiments.search import search
-
-    search(run, ui.port, ui.host)
-
-
-def report(run: RunFolder, ui: WebUi) -> None:
+def report(run: RunFolder) -> None:
     """A model card for each of the top k; the report itself is written at the end of every run."""
     from utils.model_card import write_model_card
 
     for path in run.path.glob("top/[0-9]*.json"):
         write_model_card(run.path, int(path.stem))
     print(f"report: {run.path / 'report.html'}")
-
-
-def of(module: str, name: str) -> Callable[[RunFolder, WebUi], None]:
-    """A step that is imported only when it runs."""
-
-    def step(run: RunFolder, ui: WebUi) -> None:
-        getattr(import_module(f"experiments.{module}"), name)(run)
-
-    return step
-
-
-STEP_FUNCTIONS: dict[str, Callable[[RunFolder, WebUi], None]] = {
-    "supernet": of("supernet", "train_supernet"),
-    "sample": of("sample", "sample_run"),
-    "sample_accuracy": of("supernet", "sample_accuracy"),
-    "search": search,
-    "baselines": of("steps", "train_family"),
-    "retrain": of("steps", "retrain_top"),
-    "evaluate": of("steps", "evaluate_top"),
-    "finetune": of("steps", "finetune_top"),
-    "rank": of("rank", "rank"),
-    "export": of("steps", "export_top"),
-    "report": report,
-}
 
 
 @contextmanager

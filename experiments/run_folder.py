@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from experiments.config import Experiment, check_experiment, read_yaml_mapping
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Arch, History, arch_key, read_lines
+from utils.steps import STEPS
 
 # What may change between a run and its resumption: how long, how wide and where it runs, not what it means.
 MAY_CHANGE = (
@@ -27,12 +29,7 @@ MAY_CHANGE = (
     "threads",
     "steps",
     "loggers",
-    "retrain",
-    "finetune",
-    "family",
-    "sample",
-    "sample_accuracy",
-    "rank",
+    *(block for step in STEPS.values() for block in step.blocks),
     "search.engine",
     "search.max_trials",
     "search.max_seconds",
@@ -46,6 +43,17 @@ MAY_CHANGE = (
 )
 
 
+@dataclass(frozen=True)
+class WebUi:
+    """Where NNI's web UI listens; port None = any free port."""
+
+    port: int | None = None
+    host: str = "127.0.0.1"
+
+
+NO_UI = WebUi()
+
+
 class RunFolder:
     """One run on disk. `create` makes a new one, `open` finds one again; neither ever overwrites."""
 
@@ -53,6 +61,7 @@ class RunFolder:
         self.path = path
         self.experiment = experiment
         self.history = History(path / "history.jsonl")
+        self.ui = NO_UI  # of this process, not of the run
 
     @classmethod
     def create(cls, path: Path, experiment: Experiment) -> RunFolder:

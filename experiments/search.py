@@ -36,10 +36,10 @@ from utils.runs import completed, top_trials
 REPORT_EVERY = 60.0  # seconds between two reports while a search runs
 
 
-def search(run: RunFolder, port: int | None, host: str) -> None:
+def search(run: RunFolder) -> None:
     """Search and leave the results in the run folder, also when the search is interrupted.
 
-    port, host: of the web UI; port None = any free one. Raises KeyboardInterrupt when it was interrupted.
+    Raises KeyboardInterrupt when it was interrupted.
     """
     prepare.cache_clear()  # this process may have opened the run before it was resumed with other settings
     exp, job = run.experiment, prepare(str(run.path))
@@ -56,8 +56,8 @@ def search(run: RunFolder, port: int | None, host: str) -> None:
         max_seconds=exp.search.max_seconds,
         max_trial_seconds=exp.search.max_trial_seconds,
         concurrency=exp.search.concurrency,
-        port=port,
-        host=host,
+        port=run.ui.port,
+        host=run.ui.host,
         gpus_per_trial=1 if job.device.type == "cuda" else None,
         threads=exp.threads,
         warm_import=f"{evaluator.__module__}:warm_up",

@@ -1,16 +1,16 @@
-"""How far a run has come, live, finished or killed, and what that took: its steps and its supernet."""
+"""How far the supernet of a run has come, live, finished or killed, and what the run took."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.drawing import is_number
-from utils.history import History, read_lines
-from utils.runs import Cost, Run, read_json, run_state, sampled, search_cost
+from utils.history import History
+from utils.runs import Cost, Run, read_json, sampled, search_cost
 
 # The archs of a step of a supernet's training.
 KINDS = {"max": "largest", "random": "random", "min": "smallest"}
@@ -66,10 +66,10 @@ def supernet_info(run: Run) -> SupernetInfo | None:
         quality=run.quality,
         trained=bool(result) or (folder / "weights.pt").exists(),
         epochs=max(curve),
-        planned=_count(run, "train", "epochs"),
+        planned=count(run, "train", "epochs"),
         seconds=float(seconds),
         steps=steps if isinstance(steps, int) else None,
-        devices=_count(run, "supernet", "devices") or 1,
+        devices=count(run, "supernet", "devices") or 1,
         scores={kind: points for kind, points in scores.items() if points},
         losses={kind: points for kind, points in losses.items() if points},
     )
@@ -139,154 +139,13 @@ def later_spent(run: Run) -> dict[str, tuple[int, float]]:
     return found
 
 
-# Steps ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StepState:
-    """One step of a run. parts, of: how many of its pieces (epochs, archs, trials) are finished, of how many;
-    `of` is None where nobody can say."""
-
-    name: str
-    done: bool
-    parts: int = 0
-    of: int | None = None
-
-    def __str__(self) -> str:
-        if self.done or not self.parts:
-            return self.name
-        return f"{self.name} ({self.parts}{f' of {self.of}' if self.of else ''})"
-
-
-def steps_of(run: Run) -> list[StepState]:
-    """The steps that the experiment lists, in its order; of a run that finished, all are done."""
-    listed = run.experiment.get("steps")
-    names = [s for s in listed if isinstance(s, str)] if isinstance(listed, list) else []
-    finished = run_state(run) == "finished"
-    states = [StepState(name, *STEPS[name](run)) for name in names if name in STEPS]
-    return [StepState(s.name, finished or s.done, s.parts, s.of) for s in states]
-
-
-Parts = tuple[bool, int, int | None]  # done, and as StepState has them
-
-
-def _supernet(run: Run) -> Parts:
-    info, weights = supernet_info(run), run.folder / "supernet" / "weights.pt"
-    return weights.exists(), info.epochs if info else 0, info.planned if info else None
-
-
-def _sample(run: Run) -> Parts:
-    return (run.folder / "sample.csv").exists(), 0, None
-
-
-def _sample_accuracy(run: Run) -> Parts:
-    folder, of = run.folder / "sample_accuracy", _count(run, "sample_accuracy", "n")
-    parts = len(read_lines(folder / "history.jsonl"))
-    rows = len(read_lines(folder / "results.csv")) - 1  # a range of costs may hold fewer than n
-    return rows > 0 and (rows >= parts or (of is not None and rows >= of)), parts, of
-
-
-def _search(run: Run) -> Parts:
-    """Over by its budget, or by its time: then a later step has begun."""
-    parts, of = len(run.trials), _count(run, "search", "max_trials")
-    later = any(key in r for r in _top(run) for key in ("evaluated", "finetuned", "retrained", "exported"))
-    return later or (of is not None and parts >= of), parts, of
-
-
-def _baselines(run: Run) -> Parts:
-    family = run.experiment.get("family")
-    of = len(family) if isinstance(family, list) else None
-    parts = sum(t.state == "complete" for t in History(run.folder / "baselines.jsonl").load())
-    return of is not None and parts >= of > 0, parts, of
-
-
-def _trainings(run: Run, folder: str, key: str, more: int = 0) -> Parts:
-    """Of the top k, in folders of their own; `more` beside them. The records hear of them at the end."""
-    records, of = _top(run), _wanted(run)
-    parts = len(list(run.folder.glob(f"{folder}/*/result.json")))
-    done = bool(records) and all(key in r for r in records)
-    return done, parts, None if of is None else of + more
-
-
-def _retrain(run: Run) -> Parts:
-    baseline = run.has_baseline and all(r.get("trial") != 0 for r in _top(run))
-    return _trainings(run, "retrain", "retrained", int(baseline))
-
-
-def _finetune(run: Run) -> Parts:
-    return _trainings(run, "finetune", "finetuned")
-
-
-def _noted(run: Run, key: str) -> Parts:
-    """What is written into the record of each of the top k."""
-    records = _top(run)
-    parts = sum(key in r for r in records)
-    return bool(records) and parts == len(records), parts, _wanted(run)
-
-
-def _evaluate(run: Run) -> Parts:
-    return _noted(run, "evaluated")
-
-
-def _export(run: Run) -> Parts:
-    return _noted(run, "exported")
-
-
-def _rank(run: Run) -> Parts:
-    n, seeds = _count(run, "rank", "n"), _block(run, "rank").get("seeds")
-    of = n * len(seeds) if n is not None and isinstance(seeds, list) else None
-    trainings = History(run.folder / "rank" / "trainings.jsonl").load()
-    parts = len({(t.key, t.seed) for t in trainings})  # what failed has a line for each attempt
-    written = (run.folder / "rank" / "rank.json").exists()
-    return written and (of is None or parts >= of), parts, of
-
-
-def _report(run: Run) -> Parts:
-    records, cards = _top(run), list((run.folder / "top").glob("[0-9]*.md"))
-    return bool(records) and len(cards) >= len(records), 0, None
-
-
-STEPS: dict[str, Callable[[Run], Parts]] = {
-    "supernet": _supernet,
-    "sample": _sample,
-    "sample_accuracy": _sample_accuracy,
-    "search": _search,
-    "baselines": _baselines,
-    "retrain": _retrain,
-    "evaluate": _evaluate,
-    "finetune": _finetune,
-    "rank": _rank,
-    "export": _export,
-    "report": _report,
-}
-
-
-def _top(run: Run) -> list[dict[str, Any]]:
-    return [read_json(p) for p in (run.folder / "top").glob("*.json") if p.stem.isdigit()]
-
-
-def _wanted(run: Run) -> int | None:
-    return len(_top(run)) or _count(run, "search", "top_k")
-
-
-def _block(run: Run, name: str) -> dict[str, Any]:
+def block(run: Run, name: str) -> dict[str, Any]:
+    """A block of the run's experiment; {} where it has none."""
     given = run.experiment.get(name)
     return given if isinstance(given, dict) else {}
 
 
-def _count(run: Run, block: str, key: str) -> int | None:
-    given = _block(run, block).get(key)
+def count(run: Run, where: str, key: str) -> int | None:
+    """A whole number of a block of the run's experiment; None where it is none."""
+    given = block(run, where).get(key)
     return given if isinstance(given, int) else None
-
-
-def steps_line(run: Run) -> str:
-    """`done: supernet, sample; now: sample_accuracy (5 of 12); then: search, report`; "" without steps."""
-    steps, alive = steps_of(run), run_state(run) == "running"
-    done = [s.name for s in steps if s.done]
-    left = [str(s) for s in steps if not s.done]
-    parts = [f"done: {', '.join(done)}"] if done else []
-    if left:
-        parts.append(f"{'now' if alive else 'stopped in' if '(' in left[0] else 'next'}: {left[0]}")
-    if left[1:]:
-        parts.append(f"then: {', '.join(left[1:])}")
-    return "; ".join(parts)

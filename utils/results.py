@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Trial, read_lines
 from utils.pareto import knee
-from utils.progress import KINDS, SupernetInfo, steps_line, supernet_info
+from utils.progress import KINDS, SupernetInfo, supernet_info
 from utils.runs import (
     Objectives,
     Run,
@@ -30,6 +30,7 @@ from utils.runs import (
     search_cost,
     top_trials,
 )
+from utils.steps import steps_line
 
 SCHEMA = 1
 TABLE_METRICS = ("map50_95", "params_m", "gflops", "latency_ms")

@@ -60,7 +60,7 @@ def test_an_option_keeps_the_name_that_stands_in_the_file():
         ("train.lr=.nan", "train.lr"),
         ("imgsz=100", "a multiple of 32 is needed, the nearest is 96"),
         ("search.engine=nmi", "unknown search.engine 'nmi'; did you mean 'nni'?"),
-        ("steps=[serch]", "unknown steps.0 'serch'; did you mean 'search'?"),
+        ("steps=[serch]", "unknown step 'serch'; did you mean 'search'?"),
         ("data=dota.yaml", "data: 'dota.yaml' does not exist; did you mean 'data.yaml'?"),
         ("name=a/b", "it names a folder below runs/"),
         ("nonsense", "'nonsense' is neither a file nor key=value"),

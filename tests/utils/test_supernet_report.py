@@ -18,18 +18,11 @@ from tests.utils.test_report import Page, page, trial
 from utils.history import History, Trial
 from utils.model_card import write_model_card
 from utils.plots import SAMPLED, draw_pareto, pareto_info, save_pareto_png
-from utils.progress import (
-    StepState,
-    device_cost,
-    later_spent,
-    search_spent,
-    steps_line,
-    steps_of,
-    supernet_info,
-)
+from utils.progress import device_cost, later_spent, search_spent, supernet_info
 from utils.report import write_report
 from utils.results import extend_top, status, write_top
 from utils.runs import device_hours, read_run, sampled
+from utils.steps import StepState, steps_line, steps_of
 from utils.summary import cost_rows, final_rows, rank_rows, supernet_facts
 from utils.supernet_report import (
     draw_rank,
