@@ -20,9 +20,10 @@ from experiments.inputs import open_data, open_space
 from experiments.run_folder import RunFolder
 from experiments.tasks import TASKS, Task
 from experiments.trial import report_final, report_intermediate
-from models.nas import ArchSpace, YoloSpace
 from models.networks import AnySpace, build
+from models.nni_space import ArchSpace
 from models.weights import save_weights
+from models.yolo.nas import YoloSpace
 from utils.cores import hint_if_busy, threads_each
 from utils.history import Arch, Trial
 from utils.limits import broken, parse_limits

@@ -26,7 +26,8 @@ from experiments.config import (
 )
 from experiments.run_folder import RunFolder
 from models.networks import AnySpace, open_any_space
-from models.space import Arch, Space
+from models.space import Arch
+from models.yolo.space import Space
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import arch_key
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from data.dataset import Dataset
     from experiments.evaluators import Job
     from experiments.tasks import Task
-    from models.export import Exported
+    from models.exported import Exported
     from models.weights import WeightFile
     from utils.measure import Calibration
 
@@ -293,7 +294,8 @@ def train_in_full(
     import torch
 
     from experiments.evaluators import costs, loaders, threads_of
-    from models.weights import as_slice, load_weights, read_weights, save_weights, sliced
+    from models.supernet import as_slice, sliced
+    from models.weights import load_weights, read_weights, save_weights
     from utils.loggers import open_loggers
     from utils.measure import device_info
     from utils.train import train
@@ -465,7 +467,8 @@ def trained(
     around: what lies around the arch; needed where the weights are a supernet's, to re-estimate batch norm.
     """
     from models.networks import build
-    from models.weights import load_weights, read_weights, sliced
+    from models.supernet import sliced
+    from models.weights import load_weights, read_weights
 
     file = read_weights(weights)
     supernet = bool(file.meta.get("supernet"))

@@ -15,10 +15,9 @@ from tqdm.auto import tqdm
 from experiments.config import load_experiment
 from experiments.inputs import open_data, open_space
 from experiments.run_folder import RunFolder, cache_beside
-from models.networks import AnySpace, open_any_space
-from models.parse import Value
+from models.networks import AnySpace, describe, open_any_space
 from models.sampling import in_range
-from models.space import describe
+from models.space import Value
 from utils.drawing import ACCENT, BASE, png
 from utils.errors import UserError
 from utils.files import write_text

@@ -22,9 +22,10 @@ from experiments.evaluators import (
 from experiments.nni_runtime import SearchRuntime, run_search
 from experiments.run_folder import RunFolder
 from experiments.strategies import build_strategy
-from models.elastic_space import ElasticSpace
-from models.nas import ArchSpace, YoloSpace
-from models.space import Space
+from models.elastic.space import ElasticSpace
+from models.nni_space import ArchSpace
+from models.yolo.nas import YoloSpace
+from models.yolo.space import Space
 from utils.errors import UserError
 from utils.history import History, Trial
 from utils.limits import parse_limits

@@ -38,12 +38,13 @@ from experiments.evaluators import (
 )
 from experiments.run_folder import RunFolder
 from experiments.sample import draw
-from models.elastic import direct_gradients
-from models.nas import ArchSpace
+from models.elastic.gradients import direct_gradients
+from models.elastic.layers import running
 from models.networks import AnySpace, build, open_any_space
+from models.nni_space import ArchSpace
 from models.sampling import BestOf, Sampler, Stratified, in_range, spread, subnets
 from models.space import Arch
-from models.supernet import Supernet, calibrate, extract, load_supernet, running
+from models.supernet import Supernet, calibrate, extract, load_supernet
 from models.weights import load_weights, read_weights, save_weights
 from utils.batch import prepare as ready
 from utils.batch import resized

@@ -14,13 +14,11 @@ import copy
 import io
 import os
 import pickletools
-import statistics
 import tempfile
 import time
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,39 +26,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.exported import TOLERANCE, Exported, ExportFailed, median_ms, other_sizes
 from models.networks import AnySpace
-from models.space import Space
-from models.stock_yaml import expand
 from models.weights import FORMAT, identity
-from models.yolo import YoloDetector
+from models.yolo.detector import YoloDetector
+from models.yolo.space import Space
+from models.yolo.stock_yaml import expand
 from utils.errors import UserError, unknown
 from utils.offline import quiet_ultralytics
 
 STOCK = ("torch.", "ultralytics.", "collections.OrderedDict", "__builtin__.set")
-TOLERANCE = 1e-3  # of scores, 0..1, and of boxes as shares of the image side; float32 noise is about 1e-6
-
-
-@dataclass(frozen=True)
-class Exported:
-    """path: the file or folder. max_difference: largest absolute difference of raw outputs, boxes in shares
-    of the image side and scores in 0..1, over images of `sizes` [B, 3, H, W], other than the exported size.
-    notes: lines for people. values: figures for a JSON, e.g. onnxruntime's latency in ms."""
-
-    path: Path
-    format: str
-    max_difference: float
-    sizes: list[tuple[int, ...]]
-    notes: list[str] = field(default_factory=list)
-    values: dict[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        checked = ", ".join("x".join(map(str, s)) for s in self.sizes)
-        worst = f"at {checked} it differs from torch by {self.max_difference:.2g} at most"
-        return "\n  ".join([f"{self.path}: loaded again, {worst}", *self.notes])
-
-
-class ExportFailed(RuntimeError):
-    """The file was written but is not the network; it has been removed."""
 
 
 def export(
@@ -267,26 +242,7 @@ def _by_ultralytics(
     return Path(made)
 
 
-def median_ms(run: Callable[[], object], seconds: float = 1.0) -> float:
-    """Median wall time of one call, after warm-up, over `seconds` or 20 calls, whichever is more."""
-    for _ in range(5):
-        run()
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 20 or time.perf_counter() < end:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
-
-
 # Comparing -------------------------------------------------------------------------------------------------
-
-
-def other_sizes(imgsz: int, stride: int) -> list[tuple[int, ...]]:
-    """Batches that the export did not see: another batch size, larger, smaller and not square."""
-    small = max(stride, imgsz // 2 // stride * stride)
-    return [(2, 3, imgsz + stride, imgsz + stride), (1, 3, small, imgsz + 2 * stride)]
 
 
 def _raw(net: Any, images: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.elastic_space import ElasticSpace
-from models.export import TOLERANCE, Exported, ExportFailed, median_ms, other_sizes
-from models.retinanet import RetinaNet
+from models.detectors.retinanet import RetinaNet
+from models.elastic.space import ElasticSpace
+from models.exported import TOLERANCE, Exported, ExportFailed, median_ms, other_sizes
 from utils.errors import UserError
 
 OPSET = 17

@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,12 +20,12 @@ import torch
 from nni.nas.space import current_model
 from torch import Tensor, nn
 
-from models.elastic import Elastic, ModelSpace, frozen
-from models.elastic_space import ElasticSpace
+from models.elastic.layers import Elastic, ModelSpace, choices, frozen, running
+from models.elastic.space import ElasticSpace
 from models.networks import AnySpace
-from models.parse import Value
-from models.space import Arch, Space
+from models.space import Arch, Value
 from models.weights import WeightFile, load_weights, plain
+from models.yolo.space import Space
 from utils.errors import UserError, unknown
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -34,7 +35,7 @@ class Supernet(ModelSpace):
     """An elastic space as NNI sees it, with its weights: the space and its supernet are one object.
 
     Args (plain data, so that another process can build it again):
-        model: the YAML as a dict: of an `ElasticSpace`, or a detector's (models/space.py) with NAS rows.
+        model: the YAML as a dict: of an `ElasticSpace`, or a detector's (models/yolo/space.py) with NAS rows.
         nc, ch: as those take them.
 
     Attributes:
@@ -83,8 +84,8 @@ def _open(model: dict[str, Any], nc: int | None, ch: int | None) -> tuple[Elasti
     if "network" in model:
         space = ElasticSpace(model, nc, ch)
         return space, space.build()
-    from models.yolo import build  # Ultralytics is not needed for the others
-    from models.yolo_elastic import elastic_detector
+    from models.yolo.detector import build  # Ultralytics is not needed for the others
+    from models.yolo.elastic import elastic_detector
 
     yolo, sample = Space(model, nc, ch), current_model()
     return yolo, elastic_detector(yolo) if sample is None else build(yolo, yolo.canonical(sample))
@@ -116,23 +117,37 @@ def load_supernet(file: WeightFile, space: AnySpace, names: Sequence[str] | None
     return supernet.eval()
 
 
+def sliced(
+    file: WeightFile,
+    space: AnySpace,
+    arch: Mapping[str, Any],
+    names: Sequence[str] | None = None,
+    batches: Iterable[Tensor] | None = None,
+    images: int = 2048,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """The plain network of `arch` with its share of a supernet's weights, in eval mode.
+
+    names:   of the classes, by default the file's
+    batches: images [B, 3, H, W] float32 RGB 0..1 on `device`, of which `images` re-estimate the batch norm;
+             without them it has the supernet's statistics, which fit no arch: to be trained, not to be scored
+
+    Raises UserError unless the file holds a supernet of this space and number of classes.
+    """
+    net: Any = load_supernet(file, space, names).extract(arch).to(device)
+    if batches is not None:
+        calibrate(net, batches, images)
+    return net.eval()
+
+
+def as_slice(file: WeightFile, net: nn.Module, arch: Mapping[str, Any]) -> WeightFile:
+    """What `sliced` took out of a supernet's file, as if it had been read from a file of its own."""
+    meta = {**file.meta, "supernet": False, "sliced": True}
+    state = {k: v.detach().cpu() for k, v in net.state_dict().items()}
+    return replace(file, kind="slice of a supernet", state=state, arch=dict(arch), meta=meta)
+
+
 # Any network of elastic layers ----------------------------------------------------------------------------
-
-
-def running(module: nn.Module, arch: Mapping[str, Any]) -> Iterator[Elastic]:
-    """The elastic layers that run in `arch`, those around others first."""
-    children: Iterable[nn.Module] = module.children()
-    if isinstance(module, Elastic):
-        yield module
-        children = module.running(arch)
-    for child in children:
-        yield from running(child, arch)
-
-
-def choices(net: nn.Module) -> dict[str, list[Value]]:
-    """Label -> values of every choice in the network, in its order."""
-    found = {c.label: list(c.values) for m in net.modules() if isinstance(m, Elastic) for c in m.choices()}
-    return found
 
 
 def set_arch(net: nn.Module, arch: Mapping[str, Any]) -> None:
@@ -223,114 +238,3 @@ def calibrated(
     net = supernet.extract(arch)
     calibrate(net, batches, images)
     return net.eval()
-
-
-# Costs ----------------------------------------------------------------------------------------------------
-
-
-class CostTable:
-    """Parameters and FLOPs of every arch at one image size, from one pass of the largest network on torch's
-    meta device and then look-ups: layers that hang on the same genes are summed once for each value.
-
-    net: elastic, on the meta device. shape: of one image, (channels, height, width).
-    """
-
-    def __init__(self, net: nn.Module, shape: tuple[int, int, int]) -> None:
-        positions = _positions(net, shape)
-        groups: dict[tuple[str, ...], list[_Term]] = {}
-        for module, conditions in dict(_modules(net, [])).items():
-            term = _Term(module, positions.get(module, 0), conditions)
-            groups.setdefault(term.labels, []).append(term)
-        merged: dict[tuple[str, ...], list[_Term]] = {}
-        for labels in sorted(groups, key=len, reverse=True):
-            host = next((m for m in merged if set(labels) <= set(m)), labels)
-            merged.setdefault(host, []).extend(groups[labels])
-        self.groups: list[tuple[tuple[str, ...], list[_Term], dict[Any, tuple[int, int]]]] = [
-            (labels, terms, {}) for labels, terms in merged.items()
-        ]
-        self.defaults = {label: values[0] for label, values in choices(net).items()}
-
-    def __call__(self, arch: Mapping[str, Any]) -> dict[str, float]:
-        params = macs = 0
-        get, defaults = arch.get, self.defaults
-        for labels, terms, known in self.groups:
-            key = tuple([get(label, defaults[label]) for label in labels])
-            cost = known.get(key)
-            if cost is None:
-                cost = known[key] = _sum(terms, dict(zip(labels, key, strict=True)))
-            params += cost[0]
-            macs += cost[1]
-        return {"params_m": params / 1e6, "gflops": 2 * macs / 1e9}
-
-
-class _Term:
-    """One layer: what it counts, and the dims that decide whether it runs."""
-
-    def __init__(
-        self, module: nn.Module, positions: int, conditions: list[tuple[Elastic, nn.Module]]
-    ) -> None:
-        self.module, self.positions, self.conditions = module, positions, conditions
-        layers = [m for m, _ in conditions] + ([module] if isinstance(module, Elastic) else [])
-        self.labels = tuple(dict.fromkeys(label for m in layers for d in m.dims for label in d.labels))
-        self.own = 0, 0
-        if not isinstance(module, Elastic):
-            weights = module.weight.numel() if isinstance(module, (nn.Conv2d, nn.Linear)) else 0
-            self.own = sum(p.numel() for p in module.parameters(recurse=False)), weights
-
-    def cost(self, arch: Mapping[str, Any]) -> tuple[int, int]:
-        if any(all(child is not m for m in outer.running(arch)) for outer, child in self.conditions):
-            return 0, 0
-        params, macs = self.module.count(arch) if isinstance(self.module, Elastic) else self.own
-        return params, macs * self.positions
-
-
-def _sum(terms: list[_Term], arch: Mapping[str, Any]) -> tuple[int, int]:
-    costs = [term.cost(arch) for term in terms]
-    return sum(p for p, _ in costs), sum(m for _, m in costs)
-
-
-def _modules(
-    module: nn.Module, conditions: list[tuple[Elastic, nn.Module]]
-) -> Iterator[tuple[nn.Module, list[tuple[Elastic, nn.Module]]]]:
-    """Every module once, with the elastic layers around it and the child of each that leads to it."""
-    yield module, conditions
-    for child in module.children():
-        inner = [*conditions, (module, child)] if isinstance(module, Elastic) else conditions
-        yield from _modules(child, inner)
-
-
-def _positions(net: nn.Module, shape: tuple[int, int, int]) -> dict[nn.Module, int]:
-    """Output positions of every convolution and linear layer for one image, summed over its calls."""
-    found: dict[nn.Module, int] = {}
-    seen: set[nn.Module] = set()
-
-    def record(module: nn.Module, args: Any, y: Tensor) -> None:
-        if module not in seen:
-            channels = y.size(-1) if isinstance(module, nn.Linear) else y.size(1)
-            found[module] = found.get(module, 0) + y.numel() // channels
-
-    layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    hooks = [m.register_forward_hook(record) for m in layers]
-    known, mode = choices(net), net.training
-    passes = 1 + max([len(v) for v in known.values()], default=0)
-    try:
-        net.eval()
-        # The first pass runs every block at its largest; others are for the paths that it did not take.
-        for i in range(passes):
-            if i and len(found) == len(layers):
-                break
-            arch = {k: v[min(i, len(v)) - 1] for k, v in known.items()} if i else _largest(known)
-            for layer in running(net, arch):
-                layer.set_arch(arch)
-            with torch.no_grad():
-                net(torch.empty(1, *shape, device="meta"))
-            seen |= found.keys()
-    finally:
-        for hook in hooks:
-            hook.remove()
-        net.train(mode)
-    return found
-
-
-def _largest(known: Mapping[str, list[Any]]) -> dict[str, Any]:
-    return {k: v[0] if any(isinstance(x, str) for x in v) else max(v) for k, v in known.items()}

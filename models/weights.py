@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import pickle
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models.networks import AnySpace
 from models.space import Arch
-from models.stock_yaml import expand
+from models.yolo.stock_yaml import expand
 from utils.errors import UserError
 from utils.files import write_bytes
 from utils.measure import device_info
@@ -384,38 +384,3 @@ def _check_whole(file: WeightFile, account: LoadAccount, classes: Mapping[str, t
         raise UserError(
             f"weights {file.path} ({file.kind}) are of another network, {len(wrong)} parts differ: {wrong[0]}"
         )
-
-
-# Slices of supernets ----------------------------------------------------------------------------------------
-
-
-def sliced(
-    file: WeightFile,
-    space: AnySpace,
-    arch: Mapping[str, Any],
-    names: Sequence[str] | None = None,
-    batches: Iterable[Tensor] | None = None,
-    images: int = 2048,
-    device: str | torch.device = "cpu",
-) -> Any:
-    """The plain network of `arch` with its share of a supernet's weights, in eval mode.
-
-    names:   of the classes, by default the file's
-    batches: images [B, 3, H, W] float32 RGB 0..1 on `device`, of which `images` re-estimate the batch norm;
-             without them it has the supernet's statistics, which fit no arch: to be trained, not to be scored
-
-    Raises UserError unless the file holds a supernet of this space and number of classes.
-    """
-    from models.supernet import calibrate, load_supernet  # NNI costs seconds to import
-
-    net: Any = load_supernet(file, space, names).extract(arch).to(device)
-    if batches is not None:
-        calibrate(net, batches, images)
-    return net.eval()
-
-
-def as_slice(file: WeightFile, net: nn.Module, arch: Mapping[str, Any]) -> WeightFile:
-    """What `sliced` took out of a supernet's file, as if it had been read from a file of its own."""
-    meta = {**file.meta, "supernet": False, "sliced": True}
-    state = {k: v.detach().cpu() for k, v in net.state_dict().items()}
-    return replace(file, kind="slice of a supernet", state=state, arch=dict(arch), meta=meta)

@@ -67,8 +67,8 @@ class SandwichLesson:
             over archs of one kind.
     archs:  (step, score) -> the archs of a step. score(arch): its loss on this batch, the same on every
             device, for samplers that choose by it.
-    direct: a context for each step, in which slices add their gradients in place (models.elastic); not used
-            with DDP, which waits for hooks.
+    direct: a context for each step, in which slices add their gradients in place
+            (models/elastic/gradients.py); not used with DDP, which waits for hooks.
     """
 
     def __init__(

@@ -82,7 +82,7 @@ def mimic_loss(job: Mimic, student: Features, teacher: Features) -> Tensor:
 
 @runtime_checkable
 class Chooses(Protocol):
-    """A layer of a supernet, as models/elastic.py has them."""
+    """A layer of a supernet, as models/elastic/layers.py has them."""
 
     def choices(self) -> Iterator[Any]: ...
     def set_arch(self, arch: Mapping[str, Any]) -> None: ...

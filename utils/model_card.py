@@ -35,7 +35,7 @@ def write_model_card(run_dir: str | Path, n: int) -> Path:
 def card_text(run: Run, n: int, record: dict[str, Any]) -> str:
     """The card itself, Markdown with the YAML header that model hubs read."""
     trial = next((t for t in run.complete if t.number == record["trial"]), None)
-    # A YAML with this key is of an elastic network (models/elastic_space.py); YOLO's have none.
+    # A YAML with this key is of an elastic network (models/elastic/space.py); YOLO's have none.
     network = read_yaml(Path(record["space"])).get("network")
     made = f"It is the network {network!r} of this package, in plain torch modules." if network else STOCK
     found = "A classifier" if run.task == "classify" else "A detector"

@@ -20,8 +20,9 @@ import torch  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from models.space import Arch, Space  # noqa: E402
-from models.yolo import build  # noqa: E402
+from models.space import Arch  # noqa: E402
+from models.yolo.detector import build  # noqa: E402
+from models.yolo.space import Space  # noqa: E402
 
 IMGSZ = 64
 BUILT = 200

@@ -39,7 +39,7 @@ import yaml  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from models.elastic import direct_gradients  # noqa: E402
+from models.elastic.gradients import direct_gradients  # noqa: E402
 from models.sampling import subnets  # noqa: E402
 from models.supernet import Supernet  # noqa: E402
 from utils.batch import prepare  # noqa: E402

@@ -3,8 +3,8 @@
     python experiments/benchmarks/slices.py [--cases yolo,retinanet] [--device cpu] [--rounds 15]
 
 In eval mode without gradients, by turns, on the smallest, the default and the largest arch. `held`: inside
-`models.elastic.held`, as archs are scored in place; `free`: outside, where every pass cuts its slices anew.
-Ratio of medians. `set_arch`: what it takes to get there, once an arch.
+`models.elastic.gradients.held`, as archs are scored in place; `free`: outside, where every pass cuts its
+slices anew. Ratio of medians. `set_arch`: what it takes to get there, once an arch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from experiments.benchmarks.sandwich import CLASSES, seconds  # noqa: E402
-from models.elastic import held  # noqa: E402
+from models.elastic.gradients import held  # noqa: E402
 from models.supernet import Supernet  # noqa: E402
 
 CASES = {

@@ -105,8 +105,8 @@ def run_one(args: argparse.Namespace) -> dict[str, float]:
     from data.dataset import open_dataset
     from data.hyp import load_hyp
     from data.loader import make_loader
-    from models.space import Space
-    from models.yolo import YoloDetector
+    from models.yolo.detector import YoloDetector
+    from models.yolo.space import Space
     from utils.evaluate import evaluate
     from utils.settings import TrainSettings
 
@@ -131,7 +131,7 @@ def train_ours(args: Any, data: Any, space: Any, settings: Any, hyp: dict[str, A
     import torch
 
     from data.loader import make_loader
-    from models.yolo import build
+    from models.yolo.detector import build
     from utils.evaluate import QUICK, evaluate
     from utils.train import train
 
@@ -154,7 +154,7 @@ def train_ultralytics(args: Any, data: Any, space: Any, settings: Any, hyp: dict
     import torch
     import yaml
 
-    from models.yolo import YoloDetector
+    from models.yolo.detector import YoloDetector
     from utils.offline import offline_font, quiet_ultralytics
 
     quiet_ultralytics()

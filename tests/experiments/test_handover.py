@@ -33,10 +33,10 @@ from experiments.run_folder import RunFolder
 from experiments.tasks import TASKS
 from hello_nas import main
 from models.networks import open_any_space
-from models.space import Space
-from models.supernet import Supernet
-from models.weights import read_weights, save_weights, sliced
-from models.yolo import build
+from models.supernet import Supernet, sliced
+from models.weights import read_weights, save_weights
+from models.yolo.detector import build
+from models.yolo.space import Space
 from tests.models.stock import isolated
 from utils import measure
 from utils.errors import UserError

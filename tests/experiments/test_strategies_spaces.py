@@ -11,8 +11,8 @@ import yaml
 from experiments.nni_runtime import SearchRuntime, run_search
 from experiments.strategies import STRATEGIES, build_strategy
 from experiments.trial import report_final
-from models.elastic_space import ElasticSpace
-from models.nas import ArchSpace
+from models.elastic.space import ElasticSpace
+from models.nni_space import ArchSpace
 from tests.experiments.test_strategies import QUICK, archs, trials
 from utils.limits import parse_limits, steer
 

@@ -7,16 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.dims import Dim, gene
-from models.elastic import (
-    ElasticBatchNorm2d,
-    ElasticConv2d,
-    ElasticDepth,
-    ElasticLinear,
-    PathChoice,
-)
-from models.elastic_blocks import BasicBlock, Bottleneck, ConvBlock, LinearBlock, StemBlock
-from models.parse import Choice, Value
+from models.elastic.blocks import BasicBlock, Bottleneck, ConvBlock, LinearBlock, StemBlock
+from models.elastic.dims import Dim, gene
+from models.elastic.layers import ElasticBatchNorm2d, ElasticConv2d, ElasticDepth, ElasticLinear, PathChoice
+from models.space import Choice, Value
 
 
 def dim(label: str, *values: Value) -> Dim:

@@ -14,20 +14,20 @@ import torch.nn.functional as F
 from nni.nas.space import model_context
 from torch import nn
 
-from models.dims import combine, divisible, fixed
-from models.elastic import (
+from models.elastic.blocks import BasicBlock, Bottleneck, ConvBlock
+from models.elastic.dims import combine, divisible, fixed
+from models.elastic.gradients import direct_gradients, held
+from models.elastic.layers import (
     Elastic,
     ElasticBatchNorm2d,
     ElasticConv2d,
     ElasticDepth,
     ModelSpace,
     PathChoice,
-    direct_gradients,
-    held,
+    choices,
 )
-from models.elastic_blocks import BasicBlock, Bottleneck, ConvBlock
-from models.parse import Choice
-from models.supernet import choices, extract, is_plain, sample, set_arch
+from models.space import Choice
+from models.supernet import extract, is_plain, sample, set_arch
 from tests.models.elastic_kinds import KINDS, Concat, dim, scramble
 from utils.errors import UserError
 from utils.optimize import Ema, build_optimizer, weight_groups
@@ -341,7 +341,7 @@ def test_direct_gradients_are_refused_where_they_would_be_lost(monkeypatch):
     net.requires_grad_(False)
     with direct_gradients(net):
         net(X)
-    monkeypatch.setattr("models.elastic._ranks", lambda: 2)
+    monkeypatch.setattr("models.elastic.gradients.ranks", lambda: 2)
     with pytest.raises(ValueError, match="ranks"), direct_gradients(net):
         pass
     assert net.conv.held is None
@@ -489,7 +489,7 @@ RANK = """
 import sys, torch
 import torch.distributed as dist
 torch.set_num_threads(1)
-from models.elastic import ElasticBatchNorm2d
+from models.elastic.layers import ElasticBatchNorm2d
 from utils.precision import leave_group
 rank, port = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)

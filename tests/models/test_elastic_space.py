@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from models.elastic_space import ElasticSpace
+from models.elastic.space import ElasticSpace
 from utils.errors import UserError
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -398,7 +398,7 @@ def test_mistakes_in_an_arch():
 def test_a_mistake_is_answered_without_torch():
     code = (
         "import sys\n"
-        "from models.elastic_space import ElasticSpace\n"
+        "from models.elastic.space import ElasticSpace\n"
         "print(ElasticSpace('models/bignas_retinanet_r18.yaml').size(), 'torch' in sys.modules)"
     )
     done = subprocess.run(

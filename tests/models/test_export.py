@@ -11,12 +11,13 @@ from torchvision.ops import batched_nms
 
 from models import export as module
 from models import export_plain, networks
-from models.export import ExportFailed, export, file_name, pickled_globals
+from models.export import export, file_name, pickled_globals
+from models.exported import ExportFailed
 from models.networks import open_any_space
-from models.space import Space
-from models.stock_yaml import expand, signature
 from models.weights import load_weights, read_weights
-from models.yolo import build
+from models.yolo.detector import build
+from models.yolo.space import Space
+from models.yolo.stock_yaml import expand, signature
 from tests.models.elastic_kinds import scramble
 from tests.models.stock import isolated
 from tests.models.test_supernet import REGNET

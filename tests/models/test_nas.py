@@ -17,11 +17,12 @@ from nni.nas.nn.pytorch.base import recursive_freeze
 from nni.nas.space import SimplifiedModelSpace, model_context
 from torch import nn
 
-from models.elastic_space import ElasticSpace
-from models.nas import NASC3, ArchSpace, NASConv, YoloSpace
-from models.parse import C3Options, ConvOptions
-from models.space import Space
-from models.yolo import build
+from models.elastic.space import ElasticSpace
+from models.nni_space import ArchSpace
+from models.yolo.detector import build
+from models.yolo.nas import NASC3, NASConv, YoloSpace
+from models.yolo.parse import C3Options, ConvOptions
+from models.yolo.space import Space
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,7 +155,7 @@ def test_what_a_trial_receives_builds_the_same(space, arch):
     """NNI's path: the space simplified, a sample frozen in, sent as JSON, rebuilt elsewhere."""
     sent = SimplifiedModelSpace.from_model(space, None).freeze(NANO.complete(arch))
     wire = nni.dump(sent)
-    assert "path:models.nas.YoloSpace" in wire
+    assert "path:models.yolo.nas.YoloSpace" in wire
     assert len(wire) < 16_000
     model = nni.load(wire).executable_model()
     assert model.arch == arch

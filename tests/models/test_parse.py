@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from models.space import Space
+from models.yolo.space import Space
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

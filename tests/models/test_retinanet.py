@@ -7,7 +7,7 @@ from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from models.detector import Detector
-from models.elastic_space import ElasticSpace
+from models.elastic.space import ElasticSpace
 from models.supernet import Supernet
 from tests.models.test_supernet import REGNET, RETINANET
 from utils.errors import UserError

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.elastic_space import ElasticSpace
+from models.elastic.space import ElasticSpace
 from models.sampling import BestOf, Stratified, generator, in_range, spread
-from models.space import Space
+from models.yolo.space import Space
 from utils.errors import UserError
 
 MODELS = Path(__file__).resolve().parents[2] / "models"

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from models.sampling import generator, subnets
-from models.space import Space
 from models.supernet import Supernet
-from models.yolo import build
+from models.yolo.detector import build
+from models.yolo.space import Space
 from tests.models.elastic_kinds import scramble
 from tests.models.test_retinanet import OBJECTS
 from tests.models.test_supernet import MODELS, REGNET, RETINANET, ROOT

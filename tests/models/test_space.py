@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.space import Space, describe
-from models.yolo import build
+from models.networks import describe
+from models.yolo.detector import build
+from models.yolo.space import Space
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from nni.nas.space import model_context
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.elastic_space import ElasticSpace
+from models.elastic.space import ElasticSpace
 from models.supernet import Supernet, calibrate, calibrated, is_plain
 from tests.models.elastic_kinds import scramble
 from utils.errors import UserError
@@ -275,7 +275,7 @@ def test_a_copy_runs_its_own_arch():
 
 PLUGIN = """
 from torch import nn
-from models.elastic_blocks import ConvBlock
+from models.elastic.blocks import ConvBlock
 
 PARTS = {"body": {"depth": 1, "out_channel": None, "spread": 1.5}}
 STRIDE = 2

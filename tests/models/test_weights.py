@@ -11,10 +11,10 @@ from torch import nn
 
 from models import networks
 from models.networks import open_any_space
-from models.space import Space
-from models.supernet import Supernet, calibrated
-from models.weights import as_slice, load_weights, read_weights, save_weights, sliced
-from models.yolo import build
+from models.supernet import Supernet, as_slice, calibrated, sliced
+from models.weights import load_weights, read_weights, save_weights
+from models.yolo.detector import build
+from models.yolo.space import Space
 from tests.models.elastic_kinds import scramble
 from tests.models.test_supernet import REGNET, RETINANET
 from utils.errors import UserError

@@ -21,8 +21,8 @@ from ultralytics.nn.modules import Conv, Detect
 from ultralytics.nn.tasks import DetectionModel
 
 from models.detector import Detector
-from models.space import Space
-from models.yolo import YoloDetector, build
+from models.yolo.detector import YoloDetector, build
+from models.yolo.space import Space
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -290,11 +290,11 @@ def test_importing_costs_the_process_nothing():
     code = """
 import os, sys
 os.environ.pop("OMP_NUM_THREADS", None)
-import models.space
+import models.yolo.space
 assert "torch" not in sys.modules and "ultralytics" not in sys.modules and "nni" not in sys.modules
 import torch
 save = torch.save
-import models.yolo
+import models.yolo.detector
 assert "nni" not in sys.modules
 assert "OMP_NUM_THREADS" not in os.environ
 assert torch.save is save

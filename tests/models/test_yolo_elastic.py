@@ -8,9 +8,9 @@ import torch
 from nni.nas.space import model_context
 from torch import nn
 
-from models.space import Space
 from models.supernet import Supernet, calibrated, is_plain
-from models.yolo import build
+from models.yolo.detector import build
+from models.yolo.space import Space
 from tests.models.elastic_kinds import scramble
 
 torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from models.parse import Choice, Value
+from models.space import Choice, Value
 from utils.errors import UserError
 
 MOST = 100_000  # entries of a table

@@ -19,10 +19,9 @@ from typing import Any
 
 import yaml
 
-from models.blocks import BLOCKS, Shape, Tally, check_arguments, repeats_inside, scales_width
+from models.space import Choice, Value
+from models.yolo.blocks import BLOCKS, Shape, Tally, check_arguments, repeats_inside, scales_width
 from utils.errors import UserError, unknown
-
-Value = str | int | float
 
 ACTIVATIONS = ("SiLU", "Identity", "ReLU", "ReLU6", "LeakyReLU", "Hardswish", "GELU", "Mish")
 PROBE = 256  # side of the image with which shapes and strides are worked out, as Ultralytics does
@@ -50,14 +49,6 @@ KEYS = [
     "activation",
 ]
 KEYS += ["reg_max", "backbone", "head", "choices", "resolution", "name"]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One decision: its label in an arch and what it may be, default first. A single value is no choice."""
-
-    label: str
-    values: tuple[Value, ...]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """RegNet (arXiv 2003.13678) as a classifier, elastic in width, depth and group width, as in
-United-Perception's BigNAS configs. A network file for `models/elastic_space.py`.
+United-Perception's BigNAS configs. A network file for `models/elastic/space.py`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.elastic import ElasticBatchNorm2d, ElasticDepth
-from models.elastic_blocks import SYNCHRONISED, Bottleneck, ConvBlock, LinearBlock, Norm
+from models.elastic.blocks import SYNCHRONISED, Bottleneck, ConvBlock, LinearBlock, Norm
+from models.elastic.layers import ElasticBatchNorm2d, ElasticDepth
 from utils.distill import alpha_divergence, kl
 from utils.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from models.elastic_space import ElasticSpace
+    from models.elastic.space import ElasticSpace
 
 # Dims of each part -> their value where the YAML is silent (None: it must say); depth -> number of stages.
 PARTS = {

@@ -1,7 +1,7 @@
 """RetinaNet (arXiv 1708.02002) on a ResNet-18 like backbone with deep stem, elastic throughout, as in
 United-Perception's BigNAS configs: widths, depths and kernels of the backbone, width of FPN and towers.
 
-A network file for `models/elastic_space.py`: which reads PARTS, STRIDE and OPTIONS and calls `build`.
+A network file for `models/elastic/space.py`: which reads PARTS, STRIDE and OPTIONS and calls `build`.
 Anchors, matching, box coding, focal loss and NMS are torchvision's.
 """
 
@@ -26,14 +26,14 @@ from torchvision.ops import (
 )
 
 from models.detector import Batch, Detections
-from models.dims import Dim
-from models.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticDepth
-from models.elastic_blocks import SYNCHRONISED, BasicBlock, Norm, StemBlock
+from models.elastic.blocks import SYNCHRONISED, BasicBlock, Norm, StemBlock
+from models.elastic.dims import Dim
+from models.elastic.layers import ElasticBatchNorm2d, ElasticConv2d, ElasticDepth
 from utils.distill import confidence, soft_scores, weighted
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from models.elastic_space import ElasticSpace
+    from models.elastic.space import ElasticSpace
 
 # Dims of each part -> their value where the YAML is silent (None: it must say); depth -> number of stages.
 PARTS = {

@@ -34,7 +34,7 @@ def expand(net: nn.Module) -> Expansion:
     net: built from a resolved YAML (channels explicit, no multiples), its Conv and C3 rows then changed:
     other activations, other convolutions inside a C3. It is left alone.
     """
-    from models.yolo import class_state_kept
+    from models.yolo.detector import class_state_kept
 
     old: Any = copy.deepcopy(net)
     names = {id(tensor): name for name, tensor in old.state_dict(keep_vars=True).items()}

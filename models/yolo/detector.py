@@ -18,8 +18,9 @@ import torchvision  # noqa: F401  Ultralytics' NMS takes torchvision's kernel on
 from torch import Tensor, nn
 
 from models.detector import Batch, Detections
-from models.parse import C3Options, ConvOptions
-from models.space import Arch, Space, pick
+from models.space import Arch
+from models.yolo.parse import C3Options, ConvOptions
+from models.yolo.space import Space, pick
 from utils.distill import confidence, soft_scores, weighted
 from utils.errors import UserError
 from utils.offline import quiet_ultralytics
@@ -237,7 +238,7 @@ def class_state_kept() -> Iterator[None]:
 def __getattr__(name: str) -> Any:
     # NNI costs four seconds to import; who only builds or predicts does not pay them.
     if name == "YoloSpace":
-        from models.nas import YoloSpace
+        from models.yolo.nas import YoloSpace
 
         return YoloSpace
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,25 +1,23 @@
-"""The space as NNI sees it: `NASConv` and `NASC3` made of LayerChoice, and the ModelSpace that holds them.
+"""YOLO's space as NNI sees it: `NASConv` and `NASC3` made of LayerChoice, and their ModelSpace.
 
 An unfrozen space only says what may vary, so its candidates live on torch's meta device and weigh nothing,
 whatever the size of the network. Frozen, by `space.freeze(sample)` or by NNI rebuilding it under
-`model_context(sample)`, it holds one detector of stock modules (models/yolo.py) and nothing else.
+`model_context(sample)`, it holds one detector of stock modules (models/yolo/detector.py) and nothing else.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.networks import AnySpace, open_any_space
-from models.parse import C3Options, Choice, ConvOptions, Value
-from models.space import Arch, Space
-from models.yolo import YoloDetector, activation, bottleneck, build, layers, stock_c3, stock_conv
+from models.space import Arch, Choice, Value
+from models.yolo.detector import YoloDetector, activation, bottleneck, build, layers, stock_c3, stock_conv
+from models.yolo.parse import C3Options, ConvOptions
+from models.yolo.space import Space
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)  # NNI 3.0 meets names in torch.nn that are no modules
@@ -174,40 +172,3 @@ class YoloSpace(ModelSpace):
             xs = [maps[j] for j in sources] if maps else [x]
             maps.append(layer(xs if isinstance(row.source, list) else xs[0]))
         return maps[-1]
-
-
-class ArchSpace(ModelSpace):
-    """The NNI model space of any YAML's choices, without a network: for searches whose weights live elsewhere
-    (in a trained supernet) or whose evaluator needs none.
-
-    Args (plain data, so that a trial process can rebuild the space):
-        model: the YAML as a dict, of a `Space` or an `ElasticSpace`.
-        nc: number of classes. ch: input channels.
-
-    Attributes:
-        space: what may vary; the same object in all archs of a process, so that costs are tabled once.
-        arch: once frozen, the canonical arch; None before.
-    """
-
-    arch: Arch | None
-
-    def __init__(self, model: dict[str, Any], nc: int, ch: int = 3) -> None:
-        super().__init__()
-        self._arguments = model, nc, ch
-        self.space = _opened(json.dumps(model), nc, ch)
-        sample = current_model()
-        self.arch = None if sample is None else self.space.canonical(sample)
-        for label, values in self.space.choices.items() if sample is None else ():
-            self.add_mutable(Categorical(values, label=label))
-
-    def freeze(self, sample: Mapping[str, Any]) -> ArchSpace:
-        """The space with this arch, canonical or complete. Raises UserError for one of another space."""
-        with model_context(self.space.complete(sample)):
-            return ArchSpace(*self._arguments)
-
-
-@lru_cache(maxsize=8)
-def _opened(model: str, nc: int, ch: int) -> AnySpace:
-    """A trial in process rebuilds its space from the arguments; reading them anew would take longer than many
-    an evaluation."""
-    return open_any_space(json.loads(model), nc, ch)

@@ -1,7 +1,7 @@
 """The YOLO space as a supernet: `NASConv` and `NASC3` rows with one set of weights for all their choices.
 
 Around them the detector is the stock one, and extracted it is so throughout: `extract(arch)` has the modules
-of `models.yolo.build(space, arch)`, with the supernet's weights.
+of `models.yolo.detector.build(space, arch)`, with the supernet's weights.
 """
 
 from __future__ import annotations
@@ -12,11 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.dims import Dim, as_dim, combine, gene, lookup
-from models.elastic import Elastic, ElasticBatchNorm2d, ElasticConv2d, ElasticDepth, PathChoice, Size, Sizes
-from models.parse import C3Options, Choice, ConvOptions
-from models.space import Space
-from models.yolo import YoloDetector, activation, build, stock_c3, stock_conv
+from models.elastic.dims import Dim, as_dim, combine, gene, lookup
+from models.elastic.layers import (
+    Elastic,
+    ElasticBatchNorm2d,
+    ElasticConv2d,
+    ElasticDepth,
+    PathChoice,
+    Size,
+    Sizes,
+)
+from models.space import Choice
+from models.yolo.detector import YoloDetector, activation, build, stock_c3, stock_conv
+from models.yolo.parse import C3Options, ConvOptions
+from models.yolo.space import Space
 
 STAMPS = ("i", "f", "type")  # what Ultralytics writes on a row's module to find its inputs
 

@@ -1,13 +1,13 @@
 """Spaces of supernets: ranges per stage in YAML, archs as plain dicts. No torch until a cost is asked.
 
-    network: retinanet                # models/retinanet.py, or the path of a plugin file
+    network: retinanet                # models/detectors/retinanet.py, or the path of a plugin file
     backbone:
       depth: {min: [1, 1, 2, 2, 4], max: [1, 3, 4, 4, 6], sample: stage}
       out_channel: {min: [32, 48, 96, 192, 384], max: [64, 80, 160, 320, 640], stride: [16, 16, 32, 64, 128]}
       kernel_size: 3
     resolution: [512, 640]
 
-`ElasticSpace` answers the same questions as `models.space.Space`, so every strategy can search it.
+`ElasticSpace` answers the same questions as `models.yolo.space.Space`, so every strategy can search it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, PositiveInt, ValidationError, field_validator
 
-from models.elastic_yaml import Part, read_part, read_resolution
-from models.parse import Choice, Value
-from models.space import Arch, known_values, leaning
+from models.elastic.parts import Part
+from models.elastic.ranges import read_part, read_resolution
+from models.space import Arch, Choice, Value, known_values, leaning
 from utils.errors import UserError, unknown
 
-HERE = Path(__file__).resolve().parent
-NETWORKS = {"retinanet": HERE / "retinanet.py", "regnet": HERE / "regnet.py"}
+MODELS = Path(__file__).resolve().parents[1]
+NETWORKS = {"retinanet": MODELS / "detectors/retinanet.py", "regnet": MODELS / "backbones/regnet.py"}
 KEYS = ("name", "network", "nc", "ch", "resolution", "options")
 
 
@@ -244,7 +244,7 @@ class ElasticSpace:
                 near = max(1, round(side / self.stride)) * self.stride
                 raise UserError(f"imgsz {side} is not a multiple of the stride {self.stride}; try {near}")
         if sides not in self._tables:
-            from models.supernet import CostTable
+            from models.elastic.costs import CostTable
 
             self._tables[sides] = CostTable(self._skeleton, (self.ch, *sides))
         return self._tables[sides]
@@ -316,10 +316,9 @@ def find_network(network: Any) -> tuple[Path, Declared]:
 
 def load_network(path: Path) -> Any:
     """The module of a network file, under the name it would have if it were imported (built-in networks)."""
-    inside = path.parent == HERE
-    name = f"models.{path.stem}" if inside else f"hello_nas_plugin_{path.stem}"
-    if inside:
-        return import_module(name)
+    if MODELS in path.parents:
+        return import_module(".".join(("models", *path.relative_to(MODELS).with_suffix("").parts)))
+    name = f"hello_nas_plugin_{path.stem}"
     known = sys.modules.get(name)
     if known is None or getattr(known, "__file__", None) != str(path):
         spec = importlib.util.spec_from_file_location(name, path)

@@ -1,8 +1,9 @@
 """Layers that hold the largest weights and run with a slice of them.
 
 Every layer is an NNI mutable module: `simplify()` lists its labels, `freeze(sample)` and building it under
-NNI's `model_context(sample)` give the plain torch layer. Sizes are `Dim`s (models/dims.py) or numbers, so a
-network is written once, by its usual forward code, and is elastic or plain depending on where it is built.
+NNI's `model_context(sample)` give the plain torch layer. Sizes are `Dim`s (models/elastic/dims.py) or
+numbers, so a network is written once, by its usual forward code, and is elastic or plain depending on where
+it is built.
 
     width = gene(Choice("width", (16, 24, 32)))
     conv = ElasticConv2d(3, width, 3)
@@ -23,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dims import Dim, as_dim, combine
-from models.parse import Choice, Value
+from models.elastic.dims import Dim, as_dim, combine
+from models.elastic.slicing import Slice, centre, leaf_of, pieces_of, ranks, spans_of, synchronised_norm
+from models.space import Choice, Value
 from utils.errors import UserError
 
 with warnings.catch_warnings():
@@ -200,7 +202,7 @@ class ElasticConv2d(Elastic, nn.Conv2d):
         if not self.direct:
             return self.hold(key, lambda: self._cut(channels))
         weight, bias = self.hold(
-            key, lambda: (self._sliced(channels), _leaf(self.bias, lambda b: [b[: self.active_out]]))
+            key, lambda: (self._sliced(channels), leaf_of(self.bias, lambda b: [b[: self.active_out]]))
         )
         return self._transformed(weight), bias  # anew each time, because backward frees its graph
 
@@ -210,18 +212,18 @@ class ElasticConv2d(Elastic, nn.Conv2d):
         k = w.size(-1) if self.transforms else self.active_kernel
         spans = [(0, channels // self.groups)]
         if len(self.shape.parts) > 1:
-            spans = _spans(self.shape.parts, self.active_parts, channels)
+            spans = spans_of(self.shape.parts, self.active_parts, channels)
         if self.direct:
-            return _leaf(w, lambda t: _pieces(t, out, spans, k), 1)
+            return leaf_of(w, lambda t: pieces_of(t, out, spans, k), 1)
         if (sum(n for _, n in spans), k) != (w.size(1), w.size(-1)):
-            return _Slice.apply(w, out, spans, k)
+            return Slice.apply(w, out, spans, k)
         return w if out == len(w) else w[:out]
 
     def _transformed(self, w: Tensor) -> Tensor:
         if self.active_kernel == w.size(-1):
             return w
         for size, matrix in self.transforms.items():  # from large to small, each on the one before
-            w = _centre(w, int(size))
+            w = centre(w, int(size))
             w = (w.flatten(2) @ matrix.T).view_as(w)
             if int(size) == self.active_kernel:
                 break
@@ -353,8 +355,8 @@ class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
                 mean, var = self._slice(self.running_mean, c), self._slice(self.running_var, c)
         else:
             weight, bias, mean, var = self._cut(c)
-        if self.synchronised and self.training and _ranks() > 1:
-            y = _synchronised_norm(x, weight, bias, mean, var, factor, self.eps)
+        if self.synchronised and self.training and ranks() > 1:
+            y = synchronised_norm(x, weight, bias, mean, var, factor, self.eps)
         else:
             y = F.batch_norm(x, mean, var, weight, bias, self.training or mean is None, factor, self.eps)
         if self.training and len(self.parts) > 1 and c != self.num_features:
@@ -368,7 +370,7 @@ class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
         """(weight, bias, running mean, running variance)"""
         trained: list[Any] = [self.weight, self.bias]
         if self.direct:
-            trained = [_leaf(p, lambda t: self._pieces(t, channels)) for p in trained]
+            trained = [leaf_of(p, lambda t: self._pieces(t, channels)) for p in trained]
         else:
             trained = [self._slice(p, channels) for p in trained]
         return *trained, self._slice(self.running_mean, channels), self._slice(self.running_var, channels)
@@ -382,13 +384,13 @@ class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
     def _pieces(self, t: Tensor, channels: int) -> list[Tensor]:
         if len(self.parts) == 1:
             return [t[:channels]]
-        return [t[a : a + n] for a, n in _spans(self.parts, self.active_parts, channels)]
+        return [t[a : a + n] for a, n in spans_of(self.parts, self.active_parts, channels)]
 
     @torch.no_grad()
     def _write_back(self, mean: Tensor, var: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None
         done = 0
-        for start, n in _spans(self.parts, self.active_parts, len(mean)):
+        for start, n in spans_of(self.parts, self.active_parts, len(mean)):
             self.running_mean[start : start + n] = mean[done : done + n]
             self.running_var[start : start + n] = var[done : done + n]
             done += n
@@ -443,8 +445,8 @@ class ElasticLinear(Elastic, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         ins, out = x.size(-1), self.active_out
         if self.direct:
-            weight = _leaf(self.weight, lambda w: [w[:out, :ins]])
-            bias = _leaf(self.bias, lambda b: [b[:out]])
+            weight = leaf_of(self.weight, lambda w: [w[:out, :ins]])
+            bias = leaf_of(self.bias, lambda b: [b[:out]])
         else:
             weight, bias = self.weight[:out, :ins], None if self.bias is None else self.bias[:out]
         return F.linear(x, weight, bias)
@@ -557,74 +559,6 @@ def frozen(module: Module, sample: Mapping[str, Any]) -> Module:
     return copy.deepcopy(module, memo)
 
 
-def held(net: nn.Module) -> Holding:
-    """Promise that the weights stay as they are inside: without gradients, a layer then cuts its slice once
-    an arch instead of once a forward pass.
-
-    Said by the caller, because it cannot be seen: fused optimizers and flat buffers change weights without
-    telling torch's version counters.
-    """
-    return Holding(net)
-
-
-def direct_gradients(net: nn.Module) -> Holding:
-    """Slices that add their gradients straight into their places in `param.grad`, and are cut once an arch.
-
-        direct = direct_gradients(net)
-        with direct:  # once for every step, after zero_grad(set_to_none=False)
-            sandwich_step(pupil, set_arch, batch, archs)
-
-    Without it, every slice makes a gradient of the size of the whole weight. Gradients come out the same, but
-    the parameters themselves take no part in the backward pass: hooks on them do not run, so this is not for
-    DDP, and `torch.autograd.grad` does not find them. Inside, weights should stay as they are and `.grad` the
-    tensors that they are at the start.
-
-    Entering raises ValueError with several ranks, and for a parameter without `.grad` (`utils.optimize.Flat`
-    gives every one its own).
-    """
-    return Holding(net, direct=True)
-
-
-class Holding:
-    """What `held` and `direct_gradients` return: a context that may be entered again and again."""
-
-    def __init__(self, net: nn.Module, direct: bool = False) -> None:
-        self.layers = [m for m in net.modules() if isinstance(m, Elastic)]
-        self.direct = direct
-        self.held: list[dict[Any, Any]] = [{} for _ in self.layers]
-        self.places: list[int] = []
-
-    def __enter__(self) -> None:
-        if self.direct and _ranks() > 1:
-            raise ValueError("several ranks exchange gradients by hooks on whole parameters")
-        places = self._places()
-        for layer, held in zip(self.layers, self.held, strict=True):
-            if places != self.places:
-                held.clear()
-            layer.write(held=held, direct=self.direct)
-        self.places = places
-
-    def __exit__(self, *error: object) -> None:
-        for layer, held in zip(self.layers, self.held, strict=True):
-            if not layer.views():
-                held.clear()
-            layer.write(held=None, direct=False)
-
-    def _places(self) -> list[int]:
-        """Where in memory everything is that views are of."""
-        found = []
-        for layer in self.layers:
-            for name, p in layer._parameters.items():
-                if p is not None:
-                    found.append(p.data_ptr())
-                    if self.direct and p.requires_grad:
-                        if p.grad is None:
-                            raise ValueError(f"{name} {tuple(p.shape)} has no .grad to add to")
-                        found.append(p.grad.data_ptr())
-            found += [b.data_ptr() for b in layer._buffers.values() if b is not None]
-        return found
-
-
 def outermost(module: nn.Module) -> Iterator[Elastic]:
     """The elastic layers below `module` that are inside no other elastic layer."""
     for child in module.children():
@@ -638,6 +572,22 @@ def outermost(module: nn.Module) -> Iterator[Elastic]:
             yield from outermost(child)
 
 
+def running(module: nn.Module, arch: Mapping[str, Any]) -> Iterator[Elastic]:
+    """The elastic layers that run in `arch`, those around others first."""
+    children: Iterable[nn.Module] = module.children()
+    if isinstance(module, Elastic):
+        yield module
+        children = module.running(arch)
+    for child in children:
+        yield from running(child, arch)
+
+
+def choices(net: nn.Module) -> dict[str, list[Value]]:
+    """Label -> values of every choice in the network, in its order."""
+    found = {c.label: list(c.values) for m in net.modules() if isinstance(m, Elastic) for c in m.choices()}
+    return found
+
+
 def _key(value: Value) -> str:
     """Torch allows no dot in the name of a submodule."""
     return str(value).replace(".", "_")
@@ -645,121 +595,3 @@ def _key(value: Value) -> str:
 
 def _parts(sizes: Sizes) -> list[Dim]:
     return [as_dim(s) for s in sizes] if isinstance(sizes, Sequence) else [as_dim(sizes)]
-
-
-def _spans(parts: Sequence[Dim], active: Sequence[int], channels: int) -> list[tuple[int, int]]:
-    """(start, length) of the first active[j] channels of every part j."""
-    if channels != sum(active):
-        raise ValueError(f"the input has {channels} channels, the parts of this arch {list(active)}")
-    found, start = [], 0
-    for part, n in zip(parts, active, strict=True):
-        found.append((start, n))
-        start += part.largest
-    return found
-
-
-class _Slice(torch.autograd.Function):
-    """Weight [O, I, K, K] -> a dense copy of its first `out` filters, `spans` of its inputs, k x k centre.
-
-    Indexing does the same, with one zero-filled gradient of the full size for each index; here it is one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, w: Tensor, out: int, spans: list[tuple[int, int]], k: int) -> Tensor:
-        ctx.shape, ctx.at = w.shape, (out, spans, k)
-        pieces = _pieces(w, out, spans, k)
-        return torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0].clone()  # channels_last if `w` is
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        whole, done = grads[0].new_zeros(ctx.shape), 0
-        for piece in _pieces(whole, *ctx.at):
-            piece.copy_(grads[0].narrow(1, done, piece.size(1)))
-            done += piece.size(1)
-        return whole, None, None, None
-
-
-def _leaf(p: Any, cut: Callable[[Tensor], list[Tensor]], axis: int = 0) -> Any:
-    """The pieces of a parameter, joined, as a leaf whose gradient lands in its places in `p.grad`.
-
-    The parameter itself where that is all of it.
-    """
-    if p is None:
-        return None
-    pieces = cut(p.detach())
-    if sum(t.numel() for t in pieces) == p.numel():
-        return p
-    leaf = torch.cat(pieces, axis) if len(pieces) > 1 else pieces[0]
-    if axis and not (leaf.is_contiguous() or leaf.is_contiguous(memory_format=torch.channels_last)):
-        leaf = leaf.clone()  # once, not by every convolution forward and backward; channels_last if `p` is
-    leaf = leaf.detach()  # no view any more: autocast keeps casts of leaves, but not of views
-    if not p.requires_grad:
-        return leaf
-    places = cut(p.grad)
-    leaf.requires_grad_()
-    if len(places) == 1:
-        leaf.grad = places[0]
-        return leaf
-
-    def scatter(leaf: Tensor) -> None:
-        assert leaf.grad is not None
-        for place, g in zip(places, leaf.grad.split([t.size(axis) for t in places], axis), strict=True):
-            place.add_(g)
-        leaf.grad = None
-
-    leaf.register_post_accumulate_grad_hook(scatter)
-    return leaf
-
-
-def _pieces(w: Tensor, out: int, spans: list[tuple[int, int]], k: int) -> list[Tensor]:
-    return [_centre(w[:out, start : start + n], k) for start, n in spans]
-
-
-def _centre(w: Tensor, k: int) -> Tensor:
-    edge = (w.size(-1) - k) // 2
-    return w[..., edge : edge + k, edge : edge + k]
-
-
-def _ranks() -> int:
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """All-reduce whose gradient is all-reduced as well: each rank's output depends on every rank's input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.clone()
-        torch.distributed.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.clone()
-        torch.distributed.all_reduce(grad)
-        return grad
-
-
-def _synchronised_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, factor: float, eps: float
-) -> Tensor:
-    """Batch norm over the batches of all ranks; updates the running `mean` and `var` in place.
-
-    The mean first and the variance around it second, because E[x^2] - E[x]^2 cancels in float32. torch's own
-    SyncBatchNorm is for CUDA alone.
-    """
-    wide = x.float()
-    over = [0, *range(2, x.dim())]
-    view = [1, -1, *[1] * (x.dim() - 2)]
-    n = torch.tensor([x.numel() / x.size(1)], device=x.device)
-    totals = _SumOverRanks.apply(torch.cat((wide.sum(over), n)))
-    count = totals[-1].detach()
-    centre = totals[:-1] / count
-    centred = wide - centre.view(view)
-    variance = _SumOverRanks.apply(centred.square().sum(over)) / count
-    with torch.no_grad():
-        mean.lerp_(centre.to(mean.dtype), factor)
-        var.lerp_((variance * count / (count - 1)).to(var.dtype), factor)
-    y = centred * (variance + eps).rsqrt().view(view) * weight.view(view) + bias.view(view)
-    return y.to(x.dtype)

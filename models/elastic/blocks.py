@@ -12,8 +12,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.dims import Dim, as_dim, combine, divisible
-from models.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, Size, Sizes
+from models.elastic.dims import Dim, as_dim, combine, divisible
+from models.elastic.layers import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, Size, Sizes
 
 Norm = Callable[[Sizes], nn.Module]
 

@@ -1,0 +1,328 @@
+"""What may vary in a detector, and what each choice costs: archs as plain dicts, no torch, no NNI.
+
+    space = Space("models/yolov5s_nas.yaml", nc=20)
+    arch = space.random(np.random.default_rng(0))  # {"nasconv_0": "4x4", "nasconv_0_act": "ReLU", ...}
+    space.cost(arch, imgsz=640)  # {"params_m": ..., "gflops": ...}
+
+Costs are those of the built network, to the last digit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from models.elastic.ranges import read_resolution
+from models.space import Arch, Choice, Value, known_values, leaning
+from models.yolo.blocks import Shape, Tally
+from models.yolo.parse import C3Options, ConvOptions, Row, inputs, naming, parse, read, run
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+Cost = tuple[int, int]  # params, FLOPs
+
+
+class Space:
+    """The choices of a detector YAML and the fixed network around them.
+
+    Args:
+        source: a YAML file (YOLOv5 v6 or Ultralytics v5 layout, with or without NAS rows) or such a dict.
+        nc: number of classes; overrides the file's, which mostly says 80. Whether it agrees with a data set
+            is the caller's to check.
+        ch: input channels; the file's, else 3.
+
+    Attributes:
+        task: what its networks do. name, nc, ch: as parsed.
+        strides: of the Detect inputs. max_stride: image sides are multiples of it.
+        model: the YAML as a plain dict, ready for JSON; `Space(model, nc, ch)` is this space again.
+        choices: label -> what it may be, in the order of the network, the stock network's value first.
+            Labels are made of the row's number: `nasconv_0` (kernel), `nasconv_0_act`, `c3_2_width`,
+            `c3_2_cv1`, `c3_2_cv1_act`, `c3_2_depth`, `c3_2_m0` (width of the first bottleneck). Last comes
+            `resolution`, the side of the images, where the YAML lists some. Empty for a network without NAS
+            rows.
+        notices: what in the file was set aside, for people.
+
+    Raises:
+        UserError: for everything a file can get wrong, naming the row.
+    """
+
+    task = "detect"
+
+    def __init__(
+        self, source: str | Path | dict[str, Any], nc: int | None = None, ch: int | None = None
+    ) -> None:
+        is_file = isinstance(source, (str, Path))
+        self.model: dict[str, Any] = read(source) if is_file else copy.deepcopy(source)  # type: ignore
+        self.network = network = parse(self.model, nc, ch)
+        self.name, self.nc, self.ch, self.rows = network.name, network.nc, network.ch, network.rows
+        self.strides, self.max_stride = network.strides, network.max_stride
+        self.notices = list(network.notices)
+        found = [choice for row in self.rows for choice in row.choices()]
+        resolution = read_resolution(self.model.get("resolution"), self.max_stride)
+        if resolution and len(resolution.values) > 1:
+            found.append(resolution)
+        self.choices: dict[str, list[Value]] = {choice.label: list(choice.values) for choice in found}
+        self._values = {label: {v: v for v in values} for label, values in self.choices.items()}
+        self._sizes = np.array([len(values) for values in self.choices.values()], dtype=np.int64)
+        self._searched = [_Searched(row) for row in self.rows if row.options]
+        self._tables: dict[int, _Table] = {}
+
+    def default(self) -> Arch:
+        """The unsearched network: the first value of every choice."""
+        return self.canonical({label: values[0] for label, values in self.choices.items()})
+
+    def random(self, rng: np.random.Generator) -> Arch:
+        """An arch with every choice drawn uniformly, then made canonical."""
+        drawn = rng.integers(self._sizes).tolist()
+        return self._canonical({c: v[i] for (c, v), i in zip(self.choices.items(), drawn, strict=True)})
+
+    def biased(self, rng: np.random.Generator, tilt: float) -> Arch:
+        """A random arch that leans to small (`tilt` < 0) or large sizes; 0 is uniform.
+
+        A size of rank r in 0..1 among its alternatives is drawn in proportion to exp(tilt * r); activations
+        are drawn uniformly.
+        """
+        arch: Arch = {}
+        for label, values in self.choices.items():
+            ordered, lean = values, 0.0 if label.endswith("_act") else tilt
+            if lean:
+                ordered = sorted(values, key=_amount)
+            arch[label] = ordered[leaning(rng, lean, len(ordered))]
+        return self._canonical(arch)
+
+    def smallest(self) -> Arch:
+        """The cheapest arch, in parameters and FLOPs alike, because both grow with every size."""
+        return self._extreme(min)
+
+    def largest(self) -> Arch:
+        """The dearest arch, in parameters and FLOPs alike."""
+        return self._extreme(max)
+
+    def canonical(self, arch: Mapping[str, Any]) -> Arch:
+        """`arch` without the genes that change nothing, in the order of the network, with our value types.
+
+        Dropped: bottlenecks beyond the chosen depth. Replaced by the first equal one: a bottleneck width that
+        rounds to the same channels. Two archs are one network exactly if their canonical forms agree.
+
+        Raises UserError for an unknown label or value, and for a missing label that matters.
+        """
+        checked = known_values(arch, self._values, self.name)
+        try:
+            return self._canonical(checked)
+        except KeyError as missing:
+            raise UserError(f"the arch says nothing about {missing.args[0]!r}") from None
+
+    def decided(self, take: Callable[[list[Value]], Value]) -> Arch:
+        """The arch that `take` makes of the alternatives of each gene that does something, one by one."""
+        arch: Arch = {}
+        for row in self._searched:
+            arch |= {label: take(self.choices[label]) for label in row.labels}
+            if row.c3:
+                same = list(dict.fromkeys(row.same[pick(arch, row.c3.width)].values()))
+                depth = pick(arch, row.c3.depth)
+                arch |= {label: take(same) for label in row.bottlenecks[:depth]}
+        if "resolution" in self.choices:
+            arch["resolution"] = take(self.choices["resolution"])
+        return arch
+
+    def complete(self, arch: Mapping[str, Any]) -> Arch:
+        """`arch` with a value for every label: the default where the gene does nothing."""
+        found = self.canonical(arch)
+        return {label: found.get(label, values[0]) for label, values in self.choices.items()}
+
+    def size(self) -> tuple[int, int]:
+        """(raw, distinct): combinations of all choices, and archs that really differ. Both exact."""
+        raw = prod(len(values) for values in self.choices.values())
+        networks = prod(row.distinct(self.choices) for row in self._searched)
+        return raw, networks * len(self.choices.get("resolution", [None]))
+
+    def cost(self, arch: Mapping[str, Value], imgsz: int) -> dict[str, float]:
+        """Parameters in millions and GFLOPs (2 x MACs of one imgsz x imgsz image), without building anything.
+
+        Table look-ups and sums, tens of thousands per second; equal to the built network's parameters and to
+        `torch.utils.flop_counter` in inference mode. Raises UserError for an unknown label or value, and for
+        an imgsz that is not a multiple of the largest stride. An arch with a `resolution` is priced at that.
+        """
+        imgsz = arch.get("resolution", imgsz) if "resolution" in self.choices else imgsz  # type: ignore[assignment]
+        table = self._tables.get(imgsz) or self._table(imgsz)
+        params, flops = table.fixed
+        try:
+            for conv_label, conv_default, costs in table.convs:
+                p, f = costs[arch.get(conv_label, conv_default)]
+                params, flops = params + p, flops + f
+            for c3 in table.c3s:
+                p, f = c3.cost(arch)
+                params, flops = params + p, flops + f
+            for label, value in arch.items():
+                self._values[label][value]
+        except (KeyError, TypeError):
+            self.canonical(arch)  # says what is wrong
+            raise
+        return {"params_m": params / 1e6, "gflops": flops / 1e9}
+
+    def stock(self, arch: Mapping[str, Any]) -> dict[str, Any]:
+        """The arch as a resolved Ultralytics YAML of stock rows, as far as such a YAML can say it.
+
+        Kernels of Conv rows, widths and depths of C3 rows are in it; activations, the kernels inside a C3 and
+        the widths of its bottlenecks are not expressible there.
+        """
+        arch = self.canonical(arch)
+        rows = []
+        for row in self.rows:
+            o, number, module, args = row.options, row.number, row.module, list(row.args)
+            if isinstance(o, ConvOptions):
+                k, p = o.kernel_padding(pick(arch, o.kernel))
+                module, args = "Conv", [o.c2, k, o.s, p, o.g]
+            elif isinstance(o, C3Options):
+                width, number = pick(arch, o.width), int(pick(arch, o.depth))
+                module, args = "C3", [o.c2, o.shortcut, o.g, o.e * float(width)]
+            rows.append([row.source, number, module, args])
+        backbone = len(self.model["backbone"])
+        found: dict[str, Any] = {"nc": self.nc, "ch": self.ch, "reg_max": self.network.reg_max}
+        if self.network.activation:
+            found["activation"] = self.network.activation
+        return {**found, "backbone": rows[:backbone], "head": rows[backbone:]}
+
+    def _canonical(self, arch: Arch) -> Arch:
+        found: Arch = {}
+        for row in self._searched:
+            for label in row.labels:
+                found[label] = arch[label]
+            if row.c3:
+                same = row.same[pick(arch, row.c3.width)]
+                depth = pick(arch, row.c3.depth)
+                for label in row.bottlenecks[:depth]:
+                    found[label] = same[arch[label]]
+        if "resolution" in self.choices:
+            found["resolution"] = arch["resolution"]
+        return found
+
+    def _extreme(self, best: Callable[[Iterable[Any]], Any]) -> Arch:
+        """Every number at its best; activations cost nothing in this model and stay at the default."""
+        arch: Arch = {}
+        for label, values in self.choices.items():
+            sized = not label.endswith("_act")
+            arch[label] = best((_amount(v), v) for v in values)[1] if sized else values[0]
+        return self.canonical(arch)
+
+    def _table(self, imgsz: int) -> _Table:
+        """Costs of every part that may vary, and of the rest together, at one image size."""
+        if isinstance(imgsz, bool) or not isinstance(imgsz, int) or imgsz < 1 or imgsz % self.max_stride:
+            near = max(1, round(imgsz / self.max_stride)) * self.max_stride
+            raise UserError(
+                f"imgsz {imgsz} is not a multiple of the largest stride {self.max_stride}; try {near}"
+            )
+        fixed, table = Tally(), _Table((0, 0), [], [])
+        shapes: list[Shape] = []
+        for row in self.rows:
+            source = inputs(row, (self.ch, imgsz), shapes)[0]
+            o = row.options
+            tally = fixed if o is None else Tally()
+            with naming(row.index, row.module):
+                shapes.append(run(row, (self.ch, imgsz), shapes, tally, self.network.reg_max))
+            if isinstance(o, ConvOptions):
+                table.convs.append((o.kernel.label, o.kernel.values[0], _conv_costs(o, source[1])))
+            elif isinstance(o, C3Options):
+                table.c3s.append(_C3Cost(o, source[1]))
+        table.fixed = fixed.params, fixed.flops
+        return self._tables.setdefault(imgsz, table)
+
+
+def pick(arch: Mapping[str, Value], choice: Choice) -> Any:
+    """The value an arch gives a choice: its default where the arch says nothing."""
+    return arch.get(choice.label, choice.values[0])
+
+
+def _amount(value: Value) -> float:
+    return float(value.split("x")[0]) if isinstance(value, str) else value
+
+
+class _Searched:
+    """One NAS row with its labels sorted for speed: those that always matter, those that depend on depth."""
+
+    def __init__(self, row: Row) -> None:
+        self.c3 = row.options if isinstance(row.options, C3Options) else None
+        last = {c.label for c in self.c3.bottlenecks} if self.c3 else set()
+        self.labels = [c.label for c in row.choices() if c.label not in last]
+        self.bottlenecks = [c.label for c in row.choices() if c.label in last]
+        # width -> {bottleneck factor: the first factor with as many channels}
+        self.same: dict[Value, dict[Value, Value]] = {}
+        if self.c3:
+            factors = self.c3.bottlenecks[0].values
+            for width in self.c3.width.values:
+                first = {self.c3.bottleneck_hidden(width, f): f for f in reversed(factors)}
+                self.same[width] = {f: first[self.c3.bottleneck_hidden(width, f)] for f in factors}
+
+    def distinct(self, choices: Mapping[str, list[Value]]) -> int:
+        """How many different blocks this row may become."""
+        if self.c3 is None:
+            return prod(len(choices[label]) for label in self.labels)
+        shape = {self.c3.width.label, self.c3.depth.label}
+        inner = prod(len(choices[label]) for label in self.labels if label not in shape)
+        per_width = [len(set(self.same[w].values())) for w in self.c3.width.values]
+        return inner * sum(n ** int(d) for n in per_width for d in self.c3.depth.values)
+
+
+@dataclass
+class _Table:
+    fixed: Cost
+    convs: list[tuple[str, Value, dict[Value, Cost]]]
+    c3s: list[_C3Cost]
+
+
+def _conv_costs(o: ConvOptions, side: int) -> dict[Value, Cost]:
+    found: dict[Value, Cost] = {}
+    for name in o.kernel.values:
+        k, p = o.kernel_padding(name)
+        t = Tally()
+        t.conv(o.c1, o.c2, side, k, o.s, p, o.g)
+        found[name] = t.params, t.flops
+    return found
+
+
+class _C3Cost:
+    """Costs of one NASC3 at one image size: tables per width, because everything inside depends on it."""
+
+    def __init__(self, o: C3Options, side: int) -> None:
+        self.o = o
+        self.tables = {}
+        for w in o.width.values:
+            h = o.hidden(w)
+            last = Tally()
+            last.conv(2 * h, o.c2, side)
+            inner = {
+                f: _bottleneck_cost(h, o.bottleneck_hidden(w, f), o.g, side) for f in o.bottlenecks[0].values
+            }
+            self.tables[w] = (
+                (last.params, last.flops),
+                _conv_costs(o.cv("cv1", w), side),
+                _conv_costs(o.cv("cv2", w), side),
+                inner,
+            )
+
+    def cost(self, arch: Mapping[str, Value]) -> Cost:
+        o = self.o
+        (p0, f0), cv1, cv2, inner = self.tables[pick(arch, o.width)]
+        p1, f1 = cv1[pick(arch, o.cv1_kernel)]
+        p2, f2 = cv2[pick(arch, o.cv2_kernel)]
+        params, flops = p0 + p1 + p2, f0 + f1 + f2
+        for choice in o.bottlenecks[: pick(arch, o.depth)]:
+            p, f = inner[pick(arch, choice)]
+            params += p
+            flops += f
+        return params, flops
+
+
+def _bottleneck_cost(h: int, hidden: int, g: int, side: int) -> Cost:
+    t = Tally()
+    t.conv(h, hidden, side)
+    t.conv(hidden, h, side, 3, g=g)
+    return t.params, t.flops
