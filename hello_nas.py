@@ -22,7 +22,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import Parameter
 
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean, printable
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT = ROOT / "experiments" / "yolov5_multitrial.yaml"
@@ -288,12 +288,13 @@ def main(argv: list[str] | None = None) -> int:
     """0 on success, 2 with one line for a mistake of the user's, 130 on Ctrl-C, 143 on SIGTERM."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # so that `| tee` shows a search while it runs
+        # line by line, so that `| tee` shows a search while it runs; whatever a name holds can be printed
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         app(argv, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except (UserError, cyclopts.CycloptsError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -305,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
             said = f"{error.filename}: {(error.strerror or type(error).__name__).lower()}"
         else:
             raise
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {printable(said)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print("interrupted; --resume goes on", file=sys.stderr)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from utils.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from data.dataset import Sample
 
 REASONS = {
+    "unreadable": "box that is no numbers where numbers should be, or too few or too many of them",
     "degenerate": "box without width or height",
     "outside": "box entirely outside its image",
     "duplicate": "box written twice in one image",
@@ -13,8 +22,13 @@ REASONS = {
     "difficult": "object marked difficult",
     "no image": "box of an image that is not listed",
     "missing image": "image listed but not found",
-    "corrupt image": "image that cannot be decoded",
+    "corrupt image": "image that training could not decode",
     "listed twice": "image listed twice in one split",
+    "linked again": "link to a folder that is read already",
+    "hidden": "image that is hidden, or in a hidden folder",
+    "other file": "file that is no image of a known format",
+    "label alone": "label file without an image",
+    "unread": "file that belongs to no split",
     "tiny": "box of a pixel or less, nothing to crop",
     "no object": "image without objects, nothing to classify",
     "empty class": "class folder without images",
@@ -24,36 +38,75 @@ KEPT = {
     "turned": "image that its EXIF tag turns, boxes turned along",
     "other size": "annotation that states another size than the image has, boxes scaled",
     "no annotation": "image listed without an annotation file, kept as background",
+    "outside folder": "image outside the data's folder, by ../, an absolute path or a link",
 }
+# Boxes that nobody meant to write; of those that are dropped for other reasons, somebody did.
+BAD = ("unreadable", "degenerate", "outside")
 
 
 @dataclass
 class Account:
-    """Counts per reason, with the first few places of each; `notices` are sentences about the whole set."""
+    """Counts per reason and place, in the order in which they were met; `notices` are sentences about all."""
 
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
+    places: dict[str, dict[str, int]] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many of each reason."""
+        return {reason: sum(places.values()) for reason, places in self.places.items()}
+
+    @property
+    def examples(self) -> dict[str, list[str]]:
+        """The first three places of each reason."""
+        return {reason: list(places)[:3] for reason, places in self.places.items()}
 
     def note(self, reason: str, where: object, n: int = 1) -> None:
         """Count `n` things left out (or changed) for `reason`, found at `where`."""
         assert reason in REASONS or reason in KEPT, reason
         if n:
-            self.counts[reason] = self.counts.get(reason, 0) + int(n)
-            places = self.examples.setdefault(reason, [])
-            if len(places) < 3 and str(where) not in places:
-                places.append(str(where))
+            places, where = self.places.setdefault(reason, {}), printable(where)
+            places[where] = places.get(where, 0) + int(n)
 
     def say(self, notice: str) -> None:
         """Add a sentence to the summary, once."""
         if notice not in self.notices:
-            self.notices.append(notice)
+            self.notices.append(printable(notice))
 
     def lines(self) -> list[str]:
-        """One line per reason: how many, why, and where the first ones are."""
-        out = []
-        for reason, n in self.counts.items():
-            what = "kept" if reason in KEPT else "dropped"
-            places = ", ".join(self.examples[reason]) + (", ..." if n > len(self.examples[reason]) else "")
-            out.append(f"{what}: {n} x {reason} ({ {**REASONS, **KEPT}[reason] }): {places}")
-        return out + [f"note: {notice}" for notice in self.notices]
+        """One line per reason: how many, why, in how many places, and which the first ones are."""
+        return [
+            f"{'kept' if reason in KEPT else 'dropped'}: {self._line(reason)}" for reason in self.places
+        ] + [f"note: {notice}" for notice in self.notices]
+
+    def why(self, reasons: Iterable[str] = REASONS) -> str:
+        """What was dropped, the most frequent reasons first, to end an error's sentence with; or nothing."""
+        counts = self.counts
+        dropped = sorted((r for r in reasons if r in counts), key=lambda r: -counts[r])
+        return "".join(f"; dropped: {self._line(reason)}" for reason in dropped[:4])
+
+    def _line(self, reason: str) -> str:
+        n, places = self.counts[reason], self.places[reason]
+        some = ", ".join(self.examples[reason]) + (", ..." if len(places) > 3 else "")
+        spread = f" in {len(places)} places" if n > len(places) > 1 else ""
+        return f"{n} x {reason} ({ {**REASONS, **KEPT}[reason] }){spread}: {some}"
+
+
+def fail_if_most_is_bad(
+    samples: Sequence[Sample], split: str, account: Account, before: dict[str, int]
+) -> None:
+    """A few bad files or boxes are a fact of life; most of them bad is a mistake to be told about.
+
+    samples: what came out of a split; before: `account.counts` when its reading began.
+    """
+    new = Counter(account.counts)
+    new.subtract(before)
+    corrupt, good = new["corrupt image"], len(samples)
+    if corrupt > good:
+        first = account.examples["corrupt image"][0]
+        raise UserError(
+            f"{corrupt} of {corrupt + good} images in split {split!r} cannot be decoded (first: {first})"
+        )
+    bad, good = sum(new[reason] for reason in BAD), sum(len(s.cls) for s in samples)
+    if bad > good:
+        raise UserError(f"{bad} of {bad + good} boxes in split {split!r} cannot be used{account.why(BAD)}")

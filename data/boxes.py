@@ -9,8 +9,10 @@ import numpy as np
 from data.account import Account
 from data.images import Probe
 
-# A box may stick out of its image by this many pixels before it counts as wrong: text formats round.
+# A box may stick out of its image by this many pixels before cutting it is worth a word: formats round.
 SLACK_PIXELS = 0.5
+# And by this fraction of the image before it is cut at all: six digits are what text formats keep.
+ROUNDING = 1e-6
 
 
 def judge_boxes(
@@ -24,32 +26,39 @@ def judge_boxes(
 
     boxes: [n, 4] xywh (centre), as fractions of the image; cls: [n] class ids; shape: (height, width) in
     pixels. Returns float32 [m, 4] xywh and int64 [m], m <= n, in the given order. Boxes without area,
-    entirely outside or repeated are dropped; boxes that reach outside by more than half a pixel are cut
-    to the image. All others keep the exact numbers they came with.
+    entirely outside, repeated, or of numbers that are none (nan, inf) are dropped; what reaches outside is
+    cut off, and counted where it is more than half a pixel. All others keep the exact numbers they came with.
     """
     xywh, labels = np.array(boxes, np.float64).reshape(-1, 4), np.array(cls, np.int64)
     if not len(xywh):
         return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    low, high = xywh[:, :2] - xywh[:, 2:] / 2, xywh[:, :2] + xywh[:, 2:] / 2
-
-    flat = ~((xywh[:, 2:] > 0).all(1) & np.isfinite(xywh).all(1))
-    outside = ~flat & ((high <= 0) | (low >= 1)).any(1)
-    slack = SLACK_PIXELS / np.array([shape[1], shape[0]], np.float64)
-    over = ~flat & ~outside & ((low < -slack) | (high > 1 + slack)).any(1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        low, high = xywh[:, :2] - xywh[:, 2:] / 2, xywh[:, :2] + xywh[:, 2:] / 2
+        finite = np.isfinite(np.concatenate([xywh, low, high], 1)).all(1)
+        flat = finite & ~(xywh[:, 2:] > 0).all(1)
+        inside = finite & ~flat & ((high > 0) & (low < 1)).all(1)
+        reach = np.maximum(-low, high - 1)
+        over = inside & (reach > ROUNDING).any(1)
+        far = inside & (reach * np.array([shape[1], shape[0]]) > SLACK_PIXELS).any(1)
     low[over], high[over] = low[over].clip(0, 1), high[over].clip(0, 1)
     xywh[over] = np.concatenate([(low[over] + high[over]) / 2, high[over] - low[over]], 1)
+    xywh[~inside] = 0
+    xywh = xywh.astype(np.float32)
+    flat |= inside & (xywh[:, 2:] == 0).any(1)  # what is left of it is nothing that float32 can tell
+    inside &= ~flat
 
     first = np.zeros(len(xywh), bool)
-    first[np.unique(np.column_stack([labels, xywh]), axis=0, return_index=True)[1]] = True
-    keep = ~flat & ~outside & first
+    first[np.unique(np.column_stack([labels, xywh.astype(np.float64)]), axis=0, return_index=True)[1]] = True
+    keep = inside & first
     for reason, which in (
+        ("unreadable", ~finite),
         ("degenerate", flat),
-        ("outside", outside),
-        ("duplicate", ~flat & ~outside & ~first),
-        ("clipped", over & first),
+        ("outside", finite & ~flat & ~inside),
+        ("duplicate", inside & ~first),
+        ("clipped", far & first),
     ):
         account.note(reason, where, int(which.sum()))
-    return xywh[keep].astype(np.float32), labels[keep]
+    return xywh[keep], labels[keep]
 
 
 def from_pixels(

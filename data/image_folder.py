@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.account import Account
+from data.account import Account, fail_if_most_is_bad
 from data.card import licence_of
 from data.dataset import Reading, Sample
-from data.images import SUFFIXES, list_images, probe
+from data.images import SUFFIXES, is_hidden, list_images, probe
 from data.progress import progress
-from data.yolo_format import fail_if_most_are_corrupt
 from utils.errors import UserError
 
 FORMAT = "ImageFolder"
@@ -64,23 +63,23 @@ def _holds_classes(folder: Path) -> bool:
     words = {word for names in SPLITS.values() for word in names}
     if any(p.name.lower() in DETECTION for p in places) or {p.name for p in places} <= words:
         return False
-    return any(_is_image(entry) for place in places for entry in os.scandir(place))
-
-
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    return not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in SUFFIXES
+    return any(
+        os.path.splitext(name)[1].lower() in SUFFIXES and not is_hidden(name)
+        for place in places
+        for name in os.listdir(place)
+    )
 
 
 def _class_folders(folder: Path) -> list[Path]:
     """Subfolders, but for hidden ones and what archives of a Mac leave."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
 
 
 def _files(root: Path, shown_from: Path, account: Account) -> dict[str, list[Path]]:
     """class -> its images; folders without any are counted."""
     found = {}
     for place in _class_folders(root):
-        images = list_images(place)
+        images = list_images(place, account, shown_from)
         if images:
             found[place.name] = images
         else:
@@ -93,7 +92,7 @@ def _samples(
 ) -> list[Sample]:
     ids = {name: i for i, name in enumerate(names)}
     whole = np.array([[0.5, 0.5, 1, 1]], np.float32)
-    samples, corrupt = [], 0
+    samples, before = [], account.counts
     images = [(name, image) for name in sorted(found) for image in found[name]]
     for name, image in progress(images, f"reading {split}"):
         shown = os.path.relpath(image, root)
@@ -102,11 +101,10 @@ def _samples(
             continue
         seen = probe(image)
         if seen is None:
-            corrupt += 1
             account.note("corrupt image", shown)
             continue
         samples.append(Sample(image, whole.copy(), np.array([ids[name]], np.int64), seen.upright))
-    fail_if_most_are_corrupt(corrupt, len(samples), split, account)
+    fail_if_most_is_bad(samples, split, account, before)
     if images and not samples and split != "test":
         raise UserError(
             f"data {root}: no folder of {split} is a class of train: {', '.join(sorted(found)[:4])} there, "

@@ -1,21 +1,108 @@
-"""Image files: which ones there are, how large they are, whether they decode. Reads, never writes."""
+"""Image files: which ones there are, how large they are, whether training can decode them. Only reads."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
+import warnings
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-_ORIENTATION = 274  # the EXIF tag that turns a picture
+import numpy as np
+
+from utils.offline import quiet_ultralytics
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from data.account import Account
+
+# What the decoder of training reads; .heic and .heif only where the package pi-heif is installed.
+SUFFIXES = {
+    ".avif", ".bmp", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo",
+    ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+# What lies beside images for a reason: labels, lists, descriptions, and the caches that Ultralytics leaves.
+COMPANIONS = {
+    "",
+    ".cache",
+    ".csv",
+    ".data",
+    ".json",
+    ".md",
+    ".names",
+    ".npy",
+    ".txt",
+    ".xml",
+    ".yaml",
+    ".yml",
+}
+# Folders of copies and thumbnails that a Mac, a Synology and Windows leave; hidden ones need no list.
+LEFTOVERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}
+# Formats whose header and tail settle that they decode, under the names that lead to the same decoder.
+CHEAP = {
+    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
+    "MPO": {".jpg", ".jpeg", ".mpo"},
+    "PNG": {".png"},
+    "WEBP": {".webp"},
+}
+ORIENTATION = 274  # the EXIF tag that turns a picture
 
 
-def list_images(folder: Path) -> list[Path]:
-    """All images under `folder`, sorted by path."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+# Which ones there are -------------------------------------------------------------------------------------
+
+
+def list_images(folder: Path, account: Account | None = None, root: Path | None = None) -> list[Path]:
+    """All images under `folder`, sorted by path: in linked folders too, no folder twice, no hidden ones.
+
+    account: counts what is set aside (hidden images, files of other kinds, folders that a link leads to
+    again), named as seen from `root`.
+    """
+    images, aside = [], []
+    for entry, kind in _walk(folder):
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if kind == "file" and suffix in SUFFIXES:
+            images.append(Path(entry.path))
+        elif kind == "file" and suffix not in COMPANIONS:
+            aside.append(("other file", entry.path))
+        elif kind == "linked again" or (kind == "hidden" and suffix in SUFFIXES):
+            aside.append((kind, entry.path))
+    if account is not None:
+        for reason, path in sorted(aside):
+            account.note(reason, os.path.relpath(path, root or folder))
+    return sorted(images)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name holds copies and leftovers instead of data."""
+    return name.startswith(".") or name in LEFTOVERS
+
+
+def _walk(folder: Path | str) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """(entry, "file" or "hidden") for every file under `folder`; a link to a folder seen before is "linked
+    again", so that loops end. Links are followed last: what has two names goes by its real one."""
+    seen: set[tuple[int, int]] = set()
+    real: deque[tuple[os.DirEntry[str] | None, str]] = deque([(None, "file")])
+    linked: deque[tuple[os.DirEntry[str] | None, str]] = deque()
+    while real or linked:
+        place, kind = (real or linked).popleft()
+        stat = os.stat(place.path if place else folder)
+        if (stat.st_dev, stat.st_ino) in seen and place:
+            yield place, "linked again"
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        with os.scandir(place.path if place else folder) as entries:
+            for entry in entries:
+                now = "hidden" if kind == "hidden" or is_hidden(entry.name) else "file"
+                if entry.is_dir():
+                    (linked if entry.is_symlink() else real).append((entry, now))
+                else:
+                    yield entry, now
+
+
+# What they are --------------------------------------------------------------------------------------------
 
 
 class Probe(NamedTuple):
@@ -27,57 +114,119 @@ class Probe(NamedTuple):
 
 
 def probe(path: Path) -> Probe | None:
-    """What an image file is, or None if it is corrupt.
+    """What an image file is for training, or None if its decoder gives nothing that can be trained on.
 
-    OpenCV, and so Ultralytics, turns a picture upright by its EXIF tag while decoding: sizes agree with that.
-    The header is read, and PNGs check their sums; the pixels are decoded only where a file looks suspicious
-    (a turned one, a JPEG that does not end as JPEGs do), which keeps 100,000 images a matter of seconds.
+    The header is enough where it settles the matter (see `_by_header`), which keeps 100,000 images a matter
+    of a minute; everything else is decoded once, as training will.
     """
-    from PIL import Image
+    return (_by_header(path) or _by_decoding(path)) if path.is_file() else None
+
+
+def read_pixels(path: Path) -> np.ndarray | None:
+    """uint8 [h, w, 3] BGR, upright, as Ultralytics' own loader has it; None where there is no such picture.
+
+    Floating-point and two-channel TIFFs are none: they decode, but to something else than a network takes.
+    """
+    quiet_ultralytics()
+    import cv2
+    from ultralytics.utils.patches import imread
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # we say which file is bad, once
+    try:
+        im = imread(path)
+    except Exception:  # decoders raise a dozen kinds on hostile bytes; any of them means: no picture
+        return None
+    return im if im is not None and im.dtype == np.uint8 and im.shape[2:] == (3,) and im.size else None
+
+
+def _by_header(path: Path) -> Probe | None:
+    """What the header says of an upright JPEG, PNG or WebP that is whole; None where that takes decoding.
+
+    Whole is a JPEG that ends as JPEGs do, a PNG whose sums are right up to its end, a WebP as long as it
+    says. Other formats can be cut anywhere without a sign of it.
+    """
+    import PIL.Image
 
     try:
-        with Image.open(path) as im:
-            stored, kind = (im.height, im.width), im.format
-            im.verify()
-        orientation = _orientation(path, kind)
-        if orientation in range(2, 9):
-            return _turned(path, stored, orientation)
-        if kind in {"JPEG", "MPO"} and not _ends_like_jpeg(path):
-            with Image.open(path) as im:
-                im.load()  # raises where data is missing; trailing bytes after a whole picture are fine
-        return Probe(stored, stored, 1)
-    except Exception:  # PIL raises a dozen kinds on hostile bytes; any of them means: not usable
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # whatever PIL wonders about (size, EXIF), the decoder shall judge
+            with PIL.Image.open(path) as im:
+                size, kind = (im.height, im.width), im.format or ""
+                upright = kind == "PNG" or _orientation(im) == 1
+                im.verify()  # of a PNG, all of it
+        if path.suffix.lower() not in CHEAP.get(kind, ()) or not upright or not _whole(path, kind):
+            return None
+    except Exception:  # as above
         return None
+    return Probe(size, size, 1)
 
 
-def _orientation(path: Path, kind: str | None) -> int:
-    """The EXIF orientation, 1 (upright) to 8."""
-    from PIL import Image
-
-    if kind == "BMP" or (kind == "PNG" and b"eXIf" not in path.read_bytes()):
-        return 1  # asking PIL about a PNG would decode it
-    with Image.open(path) as im:
-        return int(im.getexif().get(_ORIENTATION, 1))
-
-
-def _turned(path: Path, stored: tuple[int, int], orientation: int) -> Probe | None:
-    """Which decoders honour the tag depends on format and version: ask the one that training uses."""
-    import cv2
-    import numpy as np
-
-    im = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    if im is None:
-        return None
-    upright = (im.shape[0], im.shape[1])
-    honoured = upright == (stored[::-1] if orientation >= 5 else stored)
-    return Probe(stored, upright, orientation if honoured else 1)
-
-
-def _ends_like_jpeg(path: Path) -> bool:
+def _whole(path: Path, kind: str) -> bool:
+    if kind == "PNG":
+        return b"eXIf" not in path.read_bytes()  # asking PIL for its orientation would decode it
     with path.open("rb") as f:
-        f.seek(0, 2)
-        f.seek(max(0, f.tell() - 64))
+        head = f.read(12)
+        length = f.seek(0, 2)
+        if kind == "WEBP":
+            return length >= int.from_bytes(head[4:8], "little") + 8
+        f.seek(max(0, length - 64))
         return b"\xff\xd9" in f.read()
+
+
+def _by_decoding(path: Path) -> Probe | None:
+    """What the decoder of training makes of a file, and which turn it made.
+
+    Which decoder honours which tag of which type depends on format and version, so the picture is asked.
+    """
+    upright = read_pixels(path)
+    if upright is None:
+        return None
+    shape = (upright.shape[0], upright.shape[1])
+    stored, tag = _stated(path)
+    if tag in range(5, 9) and stored == shape[::-1] != shape:
+        return Probe(stored, shape, tag)
+    turn = 1 if tag == 1 else _turn_made(path, upright)
+    return Probe(shape[::-1] if turn >= 5 else shape, shape, turn)
+
+
+def _stated(path: Path) -> tuple[tuple[int, int], int]:
+    """(height, width) and EXIF orientation that a header states; 0 stands for an odd or unknown one."""
+    import PIL.Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PIL.Image.open(path) as im:
+                return (im.height, im.width), _orientation(im)
+    except Exception:  # as above
+        return (0, 0), 0
+
+
+def _orientation(im: Image) -> int:
+    """The EXIF orientation 1 to 8 of an opened picture; 0 where its tag is odd: decoders differ on those."""
+    tag = im.getexif().get(ORIENTATION)
+    if tag is None:  # PIL passes over a tag of an unknown type
+        exif = im.info.get("exif") or b""
+        return 0 if any(ORIENTATION.to_bytes(2, order) in exif for order in ("little", "big")) else 1
+    return tag if type(tag) is int and 1 <= tag <= 8 else 0
+
+
+def _turn_made(path: Path, upright: np.ndarray) -> int:
+    """The EXIF orientation that turns the picture as stored into `upright`; 1 where none does."""
+    import cv2
+
+    raw = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if raw is None:
+        return 1
+    across = raw.transpose(1, 0, 2)
+    turns = (
+        raw, raw[:, ::-1], raw[::-1, ::-1], raw[::-1],
+        across, across[:, ::-1], across[::-1, ::-1], across[::-1],
+    )  # fmt: skip
+    return next((o for o, turned in enumerate(turns, 1) if np.array_equal(turned, upright)), 1)
+
+
+# Whether they changed -------------------------------------------------------------------------------------
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
@@ -95,10 +244,8 @@ def _stats(path: str) -> Iterator[tuple[str, int, int]]:
         if os.path.exists(path):
             yield path, os.stat(path).st_size, os.stat(path).st_mtime_ns
         return
-    for entry in os.scandir(path):  # four times as fast as Path.rglob on 100,000 files
-        if entry.is_dir():
-            yield from _stats(entry.path)
-        elif entry.is_file():
+    for entry, _ in _walk(path):
+        if entry.is_file():
             yield entry.path, entry.stat().st_size, entry.stat().st_mtime_ns
 
 

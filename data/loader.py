@@ -22,7 +22,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from data.dataset import Sample
 from data.hyp import check_hyp
-from data.pixels import PIXELS, Pixels
+from data.pixels import PIXELS, Pixels, Undecodable
+from utils.errors import UserError
 from utils.offline import quiet_ultralytics
 
 
@@ -130,15 +131,38 @@ class DetectionData(TorchDataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]]:
-        """A whole batch: torch's loader asks for it so, and the global generators need saving only once."""
+        """A whole batch: torch's loader asks for it so, and the global generators need saving only once.
+
+        Images that cannot be decoded any more are left out; a batch that would be empty holds the next one
+        that can.
+        """
+        items = self._decodable(keys)
+        following = ((keys[-1][0], (keys[-1][1] + k) % len(self)) for k in range(1, len(self)))
+        while not items:
+            key = next(following, None)
+            if key is None:
+                raise UserError(
+                    f"none of {len(self)} images can be decoded any more: {self.samples[0].image}"
+                )
+            items = self._decodable([key])
+        return items
+
+    def _decodable(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]]:
         if not self.train:
-            return [self.transforms(self.get_image_and_label(i)) for _, i in keys]
+            return self._items(keys, lambda word: None)
         with private_random() as restart:
-            items = []
-            for epoch, i in keys:
-                restart(self._word(epoch, i))
-                transforms = self.transforms if epoch < self.mosaic_until else self.calm_transforms
+            return self._items(keys, restart)
+
+    def _items(self, keys: list[tuple[int, int]], restart: Callable[[int], None]) -> list[dict[str, Any]]:
+        items = []
+        for epoch, i in keys:
+            restart(self._word(epoch, i))
+            transforms = self.transforms if epoch < self.mosaic_until else self.calm_transforms
+            try:
                 items.append(transforms(self.get_image_and_label(i)))
+            except Undecodable:  # this one, or a partner of its mosaic
+                continue
+            if self.train:
                 items[-1].pop("ratio_pad", None)  # an augmented image has no single ratio
         return items
 

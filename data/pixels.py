@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from data.dataset import Sample
+from data.images import read_pixels
 from data.progress import progress
-from utils.errors import UserError
-from utils.offline import quiet_ultralytics
+from utils.errors import UserError, printable
 
 SHARE_OF_MEMORY = 0.5  # of what is available when asked: training needs the rest
 MARGIN = 0.1  # of a box's width and height, on each side: what surrounds an object helps to tell it
@@ -42,13 +42,14 @@ def decode(sample: Sample, imgsz: int) -> np.ndarray:
     return im if im.shape[:2] == (h, w) else cv2.resize(im, (w, h), interpolation=cv2.INTER_LINEAR)
 
 
-def _imread(path: Path) -> np.ndarray:
-    quiet_ultralytics()
-    from ultralytics.utils.patches import imread
+class Undecodable(Exception):
+    """An image could be decoded when the data were read, and now cannot. The argument is its path."""
 
-    im = imread(path)
+
+def _imread(path: Path) -> np.ndarray:
+    im = read_pixels(path)
     if im is None:
-        raise UserError(f"image {path} cannot be decoded (any more); remove it from the data or repair it")
+        raise Undecodable(path)
     return im
 
 
@@ -84,10 +85,14 @@ def cut(samples: Sequence[Sample], imgsz: int) -> list[np.ndarray]:
 
 
 class Pixels:
-    """Resized images by (path, size). `get` answers from memory or from disk; `preload` fills the memory."""
+    """Resized images by (path, size). `get` answers from memory or from disk; `preload` fills the memory.
+
+    lost: images that cannot be decoded any more, each said once.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[Key, np.ndarray] = {}
+        self.lost: set[Path] = set()
 
     def key(self, sample: Sample, imgsz: int) -> Key:
         return (sample.image, b"", imgsz)
@@ -105,7 +110,8 @@ class Pixels:
 
         budget: bytes that may be used; by default half of the memory that is available now.
         """
-        missing = {self.key(s, imgsz): s for s in samples if self.key(s, imgsz) not in self._kept}
+        missing = {self.key(s, imgsz): s for s in samples if s.image not in self.lost}
+        missing = {key: s for key, s in missing.items() if key not in self._kept}
         if not missing:
             return True
         shapes = [self.shape(s, imgsz) for s in missing.values()]
@@ -120,9 +126,9 @@ class Pixels:
         # counters do
         block, start = np.empty(need, np.uint8), 0
         with ThreadPoolExecutor(2) as pool:  # OpenCV decodes outside the interpreter's lock
-            decoded = pool.map(lambda group: self.read(group, imgsz), groups)
+            decoded = pool.map(lambda group: self._try(group, imgsz), groups)
             for group, images in zip(progress(groups, f"decoding at {imgsz} px"), decoded, strict=True):
-                for sample, image in zip(group, images, strict=True):
+                for sample, image in zip(group, images, strict=False):  # none of a lost image
                     key = self.key(sample, imgsz)
                     if image.size > need - start:  # the file has grown since it was read: keep it apart
                         self._kept[key] = image
@@ -130,18 +136,42 @@ class Pixels:
                     view = block[start : start + image.size].reshape(image.shape)
                     view[:] = image
                     self._kept[key], start = view, start + image.size
-        for key in missing:
+        for key in missing.keys() & self._kept.keys():
             self._kept[key].flags.writeable = False
+        gone = sorted(self.lost & of_image.keys())
+        if 2 * len(gone) > len(of_image):
+            raise UserError(
+                f"{len(gone)} of {len(of_image)} images cannot be decoded any more "
+                f"(first: {printable(gone[0])}); are the data still where they were?"
+            )
         return True
 
     def get(self, sample: Sample, imgsz: int) -> np.ndarray:
-        """uint8 [h, w, 3] BGR; read-only where it comes from memory."""
+        """uint8 [h, w, 3] BGR; read-only where it comes from memory. Raises Undecodable for a lost image."""
         kept = self._kept.get(self.key(sample, imgsz))
-        return self.read([sample], imgsz)[0] if kept is None else kept
+        if kept is not None:
+            return kept
+        found = self._try([sample], imgsz)
+        if not found:
+            raise Undecodable(sample.image)
+        return found[0]
+
+    def _try(self, samples: Sequence[Sample], imgsz: int) -> list[np.ndarray]:
+        """As `read`, but nothing, and a word the first time, where the image cannot be decoded any more."""
+        path = samples[0].image
+        if path in self.lost:
+            return []
+        try:
+            return self.read(samples, imgsz)
+        except Undecodable:
+            self.lost.add(path)
+            print(f"skipped: image {printable(path)} cannot be decoded any more ({len(self.lost)} so far)")
+            return []
 
     def clear(self) -> None:
         """Forget everything."""
         self._kept.clear()
+        self.lost.clear()
 
 
 class Crops(Pixels):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data.account import Account
+from data.account import Account, fail_if_most_is_bad
 from data.boxes import judge_boxes
 from data.card import how_to_get, licence_of, load_card, root_of
 from data.dataset import Dataset, Reading, Sample
@@ -53,7 +53,7 @@ def read_card(card: dict[str, Any], path: Path) -> Reading:
     splits: dict[str, list[Sample]] = {}
     for split in SPLITS:
         if card.get(split):
-            images = images_of(card[split], split, root, path, card, watch)
+            images = images_of(card[split], split, root, path, card, watch, account)
             splits[split] = read_images(images, split, card["names"], root, account)
     watch += sorted(
         {p.parent for samples in splits.values() for s in samples for p in (s.image, label_of(s.image))}
@@ -81,7 +81,7 @@ def check_splits(card: dict[str, Any], path: Path) -> None:
 
 
 def images_of(
-    value: Any, split: str, root: Path, path: Path, card: dict[str, Any], watch: list[Path]
+    value: Any, split: str, root: Path, path: Path, card: dict[str, Any], watch: list[Path], account: Account
 ) -> list[Path]:
     """The image files of one split, in sorted order; what was looked through is added to `watch`."""
     images: list[Path] = []
@@ -95,7 +95,7 @@ def images_of(
             raise UserError(f"data {path}: {split}: {place} does not exist{how_to_get(card, root)}")
         watch.append(place)
         if place.is_dir():
-            images += list_images(place)
+            images += list_images(place, account, root)
         elif place.suffix == ".txt":
             for line in filter(None, map(str.strip, place.read_text(encoding="utf-8-sig").splitlines())):
                 image = Path(line)
@@ -130,7 +130,7 @@ def read_images(
     images: list[Path], split: str, names: list[str], root: Path, account: Account
 ) -> list[Sample]:
     """One Sample per image that exists and decodes; the others are counted, an error if they are most."""
-    samples, corrupt, seen = [], 0, set()
+    samples, seen, before = [], set(), account.counts
     for image in progress(images, f"reading {split}"):
         shown = os.path.relpath(image, root)
         if image in seen:
@@ -142,7 +142,6 @@ def read_images(
             continue
         found = probe(image)
         if found is None:
-            corrupt += 1
             account.note("corrupt image", shown)
             continue
         rows = read_label(label_of(image), names)
@@ -150,7 +149,7 @@ def read_images(
             [r[1:] for r in rows], [int(r[0]) for r in rows], found.upright, shown, account
         )
         samples.append(Sample(image, boxes, cls, found.upright))
-    fail_if_most_are_corrupt(corrupt, len(samples), split, account)
+    fail_if_most_is_bad(samples, split, account, before)
     return samples
 
 

@@ -14,6 +14,12 @@ class UserError(ValueError):
     """
 
 
+def printable(text: object) -> str:
+    """A text that every terminal and file takes: control characters and broken bytes of names are escaped."""
+    kept = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(kept)
+
+
 def did_you_mean(value: object, known: Iterable[object]) -> str:
     """`; did you mean 'evolution'?` when something known is close to `value`, else an empty string."""
     names = {str(k).lower(): str(k) for k in known}  # a slip in upper and lower case is the nearest of all

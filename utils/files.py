@@ -11,8 +11,11 @@ from typing import Any, TextIO
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: to a neighbour first, fsynced, then renamed over `path`."""
-    write_bytes(path, text.encode())
+    """Write a whole file or nothing: to a neighbour first, fsynced, then renamed over `path`.
+
+    UTF-8; broken bytes of file names are escaped, so that every reader takes the file.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -32,7 +35,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 @contextmanager
 def printed_to(path: Path) -> Iterator[None]:
     """What is printed meanwhile is appended to a file as well, line by line."""
-    with open(path, "a", encoding="utf-8", buffering=1) as log, redirect_stdout(Tee(sys.stdout, log)):
+    with (
+        open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as log,
+        redirect_stdout(Tee(sys.stdout, log)),
+    ):
         yield
 
 
