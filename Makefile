@@ -34,7 +34,7 @@ bench: setup
 	$(BIN)/python experiments/benchmarks/slice_evaluation.py
 	$(BIN)/python experiments/benchmarks/threads.py
 	rm -rf runs/bench_rank
-	$(BIN)/python hello_nas.py run experiments/yolov5_supernet.yaml space=models/yolov5p_nas.yaml train.epochs=40 name=bench_rank --steps supernet,rank
+	$(BIN)/python hello_nas.py run experiments/yolov5_supernet.yaml space=models/yolov5p_nas.yaml train.epochs=40 train.hyp=data/hyps/default.yaml name=bench_rank --steps supernet,rank
 
 clean:
 	rm -rf .venv

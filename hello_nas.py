@@ -32,6 +32,7 @@ app = cyclopts.App(
     help=__doc__,
     help_format="plaintext",
     version_flags=[],
+    suppress_keyboard_interrupt=False,  # `main` says how to go on, and ends with the status of the signal
     default_parameter=Parameter(negative=()),
 )
 

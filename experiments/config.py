@@ -15,8 +15,9 @@ from typing import Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from data.hyp import load_hyp
 from utils.errors import UserError, did_you_mean, unknown
-from utils.settings import Distil, TrainSettings
+from utils.settings import AUTO, Distil, TrainSettings
 from utils.steps import STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -216,22 +217,39 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
         exp = Experiment(**raw)
     except ValidationError as error:
         raise _one_line(error, source) from None
-    for settings in (retrain_settings, finetune_settings, rank_settings):
-        settings(exp)
+    exp = _with_files(exp)
+    for train in (exp.train, retrain_settings(exp), finetune_settings(exp), rank_settings(exp)):
+        load_hyp(train.hyp_file)
     for step in exp.steps:
         if step not in STEPS:
             raise unknown("step", step, STEPS)
         needed = STEPS[step].needs
         if needed and getattr(exp, needed) is None:
             raise UserError(f"{source}: the step {step!r} needs a `{needed}:` block")
+    return exp
+
+
+def _with_files(exp: Experiment) -> Experiment:
+    """The experiment with the paths of all files that it names made absolute. UserError for an absent one."""
+
+    def hyp(block: Mapping[str, Any], key: str) -> dict[str, Any]:
+        name = block.get("hyp", AUTO)
+        if name == AUTO:
+            return dict(block)
+        return {
+            **block,
+            "hyp": str(_find(str(name), f"{key}.hyp", "a YAML of augmentation settings, or auto,")),
+        }
+
     return exp.model_copy(
         update={
             "space": str(_find(exp.space, "space", "a detector YAML")),
             "family": [str(_find(path, "family", "a detector YAML")) for path in exp.family],
             "data": str(_find(exp.data, "data", "a YOLO data YAML, a Pascal VOC folder or a COCO JSON")),
-            "train": exp.train.model_copy(
-                update={"hyp": str(_find(exp.train.hyp, "train.hyp", "a YAML of augmentation settings"))}
-            ),
+            "train": exp.train.model_copy(update=hyp({"hyp": exp.train.hyp}, "train")),
+            "retrain": hyp(exp.retrain, "retrain"),
+            "finetune": hyp(exp.finetune, "finetune"),
+            "rank": exp.rank.model_copy(update={"train": hyp(exp.rank.train, "rank.train")}),
         }
     )
 

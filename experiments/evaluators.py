@@ -7,7 +7,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from utils.loggers import open_loggers
 from utils.measure import Calibration, calibrate, device_info, latency, resolve_device
 from utils.precision import choose_precision
 from utils.rewards import COST_KEYS, build_reward
+from utils.settings import TrainSettings
 from utils.train import TrainingFailed, train
 
 
@@ -78,7 +79,14 @@ def prepare(run_dir: str) -> Job:
     run = RunFolder.open(Path(run_dir))
     exp = run.experiment
     dataset = open_data(exp, run.cache)
-    return Job(run, dataset, open_space(exp, dataset), load_hyp(exp.train.hyp))
+    return Job(run, dataset, open_space(exp, dataset), load_hyp(exp.train.hyp_file))
+
+
+def with_schedule(job: Job, settings: TrainSettings, seed: int | None = None) -> Job:
+    """The same job trained otherwise, with the augmentation that this schedule asks for."""
+    changes = {"train": settings, "seed": job.exp.seed if seed is None else seed}
+    run = RunFolder(job.run.path, job.exp.model_copy(update=changes))
+    return replace(job, run=run, hyp=load_hyp(settings.hyp_file))
 
 
 def warm_up(run_dir: str) -> None:

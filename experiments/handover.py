@@ -164,7 +164,7 @@ def open_job(run: RunFolder, split_seed: int) -> Job:
 
     exp = run.experiment
     dataset = open_splits(exp, run.cache, split_seed)
-    return Job(run, dataset, open_space(exp, dataset), load_hyp(exp.train.hyp))
+    return Job(run, dataset, open_space(exp, dataset), load_hyp(exp.train.hyp_file))
 
 
 def open_splits(exp: Experiment, cache: Path, split_seed: int) -> Dataset:
@@ -306,6 +306,7 @@ def train_in_full(
     torch.set_num_threads(threads_of(exp))
     torch.manual_seed(exp.seed)
     detector = job.build(arch)
+    print(exp.train.augmentation)
     account = None
     if weights is not None:
         file = read_weights(weights)
@@ -350,6 +351,7 @@ def train_in_full(
         "imgsz": side,
         "seed": exp.seed,
         "train": exp.train.model_dump(mode="json"),
+        "augmentation": exp.train.hyp_file,
         "started_from": account.to_dict() if account else None,
         "metrics": metrics,
         "best": {

@@ -14,7 +14,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from experiments.config import rank_settings
-from experiments.evaluators import Job, prepare, threads_of, train_and_measure
+from experiments.evaluators import Job, prepare, threads_of, train_and_measure, with_schedule
 from experiments.run_folder import RunFolder
 from experiments.supernet import score_slice, trained_supernet
 from experiments.warm_server import die_with_parent
@@ -53,6 +53,7 @@ def rank(run: RunFolder) -> None:
         if (arch_key(arch), seed) not in known
     ]
     print(f"rank: {len(archs)} architectures x {len(exp.rank.seeds)} seeds, {len(wanted)} trainings to do")
+    print(rank_settings(exp).augmentation)
     bar = tqdm(trained(run, wanted), "rank", len(wanted), unit="training", leave=False, disable=None)
     for trial in bar:
         history.append(trial)
@@ -128,13 +129,12 @@ def train_one(run_dir: str, what: tuple[int, Arch, int]) -> Trial:
     """Train one arch as `rank.train` says, with a seed of its own, on search_train, scored on search_val."""
     number, arch, seed = what
     job = prepare(run_dir)
-    exp = job.exp.model_copy(update={"seed": seed, "train": rank_settings(job.exp)})
+    job = with_schedule(job, rank_settings(job.exp), seed)
     started, clock = time.time(), time.perf_counter()
     curve: list[dict[str, float]] = []
     folder = Path(run_dir) / "rank" / f"{number:04d}-{seed}"
     outcome: dict[str, Any]
     try:
-        job = replace(job, run=RunFolder(job.run.path, exp))
         outcome = {"metrics": train_and_measure(job, arch, folder, curve)}
     except TrainingFailed as error:
         outcome = {"state": "failed", "reason": str(error)}

@@ -20,6 +20,7 @@ from experiments.config import Experiment, check_experiment, read_yaml_mapping
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Arch, History, arch_key, read_lines
+from utils.settings import AUTO
 from utils.steps import STEPS
 
 # What may change between a run and its resumption: how long, how wide and where it runs, not what it means.
@@ -103,6 +104,9 @@ class RunFolder:
 
     def resume_with(self, wanted: Experiment) -> None:
         """Take over what may change. Raises UserError naming the first key that must not differ."""
+        if wanted.train.hyp == AUTO:  # a run goes on with the augmentation that it had
+            train = wanted.train.model_copy(update={"hyp": self.experiment.train.hyp})
+            wanted = wanted.model_copy(update={"train": train})
         before, after = flatten(self.experiment), flatten(wanted)
         for key in sorted(before.keys() | after.keys()):
             if key == "space":

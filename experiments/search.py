@@ -130,6 +130,8 @@ def opening(job: Job) -> str:
         f"search: {exp.search.strategy.name}, {exp.search.max_trials} {each}, "
         f"{exp.search.concurrency} at a time, on {job.device}"
     )
+    if exp.supernet is None:
+        lines.append(exp.train.augmentation)
     return "\n".join(lines)
 
 

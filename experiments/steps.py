@@ -42,11 +42,9 @@ def retrain_top(run: RunFolder) -> None:
     Each in `retrain/<trial>/`; what came out is added to `top/N.json` as `retrained`. The `retrain:` block
     of the experiment may ask for a longer schedule than a trial's.
     """
-    from experiments.evaluators import Job, prepare
+    from experiments.evaluators import prepare, with_schedule
 
-    search = prepare(str(run.path))
-    longer = run.experiment.model_copy(update={"train": retrain_settings(run.experiment)})
-    job = Job(RunFolder(run.path, longer), search.dataset, search.space, search.hyp)
+    job = with_schedule(prepare(str(run.path)), retrain_settings(run.experiment))
     done = {
         number: _trained_in(run.path / "retrain" / f"{number:04d}", job, arch)
         for number, arch in _wanted(job)
@@ -62,11 +60,9 @@ def finetune_top(run: RunFolder) -> None:
 
     Each in `finetune/<trial>/`; what came out is added to `top/N.json` as `finetuned`.
     """
-    from experiments.evaluators import Job, prepare
+    from experiments.evaluators import prepare, with_schedule
 
-    search = prepare(str(run.path))
-    short = run.experiment.model_copy(update={"train": finetune_settings(run.experiment)})
-    job = Job(RunFolder(run.path, short), search.dataset, search.space, search.hyp)
+    job = with_schedule(prepare(str(run.path)), finetune_settings(run.experiment))
     done = {}
     for number, arch in _wanted(job):
         folder, weights = run.path / "finetune" / f"{number:04d}", run.trial_dir(number) / "weights.pt"
@@ -190,6 +186,7 @@ def train_family(run: RunFolder) -> None:
     if not exp.family:
         raise UserError("the step `baselines` needs `family: [detector.yaml, ...]` in the experiment")
     note_facts(job)
+    print(exp.train.augmentation)
     line = History(run.path / BASELINES) if "search" in exp.steps else run.history
     known = {t.arch["model"] for t in line.load() if t.state == "complete"}
     for number, path in enumerate(exp.family):

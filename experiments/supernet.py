@@ -83,6 +83,7 @@ def train_supernet(run: RunFolder) -> None:
         f"supernet: {settings_of(job).subnets} on each batch, {job.exp.train.epochs} epochs, "
         f"on {f'{devices} x ' * (devices > 1)}{job.device}, {precision}"
     )
+    print(job.exp.train.augmentation)
     if devices == 1:
         train_on(make_fabric(job.device, precision), str(run.path))
     else:

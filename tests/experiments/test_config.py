@@ -1,6 +1,14 @@
 import pytest
 
-from experiments.config import ROOT, known_keys, load_experiment
+from data.hyp import load_hyp
+from experiments.config import (
+    ROOT,
+    finetune_settings,
+    known_keys,
+    load_experiment,
+    rank_settings,
+    retrain_settings,
+)
 from utils.errors import UserError
 
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -51,6 +59,39 @@ def test_an_option_keeps_the_name_that_stands_in_the_file():
 
 
 @pytest.mark.parametrize(
+    ("epochs", "name"),
+    [(1, "default"), (24, "default"), (25, "scratch-low"), (199, "scratch-low"), (200, "scratch-med")],
+)
+def test_augmentation_is_chosen_by_the_length_of_the_training(file, epochs, name):
+    train = load_experiment(file, ["train.hyp=auto", f"train.epochs={epochs}"]).train
+    assert train.hyp == "auto" and train.hyp_file == f"data/hyps/{name}.yaml"
+    assert f"{name}.yaml, chosen for {epochs} epochs" in train.augmentation
+    mine = load_experiment(file, [f"train.epochs={epochs}"]).train
+    assert mine.hyp_file == str(file.parent / "hyp.yaml") and "chosen for" not in mine.augmentation
+
+
+def test_retrain_finetune_and_rank_choose_for_their_own_length(file):
+    exp = load_experiment(
+        file,
+        ["train.hyp=auto", "train.epochs=60", "retrain.epochs=250", "rank.train.epochs=6", "finetune.lr=0.1"],
+    )
+    chosen = [s(exp).hyp_file for s in (retrain_settings, finetune_settings, rank_settings)]
+    assert chosen == [f"data/hyps/{n}.yaml" for n in ("scratch-med", "default", "default")]
+    exp = load_experiment(file, ["train.hyp=auto", "retrain={hyp: hyp.yaml}"])
+    assert retrain_settings(exp).hyp_file == str(file.parent / "hyp.yaml")
+
+
+def test_the_short_shipped_experiments_train_without_augmentation_as_they_always_did():
+    off = load_hyp("data/hyps/default.yaml")
+    assert all(v == 0 for k, v in off.items() if k not in ("box", "cls", "dfl"))
+    for path in SHIPPED:
+        train = load_experiment(path).train
+        assert train.hyp == "auto"
+        if train.epochs <= 16:
+            assert load_hyp(train.hyp_file) == off
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("search.max_trails=8", "unknown key 'search.max_trails'; did you mean 'search.max_trials'?"),
@@ -62,6 +103,11 @@ def test_an_option_keeps_the_name_that_stands_in_the_file():
         ("search.engine=nmi", "unknown search.engine 'nmi'; did you mean 'nni'?"),
         ("steps=[serch]", "unknown step 'serch'; did you mean 'search'?"),
         ("data=dota.yaml", "data: 'dota.yaml' does not exist; did you mean 'data.yaml'?"),
+        ("train.hyp=nowhere.yaml", "train.hyp: 'nowhere.yaml' does not exist"),
+        ("train.hyp=space.yaml", "unknown key in hyp file"),
+        ("retrain.hyp=nowhere.yaml", "retrain.hyp: 'nowhere.yaml' does not exist"),
+        ("finetune.hyp=space.yaml", "unknown key in hyp file"),
+        ("rank.train={hyp: data}", "hyp"),
         ("name=a/b", "it names a folder below runs/"),
         ("nonsense", "'nonsense' is neither a file nor key=value"),
         ("train=5", "train: 5 does not fit"),

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 import hello_nas
+from data.hyp import load_hyp
 from experiments import evaluators
 from experiments.config import load_experiment
 from experiments.evaluators import prepare
@@ -239,6 +240,30 @@ def test_a_changed_experiment_cannot_be_resumed(tiny):
         RunFolder.open(tiny.parent / "r").resume_with(load_experiment(tiny, [f"space={other}"]))
     RunFolder.open(tiny.parent / "r").resume_with(load_experiment(tiny, ["search.max_trials=9"]))
     assert RunFolder.open(tiny.parent / "r").experiment.search.max_trials == 9
+
+
+def test_a_run_goes_on_with_the_augmentation_that_it_had(tiny):
+    """One of a time before `train.hyp: auto` holds the path of a file."""
+    fixed = f"train.hyp={ROOT / 'data/hyps/default.yaml'}"
+    RunFolder.create(tiny.parent / "r", load_experiment(tiny, [fixed, "train.epochs=60"]))
+    run = RunFolder.open(tiny.parent / "r")
+    run.resume_with(load_experiment(tiny, ["train.epochs=60"]))
+    assert RunFolder.open(tiny.parent / "r").experiment.train.hyp_file.endswith("data/hyps/default.yaml")
+    with pytest.raises(UserError, match="train.hyp was"):
+        run.resume_with(load_experiment(tiny, ["train.epochs=60", "train.hyp=data/hyps/scratch-low.yaml"]))
+
+
+def test_what_trains_says_its_augmentation_and_a_longer_retraining_has_its_own(tiny, capsys, monkeypatch):
+    seen = {}
+
+    def at_once(job, arch, folder, weights=None, *, kind="retrain", calibration=0):
+        seen[kind] = job.hyp
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.steps.train_in_full", at_once)
+    assert run(tiny, "search.max_trials=1", "retrain.epochs=60", "--steps", "search,retrain") == 130
+    assert "default.yaml, chosen for 1 epochs" in capsys.readouterr().out
+    assert seen["retrain"] == load_hyp("data/hyps/scratch-low.yaml")
 
 
 def test_help_and_mistakes_import_nothing_heavy():
