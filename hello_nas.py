@@ -261,12 +261,16 @@ def data(src: Path, to: Path) -> None:
     import tempfile
 
     from data.dataset import open_dataset
-    from data.yolo_format import export_yolo
+    from data.yolo_export import export_yolo, too_small
 
     with tempfile.TemporaryDirectory() as cache:
         dataset = open_dataset(src, Path(cache))
         print(dataset.summary())
         print(f"written: {export_yolo(dataset, to)}")
+        if n := too_small(dataset):
+            print(
+                f"note: Ultralytics passes over {n} of the images, which are less than 10 pixels wide or high"
+            )
 
 
 def _with_data(overrides: tuple[str, ...], data: str | None) -> list[str]:

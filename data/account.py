@@ -109,4 +109,11 @@ def fail_if_most_is_bad(
         )
     bad, good = sum(new[reason] for reason in BAD), sum(len(s.cls) for s in samples)
     if bad > good:
-        raise UserError(f"{bad} of {bad + good} boxes in split {split!r} cannot be used{account.why(BAD)}")
+        pixels = (
+            "; YOLO counts in fractions of the image, VOC and COCO in pixels"
+            if new["outside"] * 2 > bad
+            else ""
+        )
+        raise UserError(
+            f"{bad} of {bad + good} boxes in split {split!r} cannot be used{account.why(BAD)}{pixels}"
+        )

@@ -14,14 +14,15 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from data.account import Account
-from utils.errors import UserError, unknown
+from utils.errors import UserError, printable, unknown
 
 TASKS = ("detect", "classify")
-SCHEMA = 1  # of the cache file; raise it when a reader changes what it keeps
+SCHEMA = 2  # of the cache file; raise it when a reader changes what it keeps
 VAL_SEED, VAL_FRACTION = 0, 0.2  # for sources that declare no val split
 REPO = Path(__file__).resolve().parents[1]
 
@@ -91,7 +92,8 @@ class Dataset:
             empty = [str(sum(len(s.cls) == 0 for s in samples))] if boxes else []
             images = len({s.image for s in samples})
             rows.append([split, str(images), *empty, str(sum(per_class.values())), *seen])
-        return "\n".join(lines + ["  " + line for line in _table(rows) + self.account.lines()])
+        lines += ["  " + line for line in _table(rows) + self.account.lines()]
+        return "\n".join(map(printable, lines))
 
 
 def _table(rows: list[list[str]]) -> list[str]:
@@ -153,7 +155,7 @@ def open_dataset(
 
 def find_source(source: str | Path) -> Path:
     """The absolute path of a data source; cards of ours (data/digits.yaml) are found from any folder."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     for candidate in (path, REPO / path):
         if candidate.exists():
             return Path(os.path.abspath(candidate))
@@ -214,12 +216,10 @@ def _usable(splits: dict[str, list[Sample]], path: Path, account: Account) -> di
         del usable["test"]
     for split, samples in usable.items():
         if not samples:
-            gone = account.examples.get("missing image", [])
-            hint = f": none of those listed was found, not even {gone[0]}" if gone else ""
-            raise UserError(f"data {path}: no images in split {split!r}{hint}")
+            raise UserError(f"data {path}: no images in split {split!r}{account.why()}")
         if split != "test" and not any(len(s.cls) for s in samples):
             count = f"{len(samples)} images without boxes"
-            raise UserError(f"data {path}: no labels at all in split {split!r} ({count})")
+            raise UserError(f"data {path}: no labels at all in split {split!r} ({count}){account.why()}")
     return usable
 
 
@@ -259,13 +259,18 @@ def _read_or_recall(path: Path, cache: Path, task: str) -> Reading:
 
 def read(path: Path, cache: Path, task: str = "detect") -> Reading:
     """Read a source by what it looks like. `cache` is only for data we make ourselves (the digits)."""
-    from data import coco, image_folder, voc, yolo_format
+    from data import coco, image_folder, voc, yolo_format, yolo_guess
     from data.card import load_card
 
     if path.is_dir():
         card_file = yolo_format.yaml_inside(path)
         if card_file is None and voc.looks_like(path):
             return voc.read_folder(path)
+        if card_file is None and (line := yolo_guess.card_for(path)):
+            raise UserError(
+                f"data {path} holds YOLO labels but no data YAML; write {path / 'data.yaml'} with this line, "
+                f"check the names, and give it again: {line}"
+            )
         if card_file is None and coco.looks_like(path):
             return coco.read_folder(path)
         if card_file is None and image_folder.looks_like(path):
@@ -335,9 +340,9 @@ def _recall(memory: Path, fingerprint: Callable[[list[Path]], str]) -> Reading |
         with np.load(memory, allow_pickle=False) as file:
             arrays = {k: file[k] for k in file.files}
         header = json.loads(arrays["header"].tobytes())
-    except (OSError, ValueError, KeyError, EOFError):  # a half-written or foreign file: read the source again
-        return None
-    watch = [Path(p) for p in header["watch"]] if header.get("schema") == SCHEMA else []
+        watch = [Path(p) for p in header["watch"]] if header["schema"] == SCHEMA else []
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile):
+        return None  # a half-written or foreign file: read the source again
     if not watch or header["fingerprint"] != fingerprint(watch):
         return None
     ends = np.cumsum(arrays["counts"])

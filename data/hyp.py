@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data.text import read_text
 from utils.errors import UserError, unknown
+from utils.yaml_text import load_yaml
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -42,15 +44,10 @@ def load_hyp(path: str | Path) -> dict[str, float]:
     Raises UserError for a missing file, text that is not YAML, an unknown key (did you mean), a value out
     of range.
     """
-    import yaml
-
     file = next((p for p in (Path(path), REPO / path) if p.is_file()), None)
     if file is None:
         raise UserError(f"hyp file {str(path)!r} does not exist; data/hyps/ holds {', '.join(shipped())}")
-    try:
-        given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as e:
-        raise UserError(f"hyp file {path} is not YAML: {str(e).splitlines()[0]}") from None
+    given = load_yaml(read_text(file), f"hyp file {path}") or {}
     if not isinstance(given, dict):
         raise UserError(f"hyp file {path} must hold lines like 'mosaic: 1.0', got {type(given).__name__}")
     return check_hyp(given, f"hyp file {path}")

@@ -80,6 +80,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in LEFTOVERS
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path is not below a folder once links are followed."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def _walk(folder: Path | str) -> Iterator[tuple[os.DirEntry[str], str]]:
     """(entry, "file" or "hidden") for every file under `folder`; a link to a folder seen before is "linked
     again", so that loops end. Links are followed last: what has two names goes by its real one."""

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from data.account import Account, fail_if_most_is_bad
 from data.boxes import judge_boxes
 from data.card import how_to_get, licence_of, load_card, root_of
-from data.dataset import Dataset, Reading, Sample
-from data.images import SUFFIXES, list_images, probe
+from data.dataset import Reading, Sample
+from data.images import SUFFIXES, is_hidden, leads_out, list_images, probe
 from data.progress import progress
+from data.text import read_lines, read_text
+from data.yolo_labels import Labels, find_label, label_of
 from utils.errors import UserError
-from utils.files import write_text
+from utils.yaml_text import short
 
 SPLITS = ("train", "search_train", "search_val", "val", "test")
-TOLERANCE = 0.01  # how far outside 0..1 a written number may be, as Ultralytics allows: writers round
+# Text files that lie among labels and are none.
+NO_LABELS = {"classes", "labels", "names", "notes", "obj", "predefined_classes", "readme", *SPLITS, "valid"}
 
 
 def yaml_inside(folder: Path) -> Path | None:
@@ -28,7 +29,9 @@ def yaml_inside(folder: Path) -> Path | None:
     found = [
         p
         for p in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-        if re.search(r"^train\s*:", p.read_text(encoding="utf-8", errors="ignore"), re.MULTILINE)
+        if p.is_file()
+        and not is_hidden(p.name)
+        and re.search(r"^(\{\s*)?[\"']?train(ing)?[\"']?\s*:", read_text(p), re.MULTILINE | re.IGNORECASE)
     ]
     chosen = [p for p in found if p.stem in {"data", "dataset"}] or found
     if len(chosen) > 1:
@@ -38,32 +41,41 @@ def yaml_inside(folder: Path) -> Path | None:
     return chosen[0] if chosen else None
 
 
+def open_card(path: Path) -> Reading:
+    """Read a YOLO data YAML by its path."""
+    return read_card(load_card(path), path)
+
+
 def read_card(card: dict[str, Any], path: Path) -> Reading:
     """Read a data set given by an Ultralytics data YAML.
 
     `path`, `train`, `val`, `test` are resolved as Ultralytics does, the YAML's own folder first; each
-    split is a folder, a .txt list of images, or a list of those. Raises UserError for what cannot be read
-    as meant.
+    split is a folder, a .txt list of images, or a list of those. A test split that is not there is left out.
+    Raises UserError for what cannot be read as meant.
     """
     if card["names"] is None:
         raise UserError(f"data {path}: names is missing; list the class names, e.g. names: [cat, dog]")
     check_splits(card, path)
     root = root_of(card, path)
-    account, watch = Account(), [path]
-    splits: dict[str, list[Sample]] = {}
-    for split in SPLITS:
-        if card.get(split):
-            images = images_of(card[split], split, root, path, card, watch, account)
-            splits[split] = read_images(images, split, card["names"], root, account)
-    watch += sorted(
-        {p.parent for samples in splits.values() for s in samples for p in (s.image, label_of(s.image))}
-    )
+    account, labels = Account(), Labels(path, len(card["names"]), card.get("kpt_shape"))
+    places = {split: _places(card, split, root, path, account) for split in SPLITS if card.get(split)}
+    images = {
+        split: _images(card, split, some, root, path, account) for split, some in places.items() if some
+    }
+    files = {image: find_label(image) for some in images.values() for image in some}
+    splits = {split: _read(some, files, split, labels, root, account) for split, some in images.items()}
+    named = [place for some in places.values() for place in some]
+    _count_outside(files, [root, path.parent], root, account)
+    _count_unread(files, named, root, account)
+    watch = {path, *named} | {
+        p.parent for image in files for p in (image, label_of(image), files[image]) if p
+    }
     return Reading(
         str(card.get("name") or path.stem),
         "YOLO",
         card["names"],
         splits,
-        watch,
+        sorted(watch),
         account,
         licence_of(card, root),
     )
@@ -80,56 +92,140 @@ def check_splits(card: dict[str, Any], path: Path) -> None:
         raise UserError(f"data {path}: train is missing; say where the training images are")
 
 
-def images_of(
-    value: Any, split: str, root: Path, path: Path, card: dict[str, Any], watch: list[Path], account: Account
-) -> list[Path]:
-    """The image files of one split, in sorted order; what was looked through is added to `watch`."""
-    images: list[Path] = []
-    for item in value if isinstance(value, list) else [value]:
-        place = (root / str(item)).resolve()
-        if not place.exists() and str(item).startswith(
-            "../"
-        ):  # Roboflow writes ../train/images beside train/
-            place = (root / str(item)[3:]).resolve()
-        if not place.exists():
-            raise UserError(f"data {path}: {split}: {place} does not exist{how_to_get(card, root)}")
-        watch.append(place)
-        if place.is_dir():
-            images += list_images(place, account, root)
-        elif place.suffix == ".txt":
-            for line in filter(None, map(str.strip, place.read_text(encoding="utf-8-sig").splitlines())):
-                image = Path(line)
-                local = (
-                    place.parent / line
-                    if line.startswith("./") or not (root / line).exists()
-                    else root / line
-                )
-                images.append(image if image.is_absolute() else local)
-        else:
+# Which images ---------------------------------------------------------------------------------------------
+
+
+def _places(card: dict[str, Any], split: str, root: Path, path: Path, account: Account) -> list[Path]:
+    """The folders and lists of one split; none, and a notice, where a test split is not there."""
+    places = []
+    for item in card[split] if isinstance(card[split], list) else [card[split]]:
+        if not isinstance(item, str):
+            raise UserError(
+                f"data {path}: {split}: expected a folder, a .txt list, or several of them, got {short(item)}"
+            )
+        place = _find(item, root)
+        if place is None:
+            missing = f"{split}: {os.path.abspath(root / item)} does not exist"
+            if split != "test":
+                raise UserError(f"data {path}: {missing}{how_to_get(card, root)}")
+            account.say(f"split test is left out: {missing}")
+            continue
+        if not place.is_dir() and place.suffix != ".txt":
             raise UserError(
                 f"data {path}: {split}: {place} is neither a folder of images nor a .txt list of them"
             )
-    if not images:
+        places.append(place)
+    return places
+
+
+def _find(text: str, *folders: Path) -> Path | None:
+    """What a path in somebody's file leads to from one of `folders`; None where there is nothing.
+
+    Windows writes \\; Roboflow writes ../train/images beside train/; CVAT writes data/ before what is here.
+    """
+    text = text.replace("\\", "/") if "\\" in text and not os.path.exists(folders[0] / text) else text
+    names = [text, text.removeprefix("../"), text.removeprefix("data/")]
+    for name in dict.fromkeys(names):
+        for folder in folders:
+            if os.path.exists(folder / name):
+                return Path(os.path.abspath(folder / name))
+    return None
+
+
+def _images(
+    card: dict[str, Any], split: str, places: list[Path], root: Path, path: Path, account: Account
+) -> list[Path]:
+    """The image files of one split, in sorted order; UserError where there are none, but for test."""
+    images: list[Path] = []
+    for place in places:
+        images += list_images(place, account, root) if place.is_dir() else _listed(place, root, account)
+    if not images and split != "test":
+        why = account.why(("missing image", "hidden", "other file"))
+        known = f" of {', '.join(sorted(SUFFIXES))}"
         raise UserError(
-            f"data {path}: no images in split {split!r}: {value} holds none of {', '.join(sorted(SUFFIXES))}"
+            f"data {path}: no images in split {split!r}: {short(card[split])} holds none{why or known}"
         )
     return sorted(images)
 
 
-def label_of(image: Path) -> Path:
-    """Where the labels of an image are: the last folder `images` becomes `labels`, the suffix .txt."""
-    parts = list(image.parts)
-    for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == "images":
-            parts[i] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
+def _listed(file: Path, root: Path, account: Account) -> list[Path]:
+    """The images that a list names, a line each; what is not there is counted.
+
+    What a list holds that a link leads to elsewhere is nobody's business: its lines are named by number.
+    """
+    images, foreign = [], leads_out(file, root)
+    for number, line in enumerate(read_lines(file), 1):
+        folders = (file.parent, root) if line.startswith("./") else (root, file.parent)
+        image = _find(line, *folders)
+        if image is not None and image.is_file():
+            images.append(image)
+        else:
+            account.note("missing image", f"{os.path.relpath(file, root)} line {number}" if foreign else line)
+    return images
 
 
-def read_images(
-    images: list[Path], split: str, names: list[str], root: Path, account: Account
+def _count_outside(images: Iterable[Path], roots: list[Path], shown_from: Path, account: Account) -> None:
+    """Count images that are not below any of `roots` once links are followed."""
+    outside: dict[Path, bool] = {}
+    for image in sorted(images):
+        if image.parent not in outside:
+            outside[image.parent] = all(leads_out(image.parent, root) for root in roots)
+        if outside[image.parent] or (image.is_symlink() and all(leads_out(image, root) for root in roots)):
+            account.note("outside folder", os.path.relpath(image, shown_from))
+
+
+def _count_unread(files: dict[Path, Path | None], places: list[Path], root: Path, account: Account) -> None:
+    """Count what lies beside the images and labels that are used, and belongs to no split or to no image.
+
+    files: image -> its label file or None; places: the folders and lists that the YAML names.
+    """
+    folders = {folder for folder in {image.parent for image in files} if not leads_out(folder, root)}
+    real = {os.path.realpath(folder) for folder in folders}
+    unread: set[Path] = set()
+    for folder in sorted(folders.union(*(_beside(place, root) for place in places))):
+        if any(p.is_relative_to(folder) for p in folders):
+            names = [n for n in os.listdir(folder) if not is_hidden(n)]
+            found = [folder / n for n in names if os.path.splitext(n)[1].lower() in SUFFIXES]
+        else:
+            found = list_images(folder) if os.path.realpath(folder) not in real else []
+        new = set(found) - files.keys()
+        account.note("unread", os.path.relpath(folder, root), len(new))
+        unread |= new
+    stems = {image.stem for image in unread.union(files)}
+    for folder in sorted({file.parent for file in files.values() if file}):
+        for name in sorted(os.listdir(folder)):
+            stem, suffix = os.path.splitext(name)
+            known = stem in stems or stem.lower() in NO_LABELS or is_hidden(name)
+            if suffix == ".txt" and not known:
+                account.note("label alone", os.path.relpath(folder / name, root))
+
+
+def _beside(place: Path, root: Path) -> list[Path]:
+    """The folders that are to a split's what images/train is to images/val, or train/images to val/images."""
+    if place.name == "images" and root in place.parents[1:]:
+        found = place.parents[1].glob("*/images")
+    elif place.parent.name == "images" and root in place.parents:
+        found = place.parent.glob("*")
+    else:
+        return []
+    return [p for p in found if p.is_dir() and not is_hidden(p.name) and not is_hidden(p.parent.name)]
+
+
+# Reading them ---------------------------------------------------------------------------------------------
+
+
+def _read(
+    images: list[Path],
+    files: dict[Path, Path | None],
+    split: str,
+    labels: Labels,
+    root: Path,
+    account: Account,
 ) -> list[Sample]:
-    """One Sample per image that exists and decodes; the others are counted, an error if they are most."""
+    """One Sample per image that decodes; the others are counted, an error if they are most.
+
+    files: the label file of each image, or None.
+    """
     samples, seen, before = [], set(), account.counts
     for image in progress(images, f"reading {split}"):
         shown = os.path.relpath(image, root)
@@ -144,11 +240,13 @@ def read_images(
         if found is None:
             account.note("corrupt image", shown)
             continue
-        rows = read_label(label_of(image), names)
+        file = files[image]
+        rows = labels.read(file, os.path.relpath(file, root), account) if file else []
         boxes, cls = judge_boxes(
             [r[1:] for r in rows], [int(r[0]) for r in rows], found.upright, shown, account
         )
         samples.append(Sample(image, boxes, cls, found.upright))
+    labels.check_pose()
     fail_if_most_is_bad(samples, split, account, before)
     return samples
 
@@ -160,108 +258,3 @@ def fail_if_most_are_corrupt(corrupt: int, good: int, split: str, account: Accou
         raise UserError(
             f"{corrupt} of {corrupt + good} images in split {split!r} cannot be decoded (first: {first})"
         )
-
-
-def read_label(file: Path, names: list[str]) -> list[list[float]]:
-    """The rows [class, x, y, w, h] of one label file; polygons of segmentation become bounding boxes.
-
-    A missing file means no objects. Raises UserError naming file and line for anything else than numbers
-    in range.
-    """
-    if not file.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
-        words = line.split()
-        if not words:
-            continue
-        where = f"{file} line {number}"
-        try:
-            values = [float(w) for w in words]
-        except ValueError:
-            raise UserError(f"{where}: expected numbers 'class x y w h', got {line.strip()[:60]!r}") from None
-        if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-            raise UserError(
-                f"{where}: expected 5 numbers 'class x y w h', got {len(values)}: {line.strip()[:60]!r}"
-            )
-        if not values[0].is_integer() or values[0] < 0:
-            raise UserError(f"{where}: class id must be a whole number from 0, got {words[0]}")
-        if values[0] >= len(names):
-            raise UserError(
-                f"{where}: class id {words[0]} is beyond names, "
-                f"which has {len(names)} classes (0 to {len(names) - 1})"
-            )
-        bad = next(
-            (w for w, v in zip(words[1:], values[1:], strict=True) if not -TOLERANCE <= v <= 1 + TOLERANCE),
-            None,
-        )
-        if bad is not None:
-            raise UserError(f"{where}: coordinates must be fractions of the image, 0 to 1, got {bad}")
-        if len(values) > 5:
-            xs, ys = values[1::2], values[2::2]
-            values[1:] = [
-                (min(xs) + max(xs)) / 2,
-                (min(ys) + max(ys)) / 2,
-                max(xs) - min(xs),
-                max(ys) - min(ys),
-            ]
-        rows.append(values)
-    return rows
-
-
-def export_yolo(dataset: Dataset, to: Path, *, link: bool = False) -> Path:
-    """Write a data set as a YOLO layout that stock tools read: images/, labels/ per split, and data.yaml.
-
-    Images are copied byte for byte, or linked with `link=True`; boxes are written with all their digits,
-    so that reading the result gives the same numbers. Returns the path of data.yaml. Raises UserError if
-    `to` exists and is not an empty folder. The folder appears whole or not at all.
-    """
-    to = Path(to).absolute()
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"{to} exists and is not empty; give a new folder")
-    partial = to.with_name(f".{to.name}.{os.getpid()}")
-    try:
-        for split in (s for s in ("train", "val", "test") if s in dataset.splits):
-            (partial / "images" / split).mkdir(parents=True)
-            (partial / "labels" / split).mkdir(parents=True)
-            taken: set[str] = set()
-            for sample in progress(dataset.splits[split], f"writing {split}"):
-                stem = sample.image.stem  # a.jpg and a.png, or two folders' a.jpg, would share one label file
-                while stem in taken:
-                    stem += "_"
-                taken.add(stem)
-                target = partial / "images" / split / (stem + sample.image.suffix)
-                if link:
-                    target.symlink_to(sample.image.resolve())
-                else:
-                    shutil.copyfile(sample.image, target)
-                (partial / "labels" / split / f"{stem}.txt").write_text(_label_text(sample))
-        write_text(partial / "data.yaml", _yaml_text(dataset))
-        if to.exists():
-            to.rmdir()
-        to.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(to)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return to / "data.yaml"
-
-
-def _label_text(sample: Sample) -> str:
-    rows = zip(sample.cls.tolist(), sample.boxes, strict=True)
-    return "".join(
-        f"{c} {' '.join(np.format_float_positional(v, unique=True) for v in box)}\n" for c, box in rows
-    )
-
-
-def _yaml_text(dataset: Dataset) -> str:
-    import yaml
-
-    card: dict[str, Any] = {"name": dataset.name, "licence": dataset.licence}
-    card |= {split: f"images/{split}" for split in ("train", "val", "test") if split in dataset.splits}
-    card["names"] = dict(enumerate(dataset.names))
-    return yaml.safe_dump(card, sort_keys=False, allow_unicode=True)
-
-
-def open_card(path: Path) -> Reading:
-    """Read a YOLO data YAML by its path."""
-    return read_card(load_card(path), path)

@@ -87,25 +87,6 @@ def test_cards(tmp_path, text, says):
     fails(tmp_path, root / "data.yaml", str(root), *says)
 
 
-@pytest.mark.parametrize(
-    ("label", "says"),
-    [
-        ("0 0.5 0.5 0.5 0.5\n0 32 24 10 10", ["a.txt line 2", "fractions of the image, 0 to 1, got 32"]),
-        ("0 -0.5 0.5 0.5 0.5", ["a.txt line 1", "got -0.5"]),
-        ("0 nan 0.5 0.5 0.5", ["a.txt line 1", "got nan"]),
-        ("2 0.5 0.5 0.5 0.5", ["a.txt line 1", "class id 2 is beyond names, which has 2 classes (0 to 1)"]),
-        ("-1 0.5 0.5 0.5 0.5", ["class id must be a whole number from 0, got -1"]),
-        ("0.5 0.5 0.5 0.5 0.5", ["class id must be a whole number from 0, got 0.5"]),
-        ("0 0.5 0.5 0.5", ["expected 5 numbers 'class x y w h', got 4: '0 0.5 0.5 0.5'"]),
-        ("0 0.5 0.5 0.5 0.5 0.9", ["expected 5 numbers 'class x y w h', got 6"]),
-        ("cat 0.5 0.5 0.5 0.5", ["expected numbers 'class x y w h', got 'cat 0.5 0.5 0.5 0.5'"]),
-    ],
-)
-def test_label_lines(tmp_path, label, says):
-    root = yolo_set(tmp_path, labels={"a": label})
-    fails(tmp_path, root / "data.yaml", str(root / "labels" / "train" / "a.txt"), *says)
-
-
 def test_no_labels_at_all_and_mostly_corrupt_images(tmp_path):
     root = yolo_set(tmp_path)
     for file in (root / "labels" / "val").iterdir():

@@ -7,7 +7,7 @@ import pytest
 
 from data.dataset import Dataset, open_dataset
 from data.images import fingerprint
-from data.yolo_format import export_yolo
+from data.yolo_export import export_yolo
 from tests.data.make import coco_json, image, voc_xml, yolo_set
 from utils.errors import UserError
 

@@ -12,7 +12,7 @@ from data.hyp import load_hyp
 from data.images import fingerprint
 from data.loader import make_loader
 from data.pixels import Pixels, decode
-from data.yolo_format import export_yolo
+from data.yolo_export import export_yolo
 from tests.data.make import image, voc_xml, yolo_set
 from utils.offline import quiet_ultralytics
 

@@ -16,7 +16,7 @@ import yaml
 
 from data.dataset import Sample, open_dataset
 from data.loader import make_loader
-from data.yolo_format import export_yolo
+from data.yolo_export import export_yolo
 from experiments import handover, steps
 from experiments.config import ROOT, load_experiment
 from experiments.handover import (
