@@ -43,7 +43,9 @@ def run_experiment(
     """
     if path is None:
         assert run_dir is not None
-        path = RunFolder.open(run_dir).path / "experiment.yaml"
+        stored = RunFolder.open(run_dir)
+        path = stored.path / "experiment.yaml"
+        overrides = [f"space={json.dumps(str(stored.space_file))}", *overrides]  # the original may be gone
     experiment = load_experiment(path, overrides)
     experiment = check_names(experiment)
     folder = run_dir or Path("runs") / experiment.name

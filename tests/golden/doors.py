@@ -17,9 +17,10 @@ import numpy as np
 from experiments.nni_runtime import SearchRuntime, run_search
 from experiments.strategies import STRATEGIES, build_strategy
 from experiments.trial import report_final
-from models.nas import ArchSpace, YoloSpace
 from models.networks import open_any_space
+from models.nni_space import ArchSpace
 from models.sampling import BestOf, Stratified, generator, in_range, spread, subnets
+from models.yolo.nas import YoloSpace
 from utils.history import History
 from utils.limits import parse_limits
 
@@ -44,11 +45,7 @@ ORDERED = {
 }
 SEARCHED = ("yolov5n_nas", "bignas_retinanet_small", "bignas_regnet", "ordered")
 STEERED = ("random", "evolution", "tpe", "pareto", "predictor")  # rl and grid would need minutes
-BUILT = (
-    "random",
-    "evolution",
-    "grid",
-)  # draws from all the layers that NNI sees, as a multi-trial search does
+BUILT = ("random", "evolution", "grid")  # NNI sees all layers, as in a multi-trial search
 CASES = {
     f"{strategy} on {name}": (strategy, name, False, False) for strategy in STRATEGIES for name in SEARCHED
 }
