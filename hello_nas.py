@@ -16,16 +16,28 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from utils.errors import UserError, did_you_mean, printable
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT = ROOT / "experiments" / "yolov5_multitrial.yaml"
+RESUMABLE = ("run", "retrain", "finetune")
+
+
+def whole(low: int, high: int | None = None) -> Parameter:
+    """A whole number in a range; cyclopts by itself would round 1.5."""
+    return Parameter(converter=lambda _, tokens: int(tokens[0].value), validator=Number(gte=low, lte=high))
+
+
+Port = Annotated[int, whole(1, 65_535)]
+Pixels = Annotated[int, whole(1, 16_384)]
 
 app = cyclopts.App(
     name="hello_nas.py",
@@ -41,10 +53,11 @@ app = cyclopts.App(
 @app.command
 def run(
     *args: str,
+    data: str | None = None,
     run_dir: Path | None = None,
     resume: bool = False,
     steps: str | None = None,
-    port: int = 8083,
+    port: Port = 8083,
     host: str = "127.0.0.1",
     no_ui: bool = False,
 ) -> None:
@@ -52,6 +65,7 @@ def run(
 
     Args:
         args: [EXPERIMENT.yaml] [key=value ...]; by default a YOLOv5 space is searched on handwritten digits.
+        data: the same as data=...
         run_dir: where results go; default runs/<name>. An existing folder is never overwritten.
         resume: go on with that folder's run, keeping every finished trial.
         steps: comma-separated steps instead of the file's, e.g. search,report.
@@ -62,9 +76,11 @@ def run(
     from experiments.run import WebUi, run_experiment
 
     path, overrides = _experiment_and_overrides(args)
+    overrides = _with_data(overrides, data)
     if steps:
         overrides.append(f"steps=[{steps}]")
     ui = WebUi(None if no_ui else port, host)
+    run_dir = _run_folder(run_dir) if resume and run_dir else run_dir
     stored = resume and run_dir  # then the run knows its experiment
     run_experiment(path or (None if stored else DEFAULT), overrides, run_dir=run_dir, resume=resume, ui=ui)
 
@@ -81,9 +97,9 @@ def space(experiment: Path = DEFAULT, *overrides: str) -> None:
 def sample(
     experiment: Path = DEFAULT,
     *overrides: str,
-    n: Annotated[int, Parameter(["-n", "--number"])] = 10000,
+    n: Annotated[int, Parameter(["-n", "--number"]), whole(1, 10_000_000)] = 10000,
     out: Path = Path("sample"),
-    seed: int = 0,
+    seed: Annotated[int, whole(0)] = 0,
     low: float | None = None,
     high: float | None = None,
     traverse: bool = False,
@@ -179,9 +195,9 @@ def export(
     weights: Path | None = None,
     format: str = "onnx",
     out: Path | None = None,
-    imgsz: int | None = None,
+    imgsz: Pixels | None = None,
     data: str | None = None,
-    threads: int = 1,
+    threads: Annotated[int, whole(1, 1024)] = 1,
 ) -> None:
     """One architecture for other tools; re-loaded and compared before it is called saved.
 
@@ -207,7 +223,7 @@ def predict(
     out: Path = Path("predictions"),
     conf: float = 0.25,
     iou: float = 0.7,
-    imgsz: int | None = None,
+    imgsz: Pixels | None = None,
     device: str = "auto",
 ) -> None:
     """Boxes, or a classifier's answer, drawn into a picture, a video, or a folder of them.
@@ -231,28 +247,28 @@ def report(run_dir: Path, baselines: Path | None = None) -> None:
     """report.html, pareto.png and results.csv of a run, from its history alone.
 
     Args:
-        run_dir: of any run, finished or not.
+        run_dir: of any run, finished or not; or its name below runs/.
         baselines: the run folder of experiments/baselines.yaml, to draw its line beside the trials.
     """
     from utils.report import write_report
 
-    print(f"written: {write_report(run_dir, baselines=baselines)}")
+    print(f"written: {write_report(_run_folder(run_dir), baselines=baselines and _run_folder(baselines))}")
 
 
 @app.command
 def status(run_dir: Path) -> None:
-    """One screen on a live, finished or killed run."""
+    """One screen on a live, finished or killed run, given by its folder or its name below runs/."""
     from utils.results import status as describe
 
-    print(describe(run_dir))
+    print(describe(_run_folder(run_dir)))
 
 
 @app.command
-def view(run_dir: Path, port: int = 8083) -> None:
-    """The NNI web UI of a finished run again, until Ctrl-C."""
+def view(run_dir: Path, port: Port = 8083) -> None:
+    """The NNI web UI of a finished run again, until Ctrl-C. The run is given as to `status`."""
     from experiments.nni_runtime import view as serve
 
-    serve(run_dir, port)
+    serve(_run_folder(run_dir), port)
 
 
 @app.command
@@ -273,9 +289,23 @@ def data(src: Path, to: Path) -> None:
             )
 
 
-def _with_data(overrides: tuple[str, ...], data: str | None) -> list[str]:
+def _with_data(overrides: Sequence[str], data: str | None) -> list[str]:
     """`--data D` is `data=D`."""
     return [*overrides, *([f"data={json.dumps(data)}"] if data is not None else [])]
+
+
+def _run_folder(given: Path) -> Path:
+    """A run by its folder or file or, where there is none, by its name below runs/. UserError for neither."""
+    runs = Path("runs")
+    holds_run = ("experiment.yaml", "history.jsonl")
+    if not given.is_file() and not any((given / name).exists() for name in holds_run):
+        if any((runs / given / name).exists() for name in holds_run):
+            return runs / given
+        if not given.exists():
+            names = [p.name for p in runs.iterdir() if p.is_dir()] if runs.is_dir() else []
+            hint = did_you_mean(given.name, names) or "; give its folder, or its name below runs/"
+            raise UserError(f"no run {str(given)!r}{hint}")
+    return given
 
 
 def _experiment_and_overrides(args: tuple[str, ...]) -> tuple[Path | None, list[str]]:
@@ -295,7 +325,11 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # line by line, so that `| tee` shows a search while it runs; whatever a name holds can be printed
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    argv = sys.argv[1:] if argv is None else argv
     try:
+        for argument in argv:
+            if not argument or "\0" in argument:
+                raise UserError(f"an argument is {argument!r}: most likely a shell variable that is not set")
         app(argv, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except (UserError, cyclopts.CycloptsError) as error:
@@ -314,7 +348,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {printable(said)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print("interrupted; --resume goes on", file=sys.stderr)
+        others = {name for name in app if name not in RESUMABLE}
+        print("interrupted" + "; --resume goes on" * (not others & set(argv[:1])), file=sys.stderr)
         return 128 + (interrupt.args[0] if interrupt.args and interrupt.args[0] else signal.SIGINT)
 
 

@@ -75,15 +75,15 @@ class SearchSettings(Strict):
     engine: Literal["nni", "inline"] = Field(
         "nni", description="nni: one process a trial; inline: in process"
     )
-    max_trials: int = Field(12, ge=1, description="trials to finish, the baseline among them")
+    max_trials: int = Field(12, ge=1, le=10_000_000, description="trials to finish, the baseline among them")
     max_seconds: float | None = Field(None, gt=0, description="start no trial after so much wall time")
     max_trial_seconds: float | None = Field(None, gt=0, description="a trial that takes longer has failed")
-    concurrency: int = Field(1, ge=1, description="trials at a time")
+    concurrency: int = Field(1, ge=1, le=1024, description="trials at a time")
     reward: Named = Field(Named(name="map"), description="map, weighted_product or linear")
     limits: dict[str, str] = Field({}, description='hard limits, e.g. {gflops: "<= 4"}')
     objectives: dict[str, Literal["max", "min"]] = Field({"map50_95": "max", "gflops": "min"})
     measure: list[str] = Field([], description="costs to measure beside params_m and gflops: latency_ms")
-    top_k: int = Field(3, ge=1, description="architectures exported, with their weights")
+    top_k: int = Field(3, ge=1, le=100_000, description="architectures exported, with their weights")
     baseline: bool = Field(True, description="run the unsearched default of the space as trial 0")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of train the search is scored on")
     training_service: dict[str, Any] | None = Field(None, description="NNI training service, default local")
@@ -116,15 +116,26 @@ class SupernetSettings(Strict):
 class SampleSettings(Strict):
     """The `sample:` and `sample_accuracy:` blocks: archs whose cost, or whose accuracy too, is looked at."""
 
-    n: int = Field(ge=1, description="archs")
+    n: int = Field(10_000, ge=1, le=10_000_000, description="archs")
     gflops: tuple[float, float] | None = Field(None, description="only archs between these, both included")
     traverse: bool = Field(False, description="walk through the space in even strides instead of drawing")
+
+    @field_validator("gflops")
+    @classmethod
+    def _is_a_range(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 <= value[0] <= value[1]:
+            raise ValueError("two costs are needed, the smaller one first, none below 0")
+        return value
+
+
+class SampleAccuracySettings(SampleSettings):
+    n: int = Field(200, ge=1, le=10_000_000, description="archs")
 
 
 class RankSettings(Strict):
     """The `rank:` block: archs trained from scratch, to see whether the supernet orders them alike."""
 
-    n: int = Field(15, ge=3, description="archs, spread over the space's costs")
+    n: int = Field(15, ge=3, le=100_000, description="archs, spread over the space's costs")
     seeds: list[int] = Field([0, 1], min_length=1, description="of the trainings; each arch once with each")
     train: dict[str, Any] = Field({}, description="what these trainings change of train: {epochs: 6}")
 
@@ -142,15 +153,17 @@ class Experiment(Strict):
     name: str = Field(description="the run's folder below runs/")
     space: str = Field(description="detector YAML with its choices")
     data: str = Field("data/digits.yaml", description="YOLO YAML, VOC folder or COCO JSON")
-    imgsz: int = Field(64, ge=32, description="side of the square input, pixels; a multiple of 32")
+    imgsz: int = Field(64, ge=32, le=16_384, description="side of the square input, pixels; a multiple of 32")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
-    seed: int = Field(0, ge=0)
-    threads: int | None = Field(None, ge=1, description="CPU threads of a trial; default cores / concurrency")
+    seed: int = Field(0, ge=0, lt=2**63)
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads of a trial; default cores / concurrency"
+    )
     train: TrainSettings = TrainSettings()
     search: SearchSettings = SearchSettings()
     supernet: SupernetSettings | None = Field(None, description="train one set of weights for all archs")
-    sample: SampleSettings = SampleSettings(n=10_000)
-    sample_accuracy: SampleSettings = SampleSettings(n=200)
+    sample: SampleSettings = SampleSettings()
+    sample_accuracy: SampleAccuracySettings = SampleAccuracySettings()
     rank: RankSettings = RankSettings()
     retrain: dict[str, Any] = Field({}, description="what the retrain step changes of train: {epochs: 50}")
     finetune: dict[str, Any] = Field(
@@ -162,10 +175,10 @@ class Experiment(Strict):
     )
     steps: list[str] = Field(["search"], description=f"in this order: {', '.join(STEPS)}")
 
-    @field_validator("device", mode="before")
+    @field_validator("device", "name", mode="before")
     @classmethod
-    def _device_is_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int) else value
+    def _number_is_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("name")
     @classmethod
@@ -245,7 +258,9 @@ def _with_files(exp: Experiment) -> Experiment:
         update={
             "space": str(_find(exp.space, "space", "a detector YAML")),
             "family": [str(_find(path, "family", "a detector YAML")) for path in exp.family],
-            "data": str(_find(exp.data, "data", "a YOLO data YAML, a Pascal VOC folder or a COCO JSON")),
+            "data": str(
+                _find(exp.data, "data", "a YOLO data YAML, a Pascal VOC folder or a COCO JSON", True)
+            ),
             "train": exp.train.model_copy(update=hyp({"hyp": exp.train.hyp}, "train")),
             "retrain": hyp(exp.retrain, "retrain"),
             "finetune": hyp(exp.finetune, "finetune"),
@@ -323,13 +338,35 @@ def _set(raw: dict[str, Any], keys: list[str], value: Any) -> None:
     raw[keys[-1]] = value
 
 
-def _find(path: str, key: str, what: str) -> Path:
+def _find(path: str, key: str, what: str, folder_too: bool = False) -> Path:
+    """The file, absolute, from the current folder or the project's. UserError if there is none."""
     for base in (Path.cwd(), ROOT):
-        if (base / Path(path).expanduser()).exists():
-            return (base / Path(path).expanduser()).resolve()
+        found = base / Path(path).expanduser()
+        if found.is_file() or (found.exists() and folder_too):
+            return found.resolve()
+        if found.exists():
+            raise UserError(f"{key}: {path!r} is a folder; {what} is needed")
     folder = next((b / path for b in (Path.cwd(), ROOT) if (b / path).parent.is_dir()), None)
     near = did_you_mean(Path(path).name, [p.name for p in folder.parent.iterdir()]) if folder else ""
     raise UserError(f"{key}: {path!r} does not exist{near}; {what} is needed")
+
+
+# pydantic's kinds of complaint in words of YAML.
+KINDS = {
+    "dict_type": "a block of keys and values is needed, like {key: value}",
+    "model_type": "a block of keys and values is needed, like {key: value}",
+    "model_attributes_type": "a block of keys and values is needed, like {key: value}",
+    "list_type": "a list is needed, like [one, two]",
+    "tuple_type": "a pair is needed, like [0.5, 2]",
+    "string_type": "text is needed",
+    "int_type": "a whole number is needed",
+    "int_parsing": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "float_type": "a number is needed",
+    "float_parsing": "a number is needed",
+    "bool_type": "true or false is needed",
+    "bool_parsing": "true or false is needed",
+}
 
 
 def _one_line(error: ValidationError, source: str) -> UserError:
@@ -341,7 +378,7 @@ def _one_line(error: ValidationError, source: str) -> UserError:
         return unknown_key(dotted, source)
     if first["type"] == "missing":
         return UserError(f"{source}: the key {dotted!r} is missing")
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = KINDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
     if first["type"] == "literal_error":
         known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         return unknown(dotted, first["input"], known)

@@ -24,7 +24,7 @@ from experiments.config import (
     check_experiment,
     read_yaml_mapping,
 )
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, cache_beside
 from models.networks import AnySpace, open_any_space
 from models.space import Arch
 from models.yolo.space import Space
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 RESULT_SCHEMA = 1
 KEYS = ("data", "imgsz", "device", "seed", "threads", "train")  # of an experiment, that mean something here
+ANOTHER_OUT = "--out DIR"
 SHOWN = ("map50_95", "map50", "top1", "top5", "params_m", "gflops", "latency_ms")
 CALIBRATION = 2048  # training images that re-estimate a slice's batch norm, where its run does not say
 
@@ -264,9 +265,11 @@ def _train(
             raise UserError(
                 f"cannot resume {folder}: it is not the {kind} of {found.path} with these weights"
             )
-        run.resume_with(exp)
+        run.resume_with(exp, ANOTHER_OUT)
     else:
-        run = RunFolder.create(folder, exp)
+        RunFolder.check_free(folder, ANOTHER_OUT)
+        open_splits(exp, cache_beside(folder), split_seed)  # mistakes are answered before there is a folder
+        run = RunFolder.create(folder, exp, ANOTHER_OUT)
         write_text(folder / "plan.json", json.dumps(plan, indent=2) + "\n")
     if (folder / "result.json").is_file():
         print(f"{folder} is finished already")
@@ -561,6 +564,8 @@ def export_arch(
 
     space = open_any_space(found.space, nc=1)  # whatever the classes
     check_format(format, space)
+    if imgsz is not None:
+        space.cost(found.arch, imgsz)  # says which sizes its strides allow
     path = out or arch_file.with_name(file_name(arch_file.stem, format, space))
     if path.exists():
         raise UserError(f"{path} exists and is never overwritten; give another name by --out")

@@ -20,6 +20,7 @@ from experiments.config import Experiment, load_experiment
 from experiments.inputs import open_data, open_space
 from experiments.processes import check_port, stop_leftovers
 from experiments.run_folder import NO_UI, RunFolder, WebUi, cache_beside
+from experiments.sample import draw
 from models.networks import open_any_space
 from utils.errors import UserError, unknown
 from utils.files import printed_to, write_text
@@ -145,6 +146,10 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
         from utils.measure import resolve_device  # imports torch
 
         resolve_device(exp.device)
+    for step in exp.steps:
+        wanted = {"sample": exp.sample, "sample_accuracy": exp.sample_accuracy}.get(step)
+        if wanted is not None and wanted.gflops is not None:
+            draw(space, exp.imgsz, wanted.n, exp.seed, *wanted.gflops, wanted.traverse)
     if exp.supernet is not None:
         from experiments.supernet import check_supernet  # imports torch and NNI
 

@@ -44,6 +44,9 @@ MAY_CHANGE = (
 )
 
 
+ANOTHER_RUN = "--run-dir DIR or name=NAME"  # where a command takes these
+
+
 @dataclass(frozen=True)
 class WebUi:
     """Where NNI's web UI listens; port None = any free port."""
@@ -65,9 +68,9 @@ class RunFolder:
         self.ui = NO_UI  # of this process, not of the run
 
     @classmethod
-    def create(cls, path: Path, experiment: Experiment) -> RunFolder:
-        """A new folder. Raises UserError when there is something at `path` already."""
-        cls.check_free(path)
+    def create(cls, path: Path, experiment: Experiment, remedy: str = ANOTHER_RUN) -> RunFolder:
+        """A new folder. Raises UserError when there is something at `path` already, with the `remedy`."""
+        cls.check_free(path, remedy)
         try:
             path.mkdir(parents=True, exist_ok=True)
             space = Path(experiment.space).read_text(encoding="utf-8", errors="ignore")
@@ -83,12 +86,12 @@ class RunFolder:
         return run
 
     @staticmethod
-    def check_free(path: Path) -> None:
+    def check_free(path: Path, remedy: str = ANOTHER_RUN) -> None:
         """Raises UserError when there is something at `path`."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(
-                f"{path} exists and is never overwritten; go on with it by --resume, "
-                "or choose another with --run-dir DIR or name=NAME"
+                f"{path} exists and is never overwritten; go on with it by --resume, or choose another "
+                f"with {remedy}"
             )
 
     @classmethod
@@ -102,8 +105,9 @@ class RunFolder:
         raw["space"] = str(path.resolve() / "space" / Path(raw["space"]).name)
         return cls(path.resolve(), check_experiment(raw, str(path / "experiment.yaml")))
 
-    def resume_with(self, wanted: Experiment) -> None:
-        """Take over what may change. Raises UserError naming the first key that must not differ."""
+    def resume_with(self, wanted: Experiment, remedy: str = ANOTHER_RUN) -> None:
+        """Take over what may change. Raises UserError naming the first key that must not differ, and how to
+        start afresh: the `remedy`."""
         if wanted.train.hyp == AUTO:  # a run goes on with the augmentation that it had
             train = wanted.train.model_copy(update={"hyp": self.experiment.train.hyp})
             wanted = wanted.model_copy(update={"train": train})
@@ -114,12 +118,12 @@ class RunFolder:
                 if was != Path(wanted.space).read_text(encoding="utf-8", errors="ignore"):
                     raise UserError(
                         f"cannot resume {self.path}: {wanted.space} is not the space of that run "
-                        f"(its own copy is {self.space_file}); start a new run with --run-dir"
+                        f"(its own copy is {self.space_file}); start a new one with {remedy}"
                     )
             elif before.get(key) != after.get(key) and key not in MAY_CHANGE:
                 raise UserError(
                     f"cannot resume {self.path}: {key} was {before.get(key)!r} and is now "
-                    f"{after.get(key)!r}; start a new run with --run-dir"
+                    f"{after.get(key)!r}; start a new one with {remedy}"
                 )
         self.experiment = wanted.model_copy(update={"space": str(self.space_file)})
         self.save_experiment()

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -42,7 +41,7 @@ from models.elastic.gradients import direct_gradients
 from models.elastic.layers import running
 from models.networks import AnySpace, build, open_any_space
 from models.nni_space import ArchSpace
-from models.sampling import BestOf, Sampler, Stratified, in_range, spread, subnets
+from models.sampling import BestOf, Sampler, Stratified, spread, subnets
 from models.space import Arch
 from models.supernet import Supernet, calibrate, extract, load_supernet
 from models.weights import load_weights, read_weights, save_weights
@@ -158,7 +157,7 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
 
 
 def check_supernet(exp: Experiment, space: AnySpace, dataset: Dataset) -> None:
-    """Raises UserError for what the `supernet:`, `sample:` and `sample_accuracy:` blocks cannot have."""
+    """Raises UserError for what the `supernet:` block cannot have."""
     job = Job(RunFolder(Path(), exp), dataset, space, {})
     net: Any = Supernet(space.model, space.nc, space.ch).net
     net.names = dataset.names
@@ -166,9 +165,6 @@ def check_supernet(exp: Experiment, space: AnySpace, dataset: Dataset) -> None:
     devices, there = settings_of(job).devices, torch.cuda.device_count()
     if job.device.type == "cuda" and devices > there:
         raise UserError(f"supernet.devices is {devices}, but torch finds {there} CUDA devices here")
-    for wanted in (exp.sample, exp.sample_accuracy):
-        if wanted.gflops is not None:
-            in_range(space, np.random.default_rng(exp.seed), *wanted.gflops, exp.imgsz)
 
 
 def settings_of(job: Job) -> SupernetSettings:

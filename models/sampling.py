@@ -151,7 +151,7 @@ def in_range(
     Draws lean to small or large values, so that the ends of the space are met as well. Raises UserError after
     `tries` draws without a new one, with the nearest cost that was seen.
     """
-    if low > high:
+    if not low <= high:  # or one is no number
         raise UserError(f"{key} range {low:g} to {high:g} is empty: the first is above the second")
     found: dict[tuple[object, ...], Arch] = {}
     nearest, missed = None, 0

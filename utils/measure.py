@@ -37,12 +37,10 @@ def resolve_device(name: str | int | torch.device) -> torch.device:
         raise UserError(f"unknown device {str(name)!r}; known: auto, cpu, cuda, cuda:0, 0")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(
-                f"device={name} asks for CUDA, but torch finds none here; use device=cpu or device=auto"
-            )
+            raise UserError(f"device {name} asks for CUDA, but torch finds none here; use cpu or auto")
         if int(index or 0) >= torch.cuda.device_count():
             raise UserError(
-                f"device={name}: there are only {torch.cuda.device_count()} CUDA devices, from cuda:0"
+                f"device {name}: there are only {torch.cuda.device_count()} CUDA devices, from cuda:0"
             )
         return torch.device("cuda", int(index or 0))
     return torch.device("cpu")

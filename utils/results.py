@@ -257,7 +257,8 @@ def status(run_dir: str | Path) -> str:
     if state == "running":
         state += f", process {run.meta.get('pid')}"
     if state == "killed":
-        state += f", process {run.meta.get('pid')} is gone; go on with --run-dir {run.folder} --resume"
+        command = str(run.meta.get("command") or f"--run-dir {run.folder}").removesuffix(" --resume")
+        state += f", process {run.meta.get('pid')} is gone; go on with: {command} --resume"
     lines = [f"run         {run.name}  ({run.folder})", f"state       {state}"]
     steps = steps_line(run)
     if steps:

@@ -78,7 +78,7 @@ def read_run(run_dir: str | Path) -> Run:
     if not path.exists() and not (folder / "experiment.yaml").exists():
         raise UserError(f"{str(folder)!r} holds no history.jsonl; give the folder of a run, like runs/<name>")
     everything = [_sound(t) for t in History(path).load()]
-    if not everything and path.exists() and path.stat().st_size > 0:
+    if not everything and path.exists() and (path.stat().st_size > 0 or given.is_file()):
         raise UserError(f"{str(path)!r} holds no trial that can be read; expected one JSON object a line")
     trials = [t for t in everything if t.state != "infeasible"]
     experiment = read_yaml(folder / "experiment.yaml")

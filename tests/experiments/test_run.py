@@ -175,13 +175,13 @@ MISTAKES = {
     "an unknown objective": (["search.objectives={map: max}"], "unknown metric 'map'"),
     "a missing data set": (["data=nowhere.yaml"], "'nowhere.yaml' does not exist"),
     "a step that is none": (["steps=[serch]"], "did you mean 'search'?"),
-    "CUDA that is not there": (["device=cuda"], "use device=cpu or device=auto"),
-    "an absent run to resume": (["--resume", "--run-dir", "nowhere"], "is no run folder"),
+    "CUDA that is not there": (["device=cuda"], "use cpu or auto"),
+    "an absent run to resume": (["--resume", "--run-dir", "nowhere"], "no run 'nowhere'"),
     "a wrong option": (["--prot", "1"], "--prot"),
     "a logger that is not installed": (["loggers=[mlflow]"], "pip install mlflow"),
     "an unknown logger": (["loggers=[tensorbord]"], "did you mean 'tensorboard'?"),
     "data that are none": (["data=thin_nas.yaml"], "thin_nas.yaml"),
-    "a port that does not exist": (["search.engine=nni", "--port", "70000"], "from 1 to 65535"),
+    "a port that does not exist": (["search.engine=nni", "--port", "70000"], "Must be <= 65535"),
     "a stranger's word": (["oops"], "'oops' is neither a file nor key=value"),
 }
 

@@ -224,7 +224,9 @@ def test_status_of_a_killed_run(tmp_path: Path) -> None:
     asked = [json.dumps({"number": n, "arch": {}, "parents": []}) for n in range(5)]
     (run / "asked.jsonl").write_text("\n".join(asked) + "\n{torn")
     text = status(run)
-    assert "killed, process 999999999 is gone; go on with --run-dir" in text
+    assert "killed, process 999999999 is gone; go on with: " in text and text.splitlines()[1].endswith(
+        " --resume"
+    )
     assert "3 of 24: 3 complete, 0 failed, 2 unfinished; 2 infeasible" in text
     assert "baseline" in text and "best mAP" in text
     assert len(text.splitlines()) < 40
