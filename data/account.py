@@ -32,12 +32,21 @@ REASONS = {
     "tiny": "box of a pixel or less, nothing to crop",
     "no object": "image without objects, nothing to classify",
     "empty class": "class folder without images",
+    "broken annotation": "annotation file that cannot be read, its image left out",
+    "broken entry": "entry of an image without what it needs, an id and a file name",
+    "ambiguous": "annotation that several images answer to, or one of several of one image",
+    "unlabelled": "image without an annotation, not used",
+    "shared id": "image that has its id in common with another, left out with the boxes of both",
+    "no owner": "box of an id that several images have",
 }
 KEPT = {
     "clipped": "box reaching outside its image, cut to the image",
     "turned": "image that its EXIF tag turns, boxes turned along",
     "other size": "annotation that states another size than the image has, boxes scaled",
     "no annotation": "image listed without an annotation file, kept as background",
+    "named otherwise": "annotation of the image that its <filename> names, not of the one of its own name",
+    "several entries": "image listed several times under ids of its own, boxes joined",
+    "no size": "annotation whose size is no number, taken from the image",
     "outside folder": "image outside the data's folder, by ../, an absolute path or a link",
 }
 # Boxes that nobody meant to write; of those that are dropped for other reasons, somebody did.

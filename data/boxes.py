@@ -85,7 +85,8 @@ def from_pixels(
             account.note("turned", where)
         else:
             account.note("other size", where)
-    return np.concatenate([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], 1)
+    with np.errstate(invalid="ignore", over="ignore"):  # inf stays no number, and is judged as that
+        return np.concatenate([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], 1)
 
 
 def _turn(xyxy: np.ndarray, orientation: int) -> np.ndarray:

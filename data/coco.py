@@ -1,60 +1,85 @@
 """COCO JSON: images, categories, and annotations with boxes [x, y, width, height] in pixels.
 
-(T.-Y. Lin et al.: Microsoft COCO, ECCV 2014.) Read with the standard library: a reader that counts what
-it drops is shorter than one around a library that does not.
+(T.-Y. Lin et al.: Microsoft COCO, ECCV 2014.) What tools make of it is read too: ids as text, an image entry
+for each box, paths of another machine. What cannot be told for sure is counted and left out.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import re
+from collections import defaultdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data.account import Account
+import numpy as np
+
+from data.account import Account, fail_if_most_is_bad
 from data.boxes import from_pixels, judge_boxes
 from data.card import how_to_get, licence_of, root_of
+from data.coco_file import BoxEntry, CategoryEntry, CocoFile, Id, ImageEntry, id_of, load, size_of
 from data.dataset import Reading, Sample
-from data.images import probe
+from data.images import count_outside, probe
 from data.progress import progress
-from data.yolo_format import check_splits, fail_if_most_are_corrupt
+from data.text import SPLIT_WORDS, split_of
+from data.yolo_format import check_splits
 from utils.errors import UserError
 
-SPLIT_WORDS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+# Where annotation files are, the first that has some. Where there are more files, each is of one image.
+PATTERNS = (
+    "annotations/instances_*.json",
+    "annotations/*.json",
+    "*/_annotations.coco.json",
+    "*.json",
+    "*/annotations/*.json",
+    "*/*.json",
+)
+MOST_FILES = 100
+
+
+Box = tuple[float, float, float, float]
+Entries = dict[Id, tuple[int, int] | None]  # of one image: its ids, with the (height, width) stated or None
 
 
 def looks_like(folder: Path) -> bool:
     """Whether a folder holds COCO annotation files."""
-    return bool(_annotation_files(folder))
+    return bool(_annotation_files(folder)[0])
 
 
 def read_folder(folder: Path) -> Reading:
     """Read annotations/instances_*.json, train|valid|test/_annotations.coco.json, or *.json of a folder.
 
-    Splits are told by the words train, val and test in the file's name or its folder's; a single file is
-    'train'.
+    Splits are told by the words train, val and test in the file's name or its folders'; a single file is
+    'train'. Files that belong to no split are named.
     """
-    files = _annotation_files(folder)
-    if len(files) == 1:
-        return _read({"train": files[0]}, None, folder, folder.name, licence_of({}, folder), [])
+    files, others = _annotation_files(folder)
     splits: dict[str, Path] = {}
     for file in files:
-        split = _split_of(file)
+        inner = file.relative_to(folder)
+        split = next(filter(None, map(split_of, (inner.stem, *reversed(inner.parts[:-1])))), None)
         if split in splits:
             raise UserError(
                 f"data {folder}: {splits[split]} and {file} both look like {split}; give one JSON or a card"
             )
         if split:
             splits[split] = file
+    if len(files) == 1:
+        splits = {"train": files[0]}
+    splits = {split: splits[split] for split in SPLIT_WORDS if split in splits}
     if "train" not in splits:
         listed = ", ".join(str(f.relative_to(folder)) for f in files)
         raise UserError(f"data {folder}: none of {listed} is named for 'train'; give one JSON or rename")
-    return _read(splits, None, folder, folder.name, licence_of({}, folder), [])
+    account = Account()
+    for file in sorted({*files, *others} - set(splits.values())):
+        account.note("unread", file.relative_to(folder))
+    return _read(splits, None, folder, folder.name, licence_of({}, folder), [], account)
 
 
 def read_file(file: Path) -> Reading:
     """Read one JSON; all of it is 'train', the other splits are carved from it."""
-    return _read({"train": file}, None, file.parent, file.stem, licence_of({}, file.parent), [])
+    parent = file.parent
+    return _read({"train": file}, None, parent, file.stem, licence_of({}, parent), [], Account())
 
 
 def read_card(card: dict[str, Any], path: Path) -> Reading:
@@ -67,82 +92,75 @@ def read_card(card: dict[str, Any], path: Path) -> Reading:
     for split, file in files.items():
         if not file.is_file():
             raise UserError(f"data {path}: {split}: {file} does not exist{how_to_get(card, file)}")
-    return _read(
-        files, card["names"], root, str(card.get("name") or path.stem), licence_of(card, root), [path]
-    )
+    name, licence = str(card.get("name") or path.stem), licence_of(card, root)
+    return _read(files, card["names"], root, name, licence, [path], Account())
 
 
-def _annotation_files(folder: Path) -> list[Path]:
-    for pattern in (
-        "annotations/instances_*.json",
-        "annotations/*.json",
-        "*/_annotations.coco.json",
-        "*.json",
-    ):
-        files = [f for f in sorted(folder.glob(pattern)) if _holds_coco(f)]
-        if files:
-            return files
-    return []
+def _annotation_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files to read, and others that look like them."""
+    chosen: list[Path] = []
+    others: list[Path] = []
+    for pattern in PATTERNS:
+        found = [f for f in islice(folder.glob(pattern), MOST_FILES + 1) if not f.name.startswith(".")]
+        files = sorted(filter(_holds_coco, found)) if len(found) <= MOST_FILES else []
+        others += files if chosen else []
+        chosen = chosen or files
+    return chosen, [f for f in others if f not in chosen]
 
 
 def _holds_coco(file: Path) -> bool:
     """Whether a JSON mentions images and annotations, without parsing half a gigabyte to know."""
+    if not file.is_file():
+        return False
     with file.open("rb") as f:
         head = f.read(1 << 16)
         f.seek(max(0, file.stat().st_size - (1 << 16)))
-        text = head + f.read()
+        text = (head + f.read()).replace(b"\0", b"")  # UTF-16 too
     return any(key in text for key in (b'"annotations"', b'"categories"', b'"images"'))
 
 
-def _split_of(file: Path) -> str | None:
-    for text in (file.stem, file.parent.name):
-        words = re.split(r"[^a-z]+", text.lower())
-        for split, aliases in SPLIT_WORDS.items():
-            if any(word in aliases for word in words):
-                return split
-    return None
-
-
-def load_json(file: Path) -> dict[str, Any]:
-    """The parsed file; UserError unless it is a COCO detection file."""
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as e:
-        raise UserError(f"data {file} is not JSON: {e}") from None
-    missing = [
-        k
-        for k in ("images", "annotations", "categories")
-        if not isinstance(content, dict) or k not in content
-    ]
-    if missing:
-        raise UserError(f"data {file} is not a COCO detection file: it has no {' and no '.join(missing)}")
-    for kind, needed in (("images", ("id", "file_name")), ("categories", ("id", "name"))):
-        for number, entry in enumerate(content[kind]):
-            for key in needed:
-                if not isinstance(entry, dict) or key not in entry:
-                    raise UserError(f"data {file}: entry {number} of {kind} has no {key!r}")
-    return content
-
-
 def _read(
-    files: dict[str, Path], names: list[str] | None, root: Path, name: str, licence: str, watch: list[Path]
+    files: dict[str, Path],
+    names: list[str] | None,
+    root: Path,
+    name: str,
+    licence: str,
+    watch: list[Path],
+    account: Account,
 ) -> Reading:
-    account, splits, folders = Account(), {}, set()
-    contents = {split: load_json(file) for split, file in files.items()}
+    splits, folders = {}, set()
+    contents = {split: load(file) for split, file in files.items()}
     if names is None:
         names = _names(next(iter(contents.values())), next(iter(files.values())), account)
     ids = {n: i for i, n in enumerate(names)}
     for split, content in contents.items():
-        folder = _image_folder(content, files[split], root)
-        folders.add(folder)
-        splits[split] = _samples(content, files[split], folder, ids, split, account)
+        before = account.counts
+        listed, shared = _images(content, files[split], account)
+        folder, paths = _paths(list(listed), files[split], root)
+        count_outside(paths.values(), [root, folder], root, account)
+        folders |= {folder, *(p.parent for p in paths.values() if not p.is_relative_to(folder))}
+        boxes = _boxes(content, files[split], listed, shared, ids, account)
+        splits[split] = _samples(listed, paths, boxes, split, account)
+        fail_if_most_is_bad(splits[split], split, account, before)
     return Reading(name, "COCO", names, splits, [*watch, *files.values(), *sorted(folders)], account, licence)
 
 
-def _names(content: dict[str, Any], file: Path, account: Account) -> list[str]:
-    """Class names in the order of their ids; ids start anywhere and may have holes."""
-    categories = sorted(content["categories"], key=lambda c: c["id"])
-    names, ids = [str(c["name"]) for c in categories], [c["id"] for c in categories]
+def _categories(content: CocoFile, file: Path) -> dict[Id, str]:
+    """id -> name. UserError where two names share an id."""
+    names: dict[Id, str] = {}
+    for entry in content.categories:
+        assert isinstance(entry, CategoryEntry)
+        key, name = id_of(entry.id), str(entry.name)
+        assert key is not None
+        if names.setdefault(key, name) != name:
+            raise UserError(f"data {file}: category id {key} stands for {names[key]!r} and for {name!r}")
+    return names
+
+
+def _names(content: CocoFile, file: Path, account: Account) -> list[str]:
+    """Class names in the order of their ids; ids start anywhere, may have holes and may be texts."""
+    categories = sorted(_categories(content, file).items(), key=lambda c: (isinstance(c[0], str), c[0]))
+    names, ids = [name for _, name in categories], [key for key, _ in categories]
     if not names:
         raise UserError(f"data {file}: categories is empty")
     twice = sorted({n for n in names if names.count(n) > 1})
@@ -153,67 +171,139 @@ def _names(content: dict[str, Any], file: Path, account: Account) -> list[str]:
     return names
 
 
-def _image_folder(content: dict[str, Any], file: Path, root: Path) -> Path:
-    """The folder that file names are relative to: the first of the usual places that has one of them."""
-    split_name = re.sub(r"^(instances|annotations)_", "", file.stem)
-    places = [root / "images" / split_name, root / split_name, root / "images", file.parent]
-    places += [
-        file.parent / "images",
-        file.parent.parent / "images" / split_name,
-        file.parent.parent / split_name,
-    ]
-    places += [file.parent.parent / "images", root]
-    first = [str(image.get("file_name")) for image in content["images"][:10]]
-    for place in places:
-        if any((place / name).is_file() for name in first):
-            return place
-    if not first:
+def _images(content: CocoFile, file: Path, account: Account) -> tuple[dict[str, Entries], set[Id]]:
+    """file_name -> its entries, by name; and the ids of those left out.
+
+    Names that share an id are left out with all their entries: nobody can tell whose boxes are whose.
+    UserError where that is most of them.
+    """
+    listed: dict[str, Entries] = defaultdict(dict)
+    owners: dict[Id, dict[str, None]] = defaultdict(dict)
+    for number, entry in enumerate(content.images):
+        key = id_of(entry.id) if isinstance(entry, ImageEntry) else None
+        if key is None:
+            account.note("broken entry", f"entry {number} of images")
+            continue
+        name, size = str(entry.file_name).strip().replace("\\", "/"), size_of(entry)
+        if key in listed[name]:
+            account.note("listed twice", name)
+            continue
+        listed[name][key] = size
+        owners[key][name] = None
+        if size is None and (entry.height, entry.width) != (None, None):
+            account.note("no size", name)
+    shared = {name for names in owners.values() if len(names) > 1 for name in names}
+    if len(shared) > len(listed) - len(shared):
+        key, names = next((k, list(n)) for k, n in owners.items() if len(n) > 1)
+        raise UserError(
+            f"data {file}: image id {key!r} stands for {names[0]!r} and for {names[1]!r}, and {len(shared)} "
+            f"of {len(listed)} images share an id: whose boxes are whose cannot be told; give each its own"
+        )
+    for name in sorted(shared):
+        account.note("shared id", name)
+    kept = {name: entries for name, entries in sorted(listed.items()) if name not in shared}
+    for name, entries in kept.items():
+        account.note("several entries", name, len(entries) - 1)
+    return kept, {key for name in shared for key in listed[name]}
+
+
+def _boxes(
+    content: CocoFile,
+    file: Path,
+    listed: dict[str, Entries],
+    shared: set[Id],
+    ids: dict[str, int],
+    account: Account,
+) -> dict[Id, list[tuple[Box, int]]]:
+    """image id -> its boxes [x, y, width, height] with their class ids."""
+    names = _categories(content, file)
+    found: dict[Id, list[tuple[Box, int]]] = {key: [] for entries in listed.values() for key in entries}
+    for number, entry in enumerate(content.annotations):
+        if not isinstance(entry, BoxEntry):
+            account.note("unreadable", _shown(entry, number))
+            continue
+        where = f"annotation {number if entry.id is None else entry.id}"
+        key, category = id_of(entry.image_id), id_of(entry.category_id)
+        cls = ids.get(names.get(category, "")) if category is not None else None
+        if key in shared:
+            account.note("no owner", where)
+        elif key is None or key not in found:
+            account.note("no image", f"{where} (image_id {entry.image_id!r})")
+        elif entry.iscrowd not in (None, 0, "0", "", "false", "False"):
+            account.note("crowd", where)
+        elif cls is None:
+            account.note("unknown class", f"{where} (category_id {entry.category_id!r})")
+        else:
+            found[key].append((entry.bbox, cls))
+    return found
+
+
+def _shown(entry: Any, number: int) -> str:
+    """How an annotation is called that has no box."""
+    if not isinstance(entry, dict):
+        return f"annotation number {number} ({str(entry)[:40]})"
+    return f"annotation {str(entry.get('id', number))[:40]} (bbox {str(entry.get('bbox'))[:40]})"
+
+
+def _paths(names: list[str], file: Path, root: Path) -> tuple[Path, dict[str, Path]]:
+    """The folder that file names are relative to, and the files that are there.
+
+    Of the usual places it is the one that has most of them. Where none has any, names are of another machine
+    and their last part is looked for, if no two names end alike. UserError if nothing is found.
+    """
+    places = _places(file, root)
+    if not names:
         raise UserError(f"data {file}: no images in it")
-    looked = ", ".join(dict.fromkeys(str(p) for p in places))
-    raise UserError(f"data {file}: image {first[0]!r} not found; looked in {looked}")
+    some = names[:: len(names) // 200 + 1]
+    last = {name: name.rpartition("/")[2] for name in names}
+    for called in ({name: name for name in names}, last if len(set(last.values())) == len(names) else {}):
+        for these in (some, names):
+            counts = [sum(os.path.isfile(place / called.get(name, "")) for name in these) for place in places]
+            if max(counts):
+                place = places[counts.index(max(counts))]
+                paths = {name: place / inner for name, inner in called.items()}
+                return place, {name: path for name, path in paths.items() if os.path.isfile(path)}
+    looked = ", ".join(map(str, places))
+    raise UserError(f"data {file}: image {names[0]!r} not found; looked in {looked}")
+
+
+def _places(file: Path, root: Path) -> list[Path]:
+    """Folders that the images of a JSON usually are in, all that there are."""
+    called = dict.fromkeys([re.sub(r"^(instances|annotations)_", "", file.stem), split_of(file.stem) or ""])
+    near, above = file.parent, file.parent.parent
+    places = [
+        base / inner / word for word in called if word for base in (root, above) for inner in ("images", "")
+    ]
+    places += [
+        root / "images",
+        near,
+        near / "images",
+        above / "images",
+        root / "data",
+        root / "JPEGImages",
+        root,
+    ]
+    return [place for place in dict.fromkeys(places) if place.is_dir()]
 
 
 def _samples(
-    content: dict[str, Any], file: Path, folder: Path, ids: dict[str, int], split: str, account: Account
+    listed: dict[str, Entries],
+    paths: dict[str, Path],
+    boxes: dict[Id, list[tuple[Box, int]]],
+    split: str,
+    account: Account,
 ) -> list[Sample]:
-    names = {c["id"]: str(c["name"]) for c in content["categories"]}
-    objects: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
-    for annotation in content["annotations"]:
-        box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, int | float) for v in box):
-            raise UserError(
-                f"data {file}: annotation {annotation.get('id')}: bbox must be [x, y, w, h], got {box!r}"
-            )
-        where = f"annotation {annotation.get('id')}"
-        if annotation.get("image_id") not in objects:
-            account.note("no image", where)
-        elif annotation.get("iscrowd"):
-            account.note("crowd", where)
-        elif names.get(annotation.get("category_id")) not in ids:
-            account.note("unknown class", f"{where} (category_id {annotation.get('category_id')})")
-        else:
-            objects[annotation["image_id"]].append(annotation)
-    samples, corrupt, seen = [], 0, set()
-    for image in progress(sorted(content["images"], key=lambda i: str(i["file_name"])), f"reading {split}"):
-        name = str(image["file_name"])
-        if name in seen:
-            account.note("listed twice", name)
-            continue
-        seen.add(name)
-        if not (folder / name).is_file():
-            account.note("missing image", name)
-            continue
-        found = probe(folder / name)
+    samples = []
+    for name, entries in progress(list(listed.items()), f"reading {split}"):
+        found = probe(paths[name]) if name in paths else None
         if found is None:
-            corrupt += 1
-            account.note("corrupt image", name)
+            account.note("corrupt image" if name in paths else "missing image", name)
             continue
-        h, w = int(image.get("height") or 0), int(image.get("width") or 0)
-        mine = objects[image["id"]]
-        corners = [(x, y, x + bw, y + bh) for x, y, bw, bh in (a["bbox"] for a in mine)]
-        fractions = from_pixels(corners, (h, w) if h > 0 and w > 0 else None, found, name, account)
-        cls = [ids[names[a["category_id"]]] for a in mine]
-        boxes, labels = judge_boxes(fractions.tolist(), cls, found.upright, name, account)
-        samples.append(Sample(folder / name, boxes, labels, found.upright))
-    fail_if_most_are_corrupt(corrupt, len(samples), split, account)
+        fractions, cls = [np.zeros((0, 4))], list[int]()
+        for key, size in entries.items():
+            corners = [(x, y, x + w, y + h) for (x, y, w, h), _ in boxes[key]]
+            fractions.append(from_pixels(corners, size, found, name, account))
+            cls += [c for _, c in boxes[key]]
+        xywh, labels = judge_boxes(np.concatenate(fractions).tolist(), cls, found.upright, name, account)
+        samples.append(Sample(paths[name], xywh, labels, found.upright))
     return samples

@@ -61,7 +61,7 @@ def list_images(folder: Path, account: Account | None = None, root: Path | None 
     again), named as seen from `root`.
     """
     images, aside = [], []
-    for entry, kind in _walk(folder):
+    for entry, kind in walk(folder):
         suffix = os.path.splitext(entry.name)[1].lower()
         if kind == "file" and suffix in SUFFIXES:
             images.append(Path(entry.path))
@@ -85,7 +85,17 @@ def leads_out(path: Path, folder: Path) -> bool:
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def _walk(folder: Path | str) -> Iterator[tuple[os.DirEntry[str], str]]:
+def count_outside(images: Iterable[Path], roots: list[Path], shown_from: Path, account: Account) -> None:
+    """Count images that are not below any of `roots` once links are followed."""
+    outside: dict[Path, bool] = {}
+    for image in sorted(images):
+        if image.parent not in outside:
+            outside[image.parent] = all(leads_out(image.parent, root) for root in roots)
+        if outside[image.parent] or (image.is_symlink() and all(leads_out(image, root) for root in roots)):
+            account.note("outside folder", os.path.relpath(image, shown_from))
+
+
+def walk(folder: Path | str) -> Iterator[tuple[os.DirEntry[str], str]]:
     """(entry, "file" or "hidden") for every file under `folder`; a link to a folder seen before is "linked
     again", so that loops end. Links are followed last: what has two names goes by its real one."""
     seen: set[tuple[int, int]] = set()
@@ -249,7 +259,7 @@ def _stats(path: str) -> Iterator[tuple[str, int, int]]:
         if os.path.exists(path):
             yield path, os.stat(path).st_size, os.stat(path).st_mtime_ns
         return
-    for entry, _ in _walk(path):
+    for entry, _ in walk(path):
         if entry.is_file():
             yield entry.path, entry.stat().st_size, entry.stat().st_mtime_ns
 

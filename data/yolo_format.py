@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from data.account import Account, fail_if_most_is_bad
 from data.boxes import judge_boxes
 from data.card import how_to_get, licence_of, load_card, root_of
 from data.dataset import Reading, Sample
-from data.images import SUFFIXES, is_hidden, leads_out, list_images, probe
+from data.images import SUFFIXES, count_outside, is_hidden, leads_out, list_images, probe
 from data.progress import progress
 from data.text import read_lines, read_text
 from data.yolo_labels import Labels, find_label, label_of
@@ -65,7 +64,7 @@ def read_card(card: dict[str, Any], path: Path) -> Reading:
     files = {image: find_label(image) for some in images.values() for image in some}
     splits = {split: _read(some, files, split, labels, root, account) for split, some in images.items()}
     named = [place for some in places.values() for place in some]
-    _count_outside(files, [root, path.parent], root, account)
+    count_outside(files, [root, path.parent], root, account)
     _count_unread(files, named, root, account)
     watch = {path, *named} | {
         p.parent for image in files for p in (image, label_of(image), files[image]) if p
@@ -164,16 +163,6 @@ def _listed(file: Path, root: Path, account: Account) -> list[Path]:
     return images
 
 
-def _count_outside(images: Iterable[Path], roots: list[Path], shown_from: Path, account: Account) -> None:
-    """Count images that are not below any of `roots` once links are followed."""
-    outside: dict[Path, bool] = {}
-    for image in sorted(images):
-        if image.parent not in outside:
-            outside[image.parent] = all(leads_out(image.parent, root) for root in roots)
-        if outside[image.parent] or (image.is_symlink() and all(leads_out(image, root) for root in roots)):
-            account.note("outside folder", os.path.relpath(image, shown_from))
-
-
 def _count_unread(files: dict[Path, Path | None], places: list[Path], root: Path, account: Account) -> None:
     """Count what lies beside the images and labels that are used, and belongs to no split or to no image.
 
@@ -249,12 +238,3 @@ def _read(
     labels.check_pose()
     fail_if_most_is_bad(samples, split, account, before)
     return samples
-
-
-def fail_if_most_are_corrupt(corrupt: int, good: int, split: str, account: Account) -> None:
-    """A few bad files are a fact of life; most of them bad is a mistake to be told about."""
-    if corrupt > good:
-        first = account.examples["corrupt image"][0]
-        raise UserError(
-            f"{corrupt} of {corrupt + good} images in split {split!r} cannot be decoded (first: {first})"
-        )

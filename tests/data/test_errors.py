@@ -117,11 +117,12 @@ def test_voc(tmp_path):
     file.write_text("<annotation><object>")
     fails(tmp_path, root, str(file), "is not XML")
     voc_xml(root, "a", (10, 10), [("dog", "zero", 0, 5, 5)])
-    fails(tmp_path, root, "a.xml: object 1 (dog): xmin must be a number, got 'zero'")
+    fails(tmp_path, root, "1 of 1 boxes in split 'train' cannot be used", "a.xml (dog: xmin 'zero')")
     voc_xml(root, "a", (10, 10), [("", 0, 0, 5, 5)])
-    fails(tmp_path, root, "a.xml: object 1 has no name")
-    voc_xml(root, "a", (10, 10), [])
-    fails(tmp_path, root, "no labels at all: none of 1 XML files holds an object")
+    fails(tmp_path, root, "no labels at all: none of 1 XML files holds an object with a name")
+    voc_xml(root, "a", (10, 10), [("dog", 0, 0, 5, 5)])
+    (root / "classes.txt").write_text("dog\ncat\ndog\n")
+    fails(tmp_path, root, "classes.txt: class name 'dog' stands twice")
 
 
 def test_coco(tmp_path):
@@ -134,7 +135,7 @@ def test_coco(tmp_path):
     fails(tmp_path, file, "image 'gone.jpg' not found; looked in")
     image(tmp_path / "gone.jpg", 10, 10)
     coco_json(file, [(1, "gone.jpg", 10, 10)], [(1, 1, [0, 0, 5])], {1: "a"})
-    fails(tmp_path, file, "annotation 0: bbox must be [x, y, w, h], got [0, 0, 5]")
+    fails(tmp_path, file, "1 of 1 boxes in split 'train' cannot be used", "annotation 0 (bbox [0, 0, 5])")
     coco_json(file, [(1, "gone.jpg", 10, 10)], [], {1: "a", 2: "a"})
     fails(tmp_path, file, "category 'a' stands twice")
     file.write_text(json.dumps({"images": [{"id": 1}], "annotations": [], "categories": []}))
