@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.account import Account
 from data.images import Probe
 
+if TYPE_CHECKING:
+    from data.dataset import Sample
+
 # A box may stick out of its image by this many pixels before cutting it is worth a word: formats round.
 SLACK_PIXELS = 0.5
 # And by this fraction of the image before it is cut at all: six digits are what text formats keep.
 ROUNDING = 1e-6
+
+# Ultralytics' augmentation drops boxes whose width or height is not larger than this (box_candidates).
+LEAST_SIDE = 2.0
 
 
 def judge_boxes(
@@ -87,6 +94,15 @@ def from_pixels(
             account.note("other size", where)
     with np.errstate(invalid="ignore", over="ignore"):  # inf stays no number, and is judged as that
         return np.concatenate([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], 1)
+
+
+def small_boxes(samples: Sequence[Sample], imgsz: int) -> tuple[int, int, int]:
+    """(boxes that are too small for a training at `imgsz`, of how many, an imgsz that keeps half of them)."""
+    longer = np.repeat([max(s.shape) for s in samples], [len(s.cls) for s in samples])
+    pixels = np.concatenate([s.boxes[:, 2:] * np.array([s.shape[1], s.shape[0]]) for s in samples]).min(1)
+    needed = np.sort(LEAST_SIDE * longer / pixels)
+    half = int(needed[len(needed) // 2]) // 32 * 32 + 32
+    return int((needed >= imgsz).sum()), len(needed), half
 
 
 def _turn(xyxy: np.ndarray, orientation: int) -> np.ndarray:

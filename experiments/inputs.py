@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data.boxes import LEAST_SIDE, small_boxes
 from data.dataset import Dataset, open_dataset
 from experiments.config import Experiment
 from models.networks import AnySpace, open_any_space
@@ -15,7 +16,30 @@ PUBLISHED = {"detect": 80, "classify": 1000}  # classes of COCO and of ImageNet
 def open_data(exp: Experiment, cache: Path) -> Dataset:
     """The experiment's data, split for a search. Raises UserError for whatever is wrong with them."""
     task = open_any_space(exp.space, nc=1).task
-    return open_dataset(exp.data, cache, seed=exp.seed, val_fraction=exp.search.val_fraction, task=task)
+    dataset = open_dataset(exp.data, cache, seed=exp.seed, val_fraction=exp.search.val_fraction, task=task)
+    small, boxes, said = _too_small(exp, dataset)
+    if small:
+        dataset.account.say(f"{small} of {boxes} {said}")
+    return dataset
+
+
+def check_box_sizes(exp: Experiment, dataset: Dataset) -> None:
+    """UserError where every labelled object is too small to be learned at the experiment's image size."""
+    small, boxes, said = _too_small(exp, dataset)
+    if 0 < small == boxes:
+        raise UserError(f"data {exp.data}: all {boxes} {said}")
+
+
+def _too_small(exp: Experiment, dataset: Dataset) -> tuple[int, int, str]:
+    """How many boxes are of a pixel or two, of how many, and what becomes of them."""
+    if dataset.task != "detect":
+        return 0, 0, ""
+    small, boxes, half = small_boxes(dataset.splits["train"], exp.imgsz)
+    said = (
+        f"boxes in train are {LEAST_SIDE:g} pixels or less wide or high at imgsz {exp.imgsz}, and training "
+        f"drops such; imgsz={half} keeps half of all"
+    )
+    return small, boxes, said
 
 
 def open_space(exp: Experiment, dataset: Dataset) -> AnySpace:

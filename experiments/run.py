@@ -17,7 +17,7 @@ from typing import Any
 from numpy.random import default_rng
 
 from experiments.config import Experiment, load_experiment
-from experiments.inputs import open_data, open_space
+from experiments.inputs import check_box_sizes, open_data, open_space
 from experiments.processes import check_port, stop_leftovers
 from experiments.run_folder import NO_UI, RunFolder, WebUi, cache_beside
 from experiments.sample import draw
@@ -136,6 +136,7 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
     if "search" in exp.steps and exp.search.engine == "nni" and ui.port is not None:
         check_port(ui.host, ui.port)
     dataset = open_data(exp, cache)
+    check_box_sizes(exp, dataset)
     space = open_space(exp, dataset)
     limits = parse_limits(exp.search.limits, space.cost(space.default(), exp.imgsz))
     share = check_limits(space, limits, exp.imgsz, default_rng(exp.seed))

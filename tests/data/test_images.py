@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.account import Account
-from data.boxes import judge_boxes
+from data.boxes import judge_boxes, small_boxes
 from data.dataset import open_dataset
 from data.images import Probe, fingerprint, list_images, probe, read_pixels
 from data.loader import make_loader
@@ -206,6 +206,16 @@ def test_one_box_is_cut_kept_or_dropped(box, kept, counts):
     expected = [[0.25, 0.25, 0.5, 0.5]] if kept is None else [kept, [0.25, 0.25, 0.5, 0.5]]
     assert boxes == pytest.approx(np.array(expected), abs=1e-7)
     assert cls.tolist() == ([0] if kept is None else [1, 0])
+
+
+def test_boxes_too_small_for_a_size(tmp_path):
+    # 64 x 48 pixels: at imgsz 64 a box of .0625 x .0625 is 4 x 3, of .03 x .03 only 1.92 x 1.44
+    small, large = "0 0.5 0.5 0.03 0.03\n", "0 0.5 0.5 0.0625 0.0625\n"
+    root = yolo_set(tmp_path, labels={"a": small, "b": small + large, "c": small + large, "d": large})
+    samples = open_dataset(root, tmp_path / "cache").splits["train"]
+    assert small_boxes(samples, 64) == (3, 6, 96)  # 2 * 64 / 1.44 = 88.9, in steps of 32
+    assert small_boxes(samples, 96) == (0, 6, 96) and small_boxes(samples, 32) == (6, 6, 96)
+    assert small_boxes(samples[3:], 32) == (1, 1, 64)
 
 
 def test_the_account_counts_by_kind_and_file():
