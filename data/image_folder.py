@@ -13,19 +13,19 @@ import numpy as np
 from data.account import Account, fail_if_most_is_bad
 from data.card import licence_of
 from data.dataset import Reading, Sample
-from data.images import SUFFIXES, is_hidden, list_images, probe
+from data.images import SUFFIXES, count_outside, is_hidden, list_images, probe
 from data.progress import progress
+from data.text import SPLIT_WORDS
 from utils.errors import UserError
 
 FORMAT = "ImageFolder"
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 # Subfolders of detection layouts: what holds such is no folder of classes.
 DETECTION = {"images", "labels", "annotations", "jpegimages", "imagesets"}
 
 
 def looks_like(folder: Path) -> bool:
     """Whether a folder, or its train folder, holds folders with images."""
-    return _holds_classes(folder) or any(_holds_classes(folder / name) for name in SPLITS["train"])
+    return _holds_classes(folder) or any(map(_holds_classes, _parts(folder).get("train", ())))
 
 
 def read_folder(folder: Path) -> Reading:
@@ -34,13 +34,15 @@ def read_folder(folder: Path) -> Reading:
     Classes are the class folders of train that hold images, by name, as torchvision sorts them. Raises
     UserError where the images of val have none of these classes, or most images cannot be decoded.
     """
-    parts = {split: [folder / n for n in names if (folder / n).is_dir()] for split, names in SPLITS.items()}
-    if any(_holds_classes(place) for place in parts["train"]):
-        roots = {split: places[0] for split, places in parts.items() if places}
-    else:
-        roots = {"train": folder}
-    account = Account()
+    account, parts = Account(), _parts(folder)
+    roots = {"train": folder}
+    if any(map(_holds_classes, parts.get("train", ()))):
+        roots = {split: places[0] for split, places in parts.items()}
+        for place in (p for places in parts.values() for p in places[1:]):
+            account.note("unread", place.name, len(list_images(place)))
     files = {split: _files(root, folder, account) for split, root in roots.items()}
+    every = [image for found in files.values() for some in found.values() for image in some]
+    count_outside(every, [folder], folder, account)
     names = sorted(files["train"])
     splits = {split: _samples(found, split, names, folder, account) for split, found in files.items()}
     licence = licence_of({}, folder)
@@ -49,7 +51,7 @@ def read_folder(folder: Path) -> Reading:
 
 def has_no_boxes(folder: Path) -> UserError:
     """What to say to somebody who wants to train a detector on it."""
-    place = folder / "train" if _holds_classes(folder / "train") else folder
+    place = next(filter(_holds_classes, _parts(folder).get("train", ())), folder)
     names = [p.name for p in _class_folders(place)]
     shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     return UserError(
@@ -58,10 +60,20 @@ def has_no_boxes(folder: Path) -> UserError:
     )
 
 
+def _parts(folder: Path) -> dict[str, list[Path]]:
+    """split -> the subfolders that are called so."""
+    found: dict[str, list[Path]] = {}
+    for place in _class_folders(folder):
+        for split, words in SPLIT_WORDS.items():
+            if place.name.lower() in words:
+                found.setdefault(split, []).append(place)
+    return found
+
+
 def _holds_classes(folder: Path) -> bool:
-    places = _class_folders(folder) if folder.is_dir() else []
-    words = {word for names in SPLITS.values() for word in names}
-    if any(p.name.lower() in DETECTION for p in places) or {p.name for p in places} <= words:
+    places = _class_folders(folder)
+    words = {word for words in SPLIT_WORDS.values() for word in words}
+    if any(p.name.lower() in DETECTION for p in places) or {p.name.lower() for p in places} <= words:
         return False
     return any(
         os.path.splitext(name)[1].lower() in SUFFIXES and not is_hidden(name)
@@ -76,13 +88,16 @@ def _class_folders(folder: Path) -> list[Path]:
 
 
 def _files(root: Path, shown_from: Path, account: Account) -> dict[str, list[Path]]:
-    """class -> its images; folders without any are counted."""
-    found = {}
-    for place in _class_folders(root):
-        images = list_images(place, account, shown_from)
-        if images:
-            found[place.name] = images
+    """class -> its images; folders without any, and images in no folder of a class, are counted."""
+    found: dict[str, list[Path]] = {}
+    for image in list_images(root, account, shown_from):
+        inner = image.relative_to(root).parts
+        if len(inner) > 1:
+            found.setdefault(inner[0], []).append(image)
         else:
+            account.note("unread", os.path.relpath(image, shown_from))
+    for place in _class_folders(root):
+        if place.name not in found:
             account.note("empty class", os.path.relpath(place, shown_from))
     return found
 

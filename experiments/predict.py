@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from data.images import SUFFIXES, list_images
+from data.images import SUFFIXES, is_hidden, list_images, read_pixels
 from utils.errors import UserError
 
+# Formats that a drawn picture keeps; of others it becomes a PNG.
+WRITTEN = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 GREY = 114  # of the padding, as in training
 Mark = Callable[[np.ndarray], int]  # draws into a picture uint8 [H, W, 3] BGR, says how many things
@@ -64,7 +66,10 @@ def predict(
     for path in files:
         target = out / path.relative_to(root)
         video = path.suffix.lower() in VIDEOS
-        target = target.with_suffix(".mp4") if video else target
+        if video:
+            target = target.with_suffix(".mp4")
+        elif path.suffix.lower() not in WRITTEN:
+            target = target.with_name(f"{target.name}.png")
         try:
             work = _draw_video if video else _draw_picture
             done.objects += work(mark, path, target)
@@ -133,7 +138,7 @@ def marker(net: Any, side: int, task: str, conf: float, iou: float) -> Mark:
 def _files(source: Path) -> list[Path]:
     if not source.is_dir():
         return [source]
-    videos = [p for p in source.rglob("*") if p.suffix.lower() in VIDEOS]
+    videos = [p for p in source.rglob("*") if p.suffix.lower() in VIDEOS and not is_hidden(p.name)]
     files = sorted([*list_images(source), *videos])
     if not files:
         raise UserError(f"no pictures or videos in {source}; known: {' '.join(sorted(SUFFIXES | VIDEOS))}")
@@ -143,10 +148,9 @@ def _files(source: Path) -> list[Path]:
 def _draw_picture(mark: Mark, path: Path, target: Path) -> int:
     import cv2
 
-    content = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    image = read_pixels(path)
     if image is None:
-        raise UnreadableError("not a picture that can be decoded" if content.size else "empty file")
+        raise UnreadableError("not a picture that can be decoded" if path.stat().st_size else "empty file")
     objects = mark(image)
     target.parent.mkdir(parents=True, exist_ok=True)
     encoded, data = cv2.imencode(target.suffix, image)

@@ -88,6 +88,24 @@ def test_image_folder_without_splits_sets_aside_a_part_of_each_class(tmp_path):
     assert {s.image for s in data.splits["val"]}.isdisjoint(s.image for s in data.splits["train"])
 
 
+def test_what_lies_beside_the_classes_is_counted_and_splits_go_by_other_names(tmp_path):
+    root = folders(tmp_path / "pets", Training__cat=3, Training__dog=3, Validation__cat=1, dev__dog=2)
+    image(root / "Training" / "loose.jpg", 30, 20)
+    image(root / "Training" / ".ipynb_checkpoints" / "cat-checkpoint.jpg", 30, 20)
+    image(tmp_path / "pool" / "a.jpg", 30, 20)
+    (root / "Training" / "emu").symlink_to(tmp_path / "pool")
+    (root / "Training" / "cat" / "film.mp4").write_bytes(b"")
+    data = classify(root, tmp_path)
+    assert data.names == ["cat", "dog", "emu"]
+    assert {split: len(data.splits[split]) for split in ("train", "val")} == {"train": 7, "val": 1}
+    assert data.account.places == {
+        "unread": {"dev": 2, "Training/loose.jpg": 1},
+        "hidden": {"Training/.ipynb_checkpoints/cat-checkpoint.jpg": 1},
+        "other file": {"Training/cat/film.mp4": 1},
+        "outside folder": {"Training/emu/a.jpg": 1},
+    }
+
+
 def test_image_folders_that_cannot_be_used(tmp_path):
     one = folders(tmp_path / "one", cat=4)
     fails(one, tmp_path, "everything in train is of one class, 'cat'; a classifier needs two")

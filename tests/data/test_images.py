@@ -9,10 +9,11 @@ from PIL import Image
 
 from data.account import Account
 from data.boxes import judge_boxes, small_boxes
+from data.class_loader import make_class_loader
 from data.dataset import open_dataset
 from data.images import Probe, fingerprint, list_images, probe, read_pixels
 from data.loader import make_loader
-from data.pixels import Pixels
+from data.pixels import Crops, Pixels
 from tests.data.make import image, yolo_set
 from utils.errors import UserError
 
@@ -173,6 +174,15 @@ def test_most_images_gone_is_an_error(tmp_path):
     pixels.preload = lambda *_: False
     with pytest.raises(UserError, match="none of 4 images can be decoded any more"):
         next(iter(make_loader(data.splits["train"], data.names, 32, 2, train=False, pixels=pixels)))
+
+
+def test_an_object_whose_image_goes_bad_is_skipped_too(tmp_path):
+    labels = {f"t{i}": "0 0.25 0.5 0.25 0.5\n1 0.75 0.5 0.25 0.5\n" for i in range(4)}
+    data = open_dataset(yolo_set(tmp_path, labels=labels), tmp_path / "cache", task="classify")
+    data.splits["train"][0].image.write_bytes(b"")
+    for train in (True, False):
+        loader = make_class_loader(data.splits["train"], data.names, 32, 3, train=train, pixels=Crops())
+        assert sorted(c for batch in loader for c in batch["cls"].flatten().tolist()) == [0] * 3 + [1] * 3
 
 
 # Boxes ----------------------------------------------------------------------------------------------------
