@@ -79,7 +79,13 @@ class SearchSettings(Strict):
     max_seconds: float | None = Field(None, gt=0, description="start no trial after so much wall time")
     max_trial_seconds: float | None = Field(None, gt=0, description="a trial that takes longer has failed")
     concurrency: int = Field(1, ge=1, le=1024, description="trials at a time")
-    reward: Named = Field(Named(name="map"), description="map, weighted_product or linear")
+    evaluator: Named | None = Field(
+        None, description="a Python file of yours whose `evaluate` is a trial (experiments/own.py)"
+    )
+    reward: Named = Field(
+        Named(name="map"),
+        description="map, weighted_product or linear; or a Python file of yours with reward(metrics, ...)",
+    )
     limits: dict[str, str] = Field({}, description='hard limits, e.g. {gflops: "<= 4"}')
     objectives: dict[str, Literal["max", "min"]] = Field({"map50_95": "max", "gflops": "min"})
     measure: list[str] = Field([], description="costs to measure beside params_m and gflops: latency_ms")
@@ -199,6 +205,7 @@ class Experiment(Strict):
 NAMED: dict[str, type[Strict]] = {
     "strategy": SearchSettings,
     "reward": SearchSettings,
+    "evaluator": SearchSettings,
     "sampling": SupernetSettings,
 }
 
@@ -254,6 +261,7 @@ def _with_files(exp: Experiment) -> Experiment:
             "hyp": str(_find(str(name), f"{key}.hyp", "a YAML of augmentation settings, or auto,")),
         }
 
+    own = own_files(exp).items()
     return exp.model_copy(
         update={
             "space": str(_find(exp.space, "space", "a detector YAML")),
@@ -261,12 +269,39 @@ def _with_files(exp: Experiment) -> Experiment:
             "data": str(
                 _find(exp.data, "data", "a YOLO data YAML, a Pascal VOC folder or a COCO JSON", True)
             ),
+            "search": with_own_files(exp, {k: _find(str(p), f"search.{k}", OWN[k]) for k, p in own}),
             "train": exp.train.model_copy(update=hyp({"hyp": exp.train.hyp}, "train")),
             "retrain": hyp(exp.retrain, "retrain"),
             "finetune": hyp(exp.finetune, "finetune"),
             "rank": exp.rank.model_copy(update={"train": hyp(exp.rank.train, "rank.train")}),
         }
     )
+
+
+# What a user's own file in the `search:` block is for, and what its function may ask for beside its options.
+OWN = {
+    "evaluator": "a Python file with a function evaluate(arch, network, data, report)",
+    "reward": "a reward that we know, or a Python file with a function reward(metrics)",
+}
+EVALUATOR_GETS = ("arch", "network", "data", "report")
+
+
+def own_files(exp: Experiment) -> dict[str, Path]:
+    """The Python files that the `search:` block names, by key. UserError for an evaluator that is none."""
+    found = {}
+    for key, what in OWN.items():
+        named = getattr(exp.search, key)
+        if named is not None and named.name.endswith(".py"):
+            found[key] = Path(named.name)
+        elif key == "evaluator" and named is not None:
+            raise UserError(f"search.evaluator: {named.name!r} should be {what}")
+    return found
+
+
+def with_own_files(exp: Experiment, files: Mapping[str, Path]) -> SearchSettings:
+    """The `search:` block with other places of these files."""
+    named = {key: getattr(exp.search, key).model_copy(update={"name": str(p)}) for key, p in files.items()}
+    return exp.search.model_copy(update=named)
 
 
 def retrain_settings(exp: Experiment) -> TrainSettings:
@@ -331,7 +366,9 @@ def _set(raw: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         if key in NAMED and not isinstance(raw.get(key), dict):
             # `evolution` takes options as `{name: evolution}` does
-            raw[key] = {"name": raw.get(key, NAMED[key].model_fields[key].default.name)}
+            default = NAMED[key].model_fields[key].default
+            name = raw.get(key, default and default.name)
+            raw[key] = {} if name is None else {"name": name}
         elif not isinstance(raw.get(key), dict):
             raw[key] = {}
         raw = raw[key]

@@ -25,6 +25,7 @@ from models.nni_space import ArchSpace
 from models.weights import save_weights
 from models.yolo.nas import YoloSpace
 from utils.cores import hint_if_busy, threads_each
+from utils.errors import UserError
 from utils.history import Arch, Trial
 from utils.limits import broken, parse_limits
 from utils.loggers import open_loggers
@@ -67,6 +68,9 @@ class Job:
         return int(arch.get("resolution", self.exp.imgsz))
 
 
+Measure = Callable[[Job, Arch, Path, list[dict[str, float]]], dict[str, float]]
+
+
 def weigh_losses(net: Any, hyp: dict[str, float]) -> None:
     """Give a network whose loss has gains (YOLO's) those of the augmentation file."""
     if hasattr(net, "set_gains"):
@@ -96,19 +100,29 @@ def warm_up(run_dir: str) -> None:
         job.task.pixels.preload(job.dataset.splits[split], job.exp.imgsz)
 
 
+def measure_of(job: Job) -> Measure:
+    """What a trial that trains does: the experiment's own evaluator, or ours."""
+    if job.exp.search.evaluator is None:
+        return train_and_measure
+    from experiments.own import measure_own
+
+    return measure_own
+
+
 def evaluate_trial(model: YoloSpace | ArchSpace, run_dir: str) -> None:
     """NNI's evaluator. `model` is the space frozen at this trial's architecture.
 
     The line of history is on disk, with the arch that really ran, before NNI hears of the result. A training
     that fails is a line too; the exception goes on to NNI, which marks the trial as failed.
     """
-    run_trial(model, prepare(run_dir), train_and_measure)
+    job = prepare(run_dir)
+    run_trial(model, job, measure_of(job))
 
 
 def run_trial(
     model: YoloSpace | ArchSpace,
     job: Job,
-    measure: Callable[[Job, Arch, Path, list[dict[str, float]]], dict[str, float]],
+    measure: Measure,
 ) -> None:
     """Measure the model's arch, write its line of history, report to NNI; see `evaluate_trial`."""
     arch = model.arch
@@ -125,7 +139,10 @@ def run_trial(
     curve: list[dict[str, float]] = []
     try:
         metrics = measure(job, arch, job.run.trial_dir(number), curve)
-        reward = reward_of(job)(metrics)
+        try:
+            reward = reward_of(job)(metrics)
+        except UserError as error:
+            raise TrainingFailed(str(error)) from error
         if not math.isfinite(reward):
             raise TrainingFailed(f"the reward is {reward}")
     except Exception as error:

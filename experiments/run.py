@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.random import default_rng
 
-from experiments.config import Experiment, load_experiment
+from experiments.config import EVALUATOR_GETS, Experiment, load_experiment, own_files
 from experiments.inputs import check_box_sizes, open_data, open_space
 from experiments.processes import check_port, stop_leftovers
 from experiments.run_folder import NO_UI, RunFolder, WebUi, cache_beside
@@ -26,6 +26,7 @@ from utils.errors import UserError, unknown
 from utils.files import printed_to, write_text
 from utils.limits import check_limits, parse_limits
 from utils.loggers import check_loggers
+from utils.plugin import check_arguments, load_function
 from utils.rewards import COST_KEYS, QUALITIES, QUALITY_KEYS, check_reward, task_objectives
 from utils.steps import STEPS
 
@@ -46,7 +47,10 @@ def run_experiment(
         assert run_dir is not None
         stored = RunFolder.open(run_dir)
         path = stored.path / "experiment.yaml"
-        overrides = [f"space={json.dumps(str(stored.space_file))}", *overrides]  # the original may be gone
+        files = {"space": stored.space_file}
+        files |= {f"search.{key}.name": path for key, path in own_files(stored.experiment).items()}
+        # The originals may be gone.
+        overrides = [*(f"{key}={json.dumps(str(p))}" for key, p in files.items()), *overrides]
     experiment = load_experiment(path, overrides)
     experiment = check_names(experiment)
     folder = run_dir or Path("runs") / experiment.name
@@ -127,6 +131,9 @@ def check_names(exp: Experiment) -> Experiment:
     check_loggers(exp.loggers)
     quality = QUALITIES[open_any_space(exp.space, nc=1).task][0]
     check_reward(search.reward.name, search.reward.options, metric=quality)
+    if search.evaluator is not None:
+        function = load_function(search.evaluator.name, "evaluate")
+        check_arguments(function, EVALUATOR_GETS, search.evaluator.options, search.evaluator.name)
     objectives = task_objectives(search.objectives, quality)
     return exp.model_copy(update={"search": search.model_copy(update={"objectives": objectives})})
 

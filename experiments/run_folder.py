@@ -2,6 +2,7 @@
 
 experiment.yaml   the experiment as it was resolved    space/         the detector YAML as it was
 asked.jsonl       archs in the order of submission     history.jsonl  finished trials, one JSON line each
+own/             copies of your evaluator and reward
 trials/0007/      weights.pt, log.csv of one trial     meta.json      data, costs of the baseline, versions
 top_models.json  top/1.json 1.pt ...  results.csv  report.html  log.txt
 """
@@ -16,9 +17,15 @@ from typing import Any
 
 import yaml
 
-from experiments.config import Experiment, check_experiment, read_yaml_mapping
+from experiments.config import (
+    Experiment,
+    check_experiment,
+    own_files,
+    read_yaml_mapping,
+    with_own_files,
+)
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import write_bytes, write_text
 from utils.history import Arch, History, arch_key, read_lines
 from utils.settings import AUTO
 from utils.steps import STEPS
@@ -80,6 +87,7 @@ class RunFolder:
                 write_text(
                     run.space_file.parent / plugin, (Path(experiment.space).parent / plugin).read_text()
                 )
+            run._keep_own_files()
             run.save_experiment()
         except OSError as error:
             raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
@@ -103,6 +111,8 @@ class RunFolder:
             raise UserError(f"{path} is no run folder (it holds no experiment.yaml){known}")
         raw = read_yaml_mapping(path / "experiment.yaml", "experiment")
         raw["space"] = str(path.resolve() / "space" / Path(raw["space"]).name)
+        for copy in (path.resolve() / "own").glob("*/*.py"):
+            raw["search"][copy.parent.name]["name"] = str(copy)
         return cls(path.resolve(), check_experiment(raw, str(path / "experiment.yaml")))
 
     def resume_with(self, wanted: Experiment, remedy: str = ANOTHER_RUN) -> None:
@@ -112,6 +122,7 @@ class RunFolder:
             train = wanted.train.model_copy(update={"hyp": self.experiment.train.hyp})
             wanted = wanted.model_copy(update={"train": train})
         before, after = flatten(self.experiment), flatten(wanted)
+        own = {f"search.{key}": path for key, path in own_files(self.experiment).items()}
         for key in sorted(before.keys() | after.keys()):
             if key == "space":
                 was = self.space_file.read_text(encoding="utf-8", errors="ignore")
@@ -120,13 +131,29 @@ class RunFolder:
                         f"cannot resume {self.path}: {wanted.space} is not the space of that run "
                         f"(its own copy is {self.space_file}); start a new one with {remedy}"
                     )
+            elif key in own and _same_but_place(before.get(key), after.get(key)):
+                if own[key].read_bytes() != Path(after[key]["name"]).read_bytes():
+                    raise UserError(
+                        f"cannot resume {self.path}: {after[key]['name']} is not the {key} of that run "
+                        f"(its own copy is {own[key]}); start a new one with {remedy}"
+                    )
             elif before.get(key) != after.get(key) and key not in MAY_CHANGE:
                 raise UserError(
                     f"cannot resume {self.path}: {key} was {before.get(key)!r} and is now "
                     f"{after.get(key)!r}; start a new one with {remedy}"
                 )
-        self.experiment = wanted.model_copy(update={"space": str(self.space_file)})
+        search = with_own_files(wanted, own_files(self.experiment))
+        self.experiment = wanted.model_copy(update={"space": str(self.space_file), "search": search})
         self.save_experiment()
+
+    def _keep_own_files(self) -> None:
+        """The run's own copies of the user's files, `own/<key>/<name>`, are what it goes on with."""
+        copies = {}
+        for key, path in own_files(self.experiment).items():
+            copies[key] = self.path / "own" / key / path.name
+            write_bytes(copies[key], path.read_bytes())
+        search = with_own_files(self.experiment, copies)
+        self.experiment = self.experiment.model_copy(update={"search": search})
 
     @property
     def space_file(self) -> Path:
@@ -161,6 +188,13 @@ class RunFolder:
             if arch_key(entry["arch"]) == key:
                 return entry["number"], tuple(entry.get("parents") or ())
         raise AssertionError(f"arch was never asked for: {key}")
+
+
+def _same_but_place(one: Any, other: Any) -> bool:
+    """Two `{name: mine.py, ...}` that differ in where the file lies, at most."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return False
+    return one | {"name": Path(one["name"]).name} == other | {"name": Path(other["name"]).name}
 
 
 def plugins(space: Path) -> list[str]:

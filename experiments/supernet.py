@@ -35,6 +35,7 @@ from experiments.evaluators import (
     weigh_losses,
     workers_of,
 )
+from experiments.own import measure_own
 from experiments.run_folder import RunFolder
 from experiments.sample import draw
 from models.elastic.gradients import direct_gradients
@@ -294,6 +295,8 @@ def search_val(run_dir: str, side: int) -> Any:
 def measure_slice(job: Job, arch: Arch, folder: Path, curve: list[dict[str, float]]) -> dict[str, float]:
     """What a trial of a search in the supernet measures; it leaves no files."""
     torch.set_num_threads(threads_of(job.exp))
+    if job.exp.search.evaluator is not None:
+        return measure_own(job, arch, folder, curve, sliced(job, arch))
     return score_slice(job, arch) | costs(job, arch)
 
 

@@ -24,11 +24,13 @@ from typing import Any
 
 from utils.drawing import png
 from utils.errors import UserError, unknown
+from utils.plugin import check_arguments, load_function, wanted, where
 
 Metrics = Mapping[str, float]
 COST_KEYS = ("gflops", "params_m", "latency_ms")
 QUALITIES = {"detect": ("map50_95", "map50"), "classify": ("top1", "top5")}  # task -> its main one first
 QUALITY_KEYS = tuple(key for keys in QUALITIES.values() for key in keys)
+REWARD_GETS = ("metrics", "baseline")  # what a user's own reward may ask for
 BASELINE = "baseline"  # the target that stands for the cost of the unsearched network
 
 
@@ -87,6 +89,8 @@ def build_reward(
     function raises UserError when a trial's metrics lack what it reads.
     """
     bound = check_reward(name, options, metric)
+    if is_own(name):
+        return _own_reward(name, bound, baseline)
     if bound.get("target") == BASELINE:
         bound["target"] = resolve_target(bound, baseline)
     function = REWARDS[name]
@@ -112,6 +116,10 @@ def check_reward(
 
     metric: as of `build_reward`; None where the task is not known yet.
     """
+    if is_own(name):
+        given = dict(options or {})
+        check_arguments(load_function(name, "reward"), REWARD_GETS, given, name)
+        return given
     if name not in REWARDS:
         raise unknown("reward", name, REWARDS)
     parameters = inspect.signature(REWARDS[name]).parameters
@@ -131,6 +139,29 @@ def check_reward(
     for key, value in bound.items():
         bound[key] = _checked(key, value)
     return bound
+
+
+def is_own(name: str) -> bool:
+    """A user's file with a function `reward(metrics, ...)`, instead of one of REWARDS."""
+    return name.endswith(".py")
+
+
+def _own_reward(
+    name: str, options: Mapping[str, Any], baseline: Metrics | None
+) -> Callable[[Metrics], float]:
+    """The `reward` of a user's file. It may ask for `baseline`, the unsearched network's costs."""
+    function = load_function(name, "reward")
+
+    def reward(metrics: Metrics) -> float:
+        given = {"metrics": dict(metrics), "baseline": dict(baseline or {})}
+        try:
+            value = function(**{k: given[k] for k in wanted(function, REWARD_GETS)}, **options)
+            return float(value)
+        except (Exception, SystemExit) as error:
+            at = f"{Path(name).name}, {where(error, name)}"
+            raise UserError(f"{at}: {type(error).__name__}: {error}") from error
+
+    return reward
 
 
 def task_objectives(objectives: Mapping[str, str], metric: str) -> dict[str, str]:

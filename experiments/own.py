@@ -1,0 +1,132 @@
+"""A trial by a user's own function: `search.evaluator: mine.py`.
+
+The file has one function, `evaluate`, that asks by name for what it needs and returns metrics:
+
+    def evaluate(arch, network, data, report, **options) -> dict[str, float]
+
+arch:    the architecture, a plain dict
+network: its network, with fresh weights (of a supernet: its slice)
+data:    `Data`, below
+report:  report(value, **more), one point of the curve
+options: what stands beside the name, `search.evaluator: {name: mine.py, epochs: 3}`
+
+It returns at least the metric that the search maximises (map50_95, or top1), or that number alone. Parameters
+and GFLOPs are added by us; weights are kept if it asked for the network, as they are when it returns. What it
+raises makes a failed trial with that reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.config import EVALUATOR_GETS
+from experiments.evaluators import Job, costs, loaders, threads_of
+from experiments.trial import report_intermediate
+from models.weights import save_weights
+from utils.batch import prepare as ready
+from utils.history import Arch
+from utils.loggers import open_loggers
+from utils.plugin import load_function, wanted, where
+from utils.settings import TrainSettings
+from utils.train import TrainingFailed
+
+
+@dataclass(frozen=True)
+class Data:
+    """What an evaluator learns from and is scored on.
+
+    train, val: batches of search_train (augmented, shuffled) and search_val, as `ready` takes them
+    names, side, device: of the classes; pixels of the square images; where networks are to run
+    settings, seed: the experiment's `train:` block and seed, to be used or not
+    """
+
+    job: Job
+    train: Any
+    val: Any
+    names: list[str]
+    side: int
+    device: torch.device
+    settings: TrainSettings
+    seed: int
+
+    def ready(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch on the device, as `network.loss` takes it: images float32 0..1."""
+        return ready(batch, self.device)
+
+    def score(self, network: Any) -> dict[str, float]:
+        """COCO's mAP, or accuracies of a classifier, on val."""
+        return self.job.task.score(network, self.val, self.names, self.device, False)
+
+
+def measure_own(
+    job: Job, arch: Arch, folder: Path, curve: list[dict[str, float]], network: Any = None
+) -> dict[str, float]:
+    """What the experiment's own evaluator says of an arch, and what the arch costs.
+
+    network: what to evaluate; by default a fresh one, whose weights and curve go to `folder`. Raises
+    TrainingFailed with a line for whatever goes wrong in the user's file.
+    """
+    evaluator = job.exp.search.evaluator
+    assert evaluator is not None
+    function = load_function(evaluator.name, "evaluate")
+    needs = wanted(function, EVALUATOR_GETS)
+    torch.set_num_threads(threads_of(job.exp))
+    torch.manual_seed(job.exp.seed)
+    fresh = network is None
+    if fresh and "network" in needs:
+        network = job.build(arch).to(job.device)
+    title = f"{job.exp.name}-{folder.name}"
+    with open_loggers(job.exp.loggers, folder, name=title, config=arch) if fresh else nullcontext() as log:
+        given = {"arch": dict(arch), "network": network, "report": partial(_report, job, curve, log)}
+        if "data" in needs:
+            given["data"] = _data(job, arch)
+        try:
+            found = function(**{k: v for k, v in given.items() if k in needs}, **evaluator.options)
+        except TrainingFailed:
+            raise
+        except (Exception, SystemExit) as error:
+            at = f"{Path(evaluator.name).name}, {where(error, evaluator.name)}"
+            raise TrainingFailed(f"{at}: {type(error).__name__}: {error}") from error
+    metrics = _metrics(found, job.task.quality, Path(evaluator.name).name) | costs(job, arch)
+    if fresh and "network" in needs:
+        save_weights(folder / "weights.pt", network, job.space, arch, imgsz=job.side(arch))
+    return metrics
+
+
+def _data(job: Job, arch: Arch) -> Data:
+    side = job.side(arch)
+    train, val = loaders(job, "search_train", "search_val", side)
+    return Data(job, train, val, job.dataset.names, side, job.device, job.exp.train, job.exp.seed)
+
+
+def _report(job: Job, curve: list[dict[str, float]], log: Any, value: float, **more: float) -> None:
+    """One point of the curve: into the trial's log.csv, its line of history and NNI's page."""
+    row = {"epoch": len(curve) + 1, job.task.quality: float(value), **more}
+    report_intermediate(float(value))
+    curve.append(row)
+    if log is not None:
+        log.log(len(curve), row)
+
+
+def _metrics(found: Any, quality: str, name: str) -> dict[str, float]:
+    """What an evaluator returned, as numbers. Raises TrainingFailed for anything else."""
+    if not isinstance(found, Mapping):
+        found = {quality: found}
+    numbers = {}
+    for key, value in found.items():
+        try:
+            numbers[str(key)] = float(value)
+        except (TypeError, ValueError):
+            raise TrainingFailed(f"{name} returned {key} = {value!r}, which is no number") from None
+    if not math.isfinite(numbers.get(quality, math.nan)):
+        said = ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()) or "nothing"
+        raise TrainingFailed(f"{name} returned {said}; a finite {quality} is needed")
+    return numbers
