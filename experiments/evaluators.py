@@ -20,10 +20,11 @@ from experiments.inputs import open_data, open_space
 from experiments.run_folder import RunFolder
 from experiments.tasks import TASKS, Task
 from experiments.trial import report_final, report_intermediate
-from models.networks import AnySpace, build
+from models.networks import build
 from models.nni_space import ArchSpace
+from models.space import Space
 from models.weights import save_weights
-from models.yolo.nas import YoloSpace
+from models.yolo.nas import YoloModelSpace
 from utils.cores import hint_if_busy, threads_each
 from utils.errors import UserError
 from utils.history import Arch, Trial
@@ -42,7 +43,7 @@ class Job:
 
     run: RunFolder
     dataset: Dataset
-    space: AnySpace
+    space: Space
     hyp: dict[str, float]
 
     @property
@@ -109,7 +110,7 @@ def measure_of(job: Job) -> Measure:
     return measure_own
 
 
-def evaluate_trial(model: YoloSpace | ArchSpace, run_dir: str) -> None:
+def evaluate_trial(model: YoloModelSpace | ArchSpace, run_dir: str) -> None:
     """NNI's evaluator. `model` is the space frozen at this trial's architecture.
 
     The line of history is on disk, with the arch that really ran, before NNI hears of the result. A training
@@ -120,7 +121,7 @@ def evaluate_trial(model: YoloSpace | ArchSpace, run_dir: str) -> None:
 
 
 def run_trial(
-    model: YoloSpace | ArchSpace,
+    model: YoloModelSpace | ArchSpace,
     job: Job,
     measure: Measure,
 ) -> None:

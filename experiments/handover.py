@@ -25,9 +25,8 @@ from experiments.config import (
     read_yaml_mapping,
 )
 from experiments.run_folder import RunFolder, cache_beside
-from models.networks import AnySpace, open_any_space
-from models.space import Arch
-from models.yolo.space import Space
+from models.networks import open_any_space
+from models.space import Arch, Space
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import arch_key
@@ -113,28 +112,23 @@ def find(arch_file: Path) -> Found:
     return Found(arch_file, record, path.resolve(), arch, run if inside else None)
 
 
-def arch_of(record: Mapping[str, Any], space: AnySpace) -> Arch:
+def arch_of(record: Mapping[str, Any], space: Space) -> Arch:
     """The arch that an architecture file says, by `arch` or by United-Perception's `subnet_settings`, whose
     resolution is the file's `imgsz` where the space searches that.
 
     UserError for an arch that is not of this space, and for two that contradict each other.
     """
     arch = space.canonical(record["arch"]) if "arch" in record else None
-    spelled = record.get("subnet_settings")
-    if spelled is None:
-        assert arch is not None  # load_arch_file asks for one of the two
-        return arch
-    if isinstance(space, Space):
-        raise UserError("subnet_settings belong to spaces with a `network`; give its arch instead")
-    settings = space.from_settings(spelled)
-    if "resolution" in space.choices:
-        side = record["imgsz"] if arch is None else arch["resolution"]
-        settings = space.canonical(settings | {"resolution": side})
-    if arch is not None and arch != settings:
+    spelled = space.read_spelled(record)
+    if arch is None or spelled is None:
+        found = arch or spelled
+        assert found is not None  # load_arch_file asks for one of the two
+        return found
+    if arch != spelled:
         raise UserError(
-            f"arch and subnet_settings contradict each other: {differing(arch, settings)}; drop one"
+            f"arch and subnet_settings contradict each other: {differing(arch, spelled)}; drop one"
         )
-    return settings
+    return spelled
 
 
 def settle(
@@ -461,7 +455,7 @@ def measure(
 
 
 def trained(
-    space: AnySpace,
+    space: Space,
     arch: Arch,
     weights: Path,
     names: Sequence[str] | None,

@@ -7,7 +7,8 @@ from pathlib import Path
 from data.boxes import LEAST_SIDE, small_boxes
 from data.dataset import Dataset, open_dataset
 from experiments.config import Experiment
-from models.networks import AnySpace, open_any_space
+from models.networks import open_any_space
+from models.space import Space
 from utils.errors import UserError
 
 PUBLISHED = {"detect": 80, "classify": 1000}  # classes of COCO and of ImageNet
@@ -42,7 +43,7 @@ def _too_small(exp: Experiment, dataset: Dataset) -> tuple[int, int, str]:
     return small, boxes, said
 
 
-def open_space(exp: Experiment, dataset: Dataset) -> AnySpace:
+def open_space(exp: Experiment, dataset: Dataset) -> Space:
     """The experiment's space with the data's classes. Raises UserError when its `nc` says otherwise.
 
     Published files all say nc: 80, or 1000 for classifiers, whatever they are used on, so that is no

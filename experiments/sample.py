@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from experiments.config import load_experiment
 from experiments.inputs import open_data, open_space
 from experiments.run_folder import RunFolder, cache_beside
-from models.networks import AnySpace, describe, open_any_space
+from models.networks import describe, open_any_space
 from models.sampling import in_range
-from models.space import Value
+from models.space import Choice, Space, Value
 from utils.drawing import ACCENT, BASE, png
 from utils.errors import UserError
 from utils.files import write_text
@@ -47,7 +47,7 @@ class Sample:
 
 
 def draw(
-    space: AnySpace,
+    space: Space,
     imgsz: int,
     n: int,
     seed: int,
@@ -93,7 +93,7 @@ def draw(
     return Sample(archs, params_m, gflops, default, time.perf_counter() - started, how)
 
 
-def traversed(space: AnySpace, n: int) -> list[Arch]:
+def traversed(space: Space, n: int) -> list[Arch]:
     """All different archs in order, small values first, where they are `n` or fewer; else `n` in even strides
     through that order, the first and the last among them (United-Perception's traverse mode).
 
@@ -119,16 +119,16 @@ def traversed(space: AnySpace, n: int) -> list[Arch]:
     return [found[i * (len(found) - 1) // (n - 1)] for i in range(n)]
 
 
-def _every(space: AnySpace) -> Iterator[Arch]:
+def _every(space: Space) -> Iterator[Arch]:
     """Every arch once: like a counter, the last decision that has another alternative takes the next one."""
     path: list[int] = []
     while True:
         made: list[tuple[int, int]] = []  # what was taken of how many
 
-        def take(values: list[Value], path: list[int] = path, made: list[tuple[int, int]] = made) -> Value:
+        def take(choice: Choice, path: list[int] = path, made: list[tuple[int, int]] = made) -> Value:
             taken = path[len(made)] if len(made) < len(path) else 0
-            made.append((taken, len(values)))
-            return _ascending(values)[taken]
+            made.append((taken, len(choice.values)))
+            return choice.ascending[taken]
 
         yield space.decided(take)
         while made and made[-1][0] + 1 == made[-1][1]:
@@ -139,21 +139,16 @@ def _every(space: AnySpace) -> Iterator[Arch]:
         path[-1] += 1
 
 
-def _at(space: AnySpace, place: int, of: int) -> Arch:
+def _at(space: Space, place: int, of: int) -> Arch:
     """The arch at a place in 0 .. `of` - 1: each decision divides what is left of the way evenly."""
     left = place
 
-    def take(values: list[Value]) -> Value:
+    def take(choice: Choice) -> Value:
         nonlocal left
-        taken, rest = divmod(left * len(values), of)
-        left = rest
-        return _ascending(values)[taken]
+        taken, left = divmod(left * len(choice.values), of)
+        return choice.ascending[taken]
 
     return space.decided(take)
-
-
-def _ascending(values: list[Value]) -> list[Value]:
-    return values if any(isinstance(v, str) for v in values) else sorted(values)  # type: ignore[type-var]
 
 
 def sample_costs(
@@ -194,7 +189,7 @@ def sample_run(run: RunFolder) -> None:
     print(f"{summary(sample, job.space, job.exp.imgsz)}\nsample: {table}, {picture}")
 
 
-def write_sample(sample: Sample, space: AnySpace, imgsz: int, folder: Path) -> tuple[Path, Path]:
+def write_sample(sample: Sample, space: Space, imgsz: int, folder: Path) -> tuple[Path, Path]:
     """`folder`/sample.csv, a line an arch, unrounded, and sample.png, a histogram; returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     table, picture = folder / "sample.csv", folder / "sample.png"
@@ -208,7 +203,7 @@ def write_sample(sample: Sample, space: AnySpace, imgsz: int, folder: Path) -> t
     return table, picture
 
 
-def summary(sample: Sample, space: AnySpace, imgsz: int) -> str:
+def summary(sample: Sample, space: Space, imgsz: int) -> str:
     """The costs of a sample for people."""
     size = "their resolutions" if "resolution" in space.choices else f"{imgsz} px"
     lines = [f"{len(sample.archs):,} {sample.how} of {space.name} at {size} in {sample.seconds:.2f} s"]
@@ -222,7 +217,7 @@ def summary(sample: Sample, space: AnySpace, imgsz: int) -> str:
     return "\n".join(lines)
 
 
-def _plot(sample: Sample, space: AnySpace, imgsz: int, path: Path) -> None:
+def _plot(sample: Sample, space: Space, imgsz: int, path: Path) -> None:
     where = "its resolution" if "resolution" in space.choices else f"{imgsz} px"
     with png(path, 9, 3.6, panels=2) as (left, right):
         left.hist(sample.gflops, bins=60, color=ACCENT, alpha=0.8)
@@ -235,7 +230,7 @@ def _plot(sample: Sample, space: AnySpace, imgsz: int, path: Path) -> None:
         left.figure.suptitle(f"{len(sample.archs):,} {sample.how} of {space.name}", fontsize=11)
 
 
-def _space_of(experiment: Path, overrides: Sequence[str]) -> tuple[AnySpace, int]:
+def _space_of(experiment: Path, overrides: Sequence[str]) -> tuple[Space, int]:
     exp = load_experiment(experiment, overrides)
     open_any_space(exp.space, nc=1)  # what is wrong with the space is said before the data are looked at
     return open_space(exp, open_data(exp, cache_beside(Path("runs") / exp.name))), exp.imgsz

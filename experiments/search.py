@@ -22,10 +22,7 @@ from experiments.evaluators import (
 from experiments.nni_runtime import SearchRuntime, run_search
 from experiments.run_folder import RunFolder
 from experiments.strategies import build_strategy
-from models.elastic.space import ElasticSpace
-from models.nni_space import ArchSpace
-from models.yolo.nas import YoloSpace
-from models.yolo.space import Space
+from models.nni_space import model_space
 from utils.errors import UserError
 from utils.history import History, Trial
 from utils.limits import parse_limits
@@ -50,6 +47,7 @@ def search(run: RunFolder) -> None:
         say_if_busy(job)
     evaluator = evaluator_of(job)
     strategy = strategy_of(job)
+    seen = model_space(job.space, trained=exp.supernet is None)
     runtime = SearchRuntime(
         run_dir=run.path,
         name=exp.name,
@@ -66,7 +64,7 @@ def search(run: RunFolder) -> None:
     )
     try:
         with follow(job):
-            outcome = run_search(space_of(job), evaluator, {"run_dir": str(run.path)}, strategy, runtime)
+            outcome = run_search(seen, evaluator, {"run_dir": str(run.path)}, strategy, runtime)
     finally:
         write_results(job)
     if outcome.status == "interrupted":
@@ -87,12 +85,6 @@ def evaluator_of(job: Job) -> Callable[..., None]:
 
     trained_supernet(str(job.run.path))  # says so now if there is none
     return evaluate_slice
-
-
-def space_of(job: Job) -> ArchSpace | YoloSpace:
-    """The space as NNI sees it; a YOLO that trials train, with all its layers."""
-    whole = isinstance(job.space, Space) and job.exp.supernet is None
-    return (YoloSpace if whole else ArchSpace)(job.space.model, job.space.nc, job.space.ch)
 
 
 def strategy_of(job: Job) -> Any:
@@ -151,9 +143,8 @@ def write_results(job: Job) -> None:
         imgsz=exp.imgsz,
         versions=run.meta["versions"],
     )
-    if isinstance(job.space, ElasticSpace):
-        for rank, trial in enumerate(top_trials(trials, exp.search.top_k), start=1):
-            extend_top(run.path, rank, subnet_settings=job.space.settings(trial.arch))
+    for rank, trial in enumerate(top_trials(trials, exp.search.top_k), start=1):
+        extend_top(run.path, rank, **job.space.spelled(trial.arch))
     if exp.supernet is not None:
         from experiments.supernet import save_slices
 

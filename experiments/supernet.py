@@ -40,10 +40,10 @@ from experiments.run_folder import RunFolder
 from experiments.sample import draw
 from models.elastic.gradients import direct_gradients
 from models.elastic.layers import running
-from models.networks import AnySpace, build, open_any_space
+from models.networks import build, open_any_space
 from models.nni_space import ArchSpace
 from models.sampling import BestOf, Sampler, Stratified, spread, subnets
-from models.space import Arch
+from models.space import Arch, Space
 from models.supernet import Supernet, calibrate, extract, load_supernet
 from models.weights import load_weights, read_weights, save_weights
 from utils.batch import prepare as ready
@@ -157,7 +157,7 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
     (folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def check_supernet(exp: Experiment, space: AnySpace, dataset: Dataset) -> None:
+def check_supernet(exp: Experiment, space: Space, dataset: Dataset) -> None:
     """Raises UserError for what the `supernet:` block cannot have."""
     job = Job(RunFolder(Path(), exp), dataset, space, {})
     net: Any = Supernet(space.model, space.nc, space.ch).net

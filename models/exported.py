@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 TOLERANCE = 1e-3  # of scores, 0..1, and of boxes as shares of the image side; float32 noise is about 1e-6
 
 
@@ -52,3 +55,18 @@ def other_sizes(imgsz: int, stride: int) -> list[tuple[int, ...]]:
     """Batches that the export did not see: another batch size, larger, smaller and not square."""
     small = max(stride, imgsz // 2 // stride * stride)
     return [(2, 3, imgsz + stride, imgsz + stride), (1, 3, small, imgsz + 2 * stride)]
+
+
+def onnx_session(path: Path, threads: int) -> tuple[Callable[[Tensor], list[Tensor]], str]:
+    """(what runs the file on images, version of onnxruntime)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(images: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(found) for found in session.run(None, {name: images.numpy()})]
+
+    return run, onnxruntime.__version__

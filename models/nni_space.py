@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from models.networks import AnySpace, open_any_space
-from models.space import Arch
+from models.networks import open_any_space
+from models.space import Arch, Space
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)  # NNI 3.0 meets names in torch.nn that are no modules
@@ -23,7 +23,7 @@ class ArchSpace(ModelSpace):
     (in a trained supernet) or whose evaluator needs none.
 
     Args (plain data, so that a trial process can rebuild the space):
-        model: the YAML as a dict, of a `Space` or an `ElasticSpace`.
+        model: the YAML as a dict, of any space.
         nc: number of classes. ch: input channels.
 
     Attributes:
@@ -48,8 +48,18 @@ class ArchSpace(ModelSpace):
             return ArchSpace(*self._arguments)
 
 
+def model_space(space: Space, trained: bool) -> ModelSpace:
+    """A space as NNI sees it. trained: trials train its networks; where it is one of layers, NNI then sees
+    them all."""
+    if trained and space.layered:
+        from models.yolo.nas import YoloModelSpace  # needs Ultralytics
+
+        return YoloModelSpace(space.model, space.nc, space.ch)
+    return ArchSpace(space.model, space.nc, space.ch)
+
+
 @lru_cache(maxsize=8)
-def _opened(model: str, nc: int, ch: int) -> AnySpace:
+def _opened(model: str, nc: int, ch: int) -> Space:
     """A trial in process rebuilds its space from the arguments; reading them anew would take longer than many
     an evaluation."""
     return open_any_space(json.loads(model), nc, ch)

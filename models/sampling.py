@@ -10,28 +10,15 @@ training draws the same arch without a word between them, and a resumed one what
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 import numpy as np
 
-from models.space import Arch
+from models.space import Arch, Space
 from utils.errors import UserError, unknown
 
 Sampler = Callable[[np.random.Generator], Arch]
 TILT = 6.0  # odds of e^6 between a gene's largest and smallest value at the ends of the pool
 TRIES = 2000
-
-
-class Sampled(Protocol):
-    """What sampling needs of a space."""
-
-    choices: dict[str, list[Any]]
-
-    def random(self, rng: np.random.Generator) -> Arch: ...
-    def biased(self, rng: np.random.Generator, tilt: float) -> Arch: ...
-    def smallest(self) -> Arch: ...
-    def largest(self) -> Arch: ...
-    def cost(self, arch: Arch, imgsz: int) -> dict[str, float]: ...
 
 
 def generator(seed: int, step: int, k: int = 0) -> np.random.Generator:
@@ -41,7 +28,7 @@ def generator(seed: int, step: int, k: int = 0) -> np.random.Generator:
 
 def subnets(
     kinds: Sequence[str],
-    space: Sampled,
+    space: Space,
     seed: int,
     step: int,
     sampler: Sampler | None = None,
@@ -82,7 +69,7 @@ class Stratified:
     """
 
     def __init__(
-        self, space: Sampled, imgsz: int, seed: int = 0, bins: int = 16, pool: int = 2000, key: str = "gflops"
+        self, space: Space, imgsz: int, seed: int = 0, bins: int = 16, pool: int = 2000, key: str = "gflops"
     ) -> None:
         if bins < 1 or pool < bins:
             raise UserError(f"stratified sampling needs bins >= 1 and pool >= bins, got {bins=}, {pool=}")
@@ -103,7 +90,7 @@ class Stratified:
         return dict(stratum[int(rng.integers(len(stratum)))])
 
 
-def spread(space: Sampled, imgsz: int, n: int, seed: int = 0, key: str = "gflops") -> list[Arch]:
+def spread(space: Space, imgsz: int, n: int, seed: int = 0, key: str = "gflops") -> list[Arch]:
     """`n` different archs, as evenly over the cost range as the space allows; the smallest and largest first.
 
     More of them begin with the same ones, from 16 on. Fewer come out where the space, or the pool of 4000
@@ -137,7 +124,7 @@ class BestOf:
 
 
 def in_range(
-    space: Sampled,
+    space: Space,
     rng: np.random.Generator,
     low: float,
     high: float,

@@ -21,11 +21,9 @@ from nni.nas.space import current_model
 from torch import Tensor, nn
 
 from models.elastic.layers import Elastic, ModelSpace, choices, frozen, running
-from models.elastic.space import ElasticSpace
-from models.networks import AnySpace
-from models.space import Arch, Value
+from models.networks import open_any_space
+from models.space import Arch, Space, Value
 from models.weights import WeightFile, load_weights, plain
-from models.yolo.space import Space
 from utils.errors import UserError, unknown
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -35,11 +33,10 @@ class Supernet(ModelSpace):
     """An elastic space as NNI sees it, with its weights: the space and its supernet are one object.
 
     Args (plain data, so that another process can build it again):
-        model: the YAML as a dict: of an `ElasticSpace`, or a detector's (models/yolo/space.py) with NAS rows.
-        nc, ch: as those take them.
+        model: the YAML of a space as a dict. nc, ch: classes and input channels, where they override it.
 
     Attributes:
-        space: what may vary, an `ElasticSpace` or a `Space`.
+        space: what may vary.
         net: the network; elastic, or plain once frozen.
         arch: what runs now: of the last `set_arch`, at first the largest; of a frozen one, what it is.
     """
@@ -47,10 +44,13 @@ class Supernet(ModelSpace):
     def __init__(self, model: dict[str, Any], nc: int | None = None, ch: int | None = None) -> None:
         super().__init__()
         sample = current_model()
-        self.space, self.net = _open(model, nc, ch)
-        self.arch = self.space.largest() if sample is None else self.space.canonical(sample)
+        self.space: Space = open_any_space(model, nc, ch)
         if sample is None:
-            self.set_arch(self.arch)
+            self.net = self.space.supernet()
+            self.set_arch(self.space.largest())
+        else:
+            self.arch = self.space.canonical(sample)
+            self.net = self.space.build(self.arch)
 
     def set_arch(self, arch: Mapping[str, Any]) -> Arch:
         """Run `arch` from now on; returns it, canonical. Raises UserError if it is not of this space."""
@@ -79,19 +79,7 @@ class Supernet(ModelSpace):
         return self.net(x)
 
 
-def _open(model: dict[str, Any], nc: int | None, ch: int | None) -> tuple[ElasticSpace | Space, nn.Module]:
-    """The space of a YAML and its network, elastic, or plain under NNI's `model_context`."""
-    if "network" in model:
-        space = ElasticSpace(model, nc, ch)
-        return space, space.build()
-    from models.yolo.detector import build  # Ultralytics is not needed for the others
-    from models.yolo.elastic import elastic_detector
-
-    yolo, sample = Space(model, nc, ch), current_model()
-    return yolo, elastic_detector(yolo) if sample is None else build(yolo, yolo.canonical(sample))
-
-
-def load_supernet(file: WeightFile, space: AnySpace, names: Sequence[str] | None = None) -> Supernet:
+def load_supernet(file: WeightFile, space: Space, names: Sequence[str] | None = None) -> Supernet:
     """The supernet of `space` with the weights of a file, in eval mode.
 
     names: of the classes, by default the file's. Raises UserError unless the file holds a supernet of this
@@ -119,7 +107,7 @@ def load_supernet(file: WeightFile, space: AnySpace, names: Sequence[str] | None
 
 def sliced(
     file: WeightFile,
-    space: AnySpace,
+    space: Space,
     arch: Mapping[str, Any],
     names: Sequence[str] | None = None,
     batches: Iterable[Tensor] | None = None,

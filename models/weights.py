@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.networks import AnySpace
-from models.space import Arch
+from models.space import Arch, Space
 from models.yolo.stock_yaml import expand
 from utils.errors import UserError
 from utils.files import write_bytes
@@ -108,7 +107,7 @@ class LoadAccount:
 def save_weights(
     path: Path,
     detector: nn.Module,
-    space: AnySpace,
+    space: Space,
     arch: Mapping[str, Any],
     *,
     imgsz: int,
@@ -131,7 +130,7 @@ def save_weights(
 
 
 def identity(
-    detector: Any, space: AnySpace, arch: Mapping[str, Any], imgsz: int, names: Sequence[str] | None = None
+    detector: Any, space: Space, arch: Mapping[str, Any], imgsz: int, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """What a weight file says about its network, enough to build it again: JSON values only."""
     return {

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+
+def no_distillation(net: nn.Module) -> UserError:
+    """For who wants a network without a loss towards a teacher's output to learn from one."""
+    return UserError(
+        f"{type(net).__name__} has no distillation; set supernet.distil.weight=0, without distil.outputs"
+    )
 
 
 def kl(student: Tensor, teacher: Tensor) -> Tensor:

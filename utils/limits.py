@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -85,27 +85,8 @@ def broken(limits: Sequence[Limit], metrics: Mapping[str, float]) -> str | None:
     return "; ".join(lines) or None
 
 
-class Choices(Protocol):
-    """What `steer` needs of a space."""
-
-    @property
-    def choices(self) -> Mapping[str, Sequence[Any]]: ...
-    def complete(self, arch: Arch) -> Arch: ...
-    def canonical(self, arch: Arch) -> Arch: ...
-
-
-def repair(space: Choices, genes: Arch) -> Arch:
-    """The arch that `genes`, a value for every label, stand for.
-
-    A space whose values have an order between them offers `repair`: where the genes break it, the nearest
-    arch that keeps it. Others have `canonical`, which every combination is fit for.
-    """
-    arch: Arch = getattr(space, "repair", space.canonical)(genes)
-    return arch
-
-
 def steer(
-    space: Choices,
+    space: Any,
     arch: Arch,
     limits: Sequence[Limit],
     price: Callable[[Arch], Mapping[str, float]],
@@ -116,35 +97,22 @@ def steer(
     Where one arch in a million is cheap enough, drawing until one is would never end. What comes out lies
     close to the limit more often than a fair draw among the feasible archs would. Bounded: 20 tries a label.
     """
-    current = repair(space, arch)
+    current = space.repair(arch)
     genes = space.complete(current)
     value = violation(limits, price(current))
-    labels = list(space.choices)
-    for _ in range(20 * len(labels)):
+    for _ in range(20 * len(space.choices)):
         if value == 0:
             break
-        label = labels[int(rng.integers(len(labels)))]
-        values = space.choices[label]
-        changed = {**genes, label: values[int(rng.integers(len(values)))]}
-        candidate = repair(space, changed)
+        changed = space.change(genes, rng)
+        candidate = space.repair(changed)
         broken_by = violation(limits, price(candidate))
         if broken_by < value:
             genes, current, value = changed, candidate, broken_by
     return current
 
 
-class PricedSpace(Choices, Protocol):
-    """What `check_limits` needs of a space."""
-
-    def default(self) -> Arch: ...
-    def smallest(self) -> Arch: ...
-    def largest(self) -> Arch: ...
-    def random(self, rng: np.random.Generator) -> Arch: ...
-    def cost(self, arch: Arch, imgsz: int) -> dict[str, float]: ...
-
-
 def check_limits(
-    space: PricedSpace,
+    space: Any,
     limits: Sequence[Limit],
     imgsz: int,
     rng: np.random.Generator,
@@ -192,17 +160,11 @@ def check_limits(
     raise UserError(f"no architecture of the space meets the limits {wanted}; the nearest has {nearest}")
 
 
-def _downhill(space: PricedSpace, arch: Arch, total: Callable[[Arch], float]) -> Arch:
+def _downhill(space: Any, arch: Arch, total: Callable[[Arch], float]) -> Arch:
     """Take the best change of a single choice until none lessens the violation."""
     current, value = arch, total(arch)
     while value > 0:
-        full = space.complete(current)
-        changed = [
-            repair(space, {**full, label: choice})
-            for label, choices in space.choices.items()
-            for choice in choices
-            if choice != full[label]
-        ]
+        changed = [space.repair(genes) for genes in space.changes(space.complete(current))]
         values = [total(c) for c in changed]
         if not values or min(values) >= value:
             break

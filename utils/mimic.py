@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from utils.distill import mimicry
+from utils.distill import mimicry, no_distillation
 from utils.errors import UserError, did_you_mean, unknown
 from utils.settings import MAX, Distil, Mimic
 
@@ -99,7 +99,10 @@ def check(net: Any, distil: Distil, teachers: Mapping[str, nn.Module]) -> None:
             _require(net, ours, "the network")
             teacher = net if job.teacher == MAX else teachers[job.teacher]
             _require(teacher, theirs, f"the teacher {job.teacher!r}")
-    known = list(inspect.signature(net.distil).parameters)[2:]
+    distils = getattr(net, "distils", hasattr(net, "distil"))
+    if not distils and (distil.weight or distil.outputs):
+        raise no_distillation(net)
+    known = list(inspect.signature(net.distil).parameters)[2:] if distils else []
     for option in distil.options:
         if option not in known:
             raise unknown(f"option of distillation for {type(net).__name__}", option, known or ["none"])
@@ -110,7 +113,8 @@ def check(net: Any, distil: Distil, teachers: Mapping[str, nn.Module]) -> None:
             trials = _Trials(net, distil, teachers)
         except RuntimeError:  # a network that needs real numbers to run: the training will tell
             return
-        trials.check_outputs()
+        if distils:
+            trials.check_outputs()
         for job in distil.mimic:
             trials.check_mimic(job)
 
@@ -130,10 +134,12 @@ class _Trials:
             for name in (MAX, *teachers)
         }
         layers = [m for m in self.net.modules() if isinstance(m, Chooses)]
-        values = {c.label: list(c.values) for m in layers for c in m.choices()}
+        choices = {c.label: c for m in layers for c in m.choices()}
         self.students: list[Features] = []
-        for i in range(-1, max([len(v) for v in values.values()], default=0)):
-            arch = {k: _largest(v) if i < 0 else v[min(i, len(v) - 1)] for k, v in values.items()}
+        for i in range(-1, max([len(c.values) for c in choices.values()], default=0)):
+            arch = {
+                k: c.largest if i < 0 else c.values[min(i, len(c.values) - 1)] for k, c in choices.items()
+            }
             for layer in layers:
                 layer.set_arch(arch)
             self.students.append(_run(self.net, images, ours | theirs[MAX])[1])
@@ -194,10 +200,6 @@ def _run(net: Any, images: Tensor, layers: Iterable[str]) -> tuple[Any, Features
     with features(net, layers) as found:
         raw = mapped(net.raw(images), lambda t: torch.zeros(t.shape))  # losses are not for the meta device
     return raw, found
-
-
-def _largest(values: list[Any]) -> Any:
-    return values[0] if any(isinstance(v, str) for v in values) else max(values)
 
 
 def _require(net: nn.Module, layer: str, whose: str) -> None:

@@ -21,17 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from models.space import Arch  # noqa: E402
-from models.yolo.detector import build  # noqa: E402
-from models.yolo.space import Space  # noqa: E402
+from models.yolo.space import YoloSpace  # noqa: E402
 
 IMGSZ = 64
 BUILT = 200
 ASKED = 20_000
 
 
-def build_and_count(space: Space, arch: Arch) -> dict[str, float]:
+def build_and_count(space: YoloSpace, arch: Arch) -> dict[str, float]:
     """params_m and gflops of the network itself."""
-    model = build(space, arch).model.eval()
+    model = space.build(arch).model.eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(torch.zeros(1, space.ch, IMGSZ, IMGSZ))
     params = sum(p.numel() for p in model.parameters())
@@ -40,7 +39,7 @@ def build_and_count(space: Space, arch: Arch) -> dict[str, float]:
 
 def main(path: Path) -> None:
     torch.set_num_threads(1)
-    space, rng = Space(path), np.random.default_rng(0)
+    space, rng = YoloSpace(path), np.random.default_rng(0)
     archs = [space.random(rng) for _ in range(ASKED)]
 
     space.cost(archs[0], IMGSZ)  # makes the tables, once per image size

@@ -106,13 +106,13 @@ def run_one(args: argparse.Namespace) -> dict[str, float]:
     from data.hyp import load_hyp
     from data.loader import make_loader
     from models.yolo.detector import YoloDetector
-    from models.yolo.space import Space
+    from models.yolo.space import YoloSpace
     from utils.evaluate import evaluate
     from utils.settings import TrainSettings
 
     torch.set_num_threads(args.threads)
     data = open_dataset(args.data, args.folder / "cache")
-    space = Space(SPACE, nc=data.nc)
+    space = YoloSpace(SPACE, nc=data.nc)
     settings = TrainSettings(epochs=args.epochs, batch=args.batch, precision=args.precision)
     hyp = load_hyp(ROOT / "data/hyps/default.yaml")
     job = (args, data, space, settings, hyp)
@@ -131,12 +131,11 @@ def train_ours(args: Any, data: Any, space: Any, settings: Any, hyp: dict[str, A
     import torch
 
     from data.loader import make_loader
-    from models.yolo.detector import build
     from utils.evaluate import QUICK, evaluate
     from utils.train import train
 
     torch.manual_seed(args.seed)
-    detector = build(space, space.default(), data.names)
+    detector = space.build(space.default(), data.names)
     detector.set_gains(**{gain: hyp[gain] for gain in ("box", "cls", "dfl")})
     train_loader = make_loader(
         data.splits["train"], data.names, args.imgsz, args.batch, train=True, hyp=hyp, seed=args.seed,

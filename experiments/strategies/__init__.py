@@ -20,28 +20,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from models.space import Space
 from utils.errors import UserError, unknown
 from utils.files import write_text
 from utils.history import Arch, Trial
-from utils.limits import Limit, repair, steer, violation
+from utils.limits import Limit, steer, violation
 from utils.pareto import as_costs, crowding, sort_fronts
 
 if TYPE_CHECKING:
     from nni.nas.strategy.base import Strategy
 
     from experiments.strategies.ledger import Search
-
-
-class SearchSpace(Protocol):
-    """What a strategy knows of a space: labels, values and identity, no network."""
-
-    @property
-    def choices(self) -> Mapping[str, Sequence[Any]]: ...
-    def default(self) -> Arch: ...
-    def canonical(self, arch: Arch) -> Arch: ...
-    def complete(self, arch: Arch) -> Arch: ...
-    def random(self, rng: np.random.Generator) -> Arch: ...
-    def size(self) -> tuple[int, int]: ...
 
 
 class AskTell(Protocol):
@@ -76,7 +65,7 @@ class Setup:
     run_dir: where a strategy may write down what it found out, or None
     """
 
-    space: SearchSpace
+    space: Space
     seed: int
     budget: int
     objectives: Mapping[str, str]
@@ -89,7 +78,7 @@ class Setup:
     def within_limits(self, arch: Arch, rng: np.random.Generator) -> Arch:
         """`arch`, or one near it that meets the limits: a random start would seldom find those on its own."""
         if self.quick is None or not self.limits:
-            return repair(self.space, arch)
+            return self.space.repair(arch)
         return steer(self.space, arch, self.limits, self.quick, rng)
 
     def head_start(self, count: int) -> list[Arch]:
@@ -249,7 +238,7 @@ DEFAULT_PATIENCE = 1_000
 def build_strategy(
     name: str,
     options: Mapping[str, Any] | None,
-    space: SearchSpace,
+    space: Space,
     *,
     seed: int,
     budget: int,

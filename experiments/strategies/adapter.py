@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from nni.nas.strategy.base import Strategy
 
 if TYPE_CHECKING:
-    from experiments.strategies import AskTell, SearchSpace
+    from experiments.strategies import AskTell
+    from models.space import Space
 
 
 class AskTellStrategy(Strategy):
@@ -16,7 +17,7 @@ class AskTellStrategy(Strategy):
     Needs the ledger below it, which puts the `Trial` on every model it reports back.
     """
 
-    def __init__(self, searcher: AskTell, space: SearchSpace) -> None:
+    def __init__(self, searcher: AskTell, space: Space) -> None:
         super().__init__()
         self.searcher = searcher
         self.space = space

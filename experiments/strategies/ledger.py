@@ -32,10 +32,10 @@ from nni.nas.strategy.middleware import Chain, Filter, StrategyMiddleware
 
 from utils.errors import UserError
 from utils.history import Arch, History, Trial, append_line, arch_key, read_lines
-from utils.limits import Limit, broken, repair, violation
+from utils.limits import Limit, broken, violation
 
 if TYPE_CHECKING:
-    from experiments.strategies import SearchSpace
+    from models.space import Space
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Ledger(StrategyMiddleware):
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         run_dir: Path,
         *,
         max_trials: int,
@@ -143,8 +143,8 @@ class Ledger(StrategyMiddleware):
     def _settle(self, model: Any) -> Arch:
         """The arch of a proposal. NNI's strategies know no order between values: a sample that breaks one
         becomes the nearest that keeps it, in the model too, which is what the strategy will learn from."""
-        arch = repair(self.space, model.sample)
-        if hasattr(self.space, "repair"):
+        arch = self.space.repair(model.sample)
+        if self.space.ordered:
             model.sample = {**model.sample, **arch}
         return arch
 

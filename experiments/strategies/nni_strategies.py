@@ -13,7 +13,6 @@ from nni.nas.strategy import PolicyBasedRL, Random, RegularizedEvolution
 
 from utils.errors import UserError
 from utils.history import arch_key
-from utils.limits import repair
 
 if TYPE_CHECKING:
     from experiments.strategies import Setup
@@ -40,7 +39,7 @@ class RandomSearch(Random):
 
 def _steered(setup: Setup, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     """A sample (all labels), moved into the limits where it breaks one."""
-    arch = repair(setup.space, sample)
+    arch = setup.space.repair(sample)
     within = setup.within_limits(arch, rng)
     return sample if within == arch else setup.space.complete(within)
 

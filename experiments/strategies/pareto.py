@@ -2,7 +2,7 @@
 
 Where we depart from the paper: a child replaces the worst of the population as soon as it is known (steady
 state) instead of generation by generation, so that no worker waits for the slowest trial of a generation;
-variation is uniform crossover and a change of label's value, because choices have no order.
+variation is the space's own (models/space.py): for labels uniform crossover and another of a label's values.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from models.space import Space
 from utils.errors import UserError
 from utils.history import Arch, Trial, arch_key
-from utils.limits import Limit, repair, violation
+from utils.limits import Limit, violation
 from utils.pareto import as_costs, check_objectives, crowding, sort_fronts
-
-if TYPE_CHECKING:
-    from experiments.strategies import SearchSpace
 
 VARIATIONS = 200  # children tried before we draw at random
 DRAWS = 500  # random archs tried before we call the space exhausted
@@ -55,7 +52,7 @@ class ParetoEvolution:
 
     def __init__(
         self,
-        space: SearchSpace,
+        space: Space,
         objectives: Mapping[str, str],
         *,
         seed: int,
@@ -73,7 +70,7 @@ class ParetoEvolution:
         self.limits = list(limits)
         self.within_limits = within_limits or (lambda arch, rng: arch)
         self.population_size = population_size
-        self.mutation_prob = 1 / len(space.choices) if mutation_prob is None else mutation_prob
+        self.mutation_prob = 1 / max(1, len(space.choices)) if mutation_prob is None else mutation_prob
         self.crossover_prob = crossover_prob
         self.start = start
         self._first = list(first)
@@ -137,10 +134,7 @@ class ParetoEvolution:
     def _near_baseline(self) -> Arch:
         redrawn = (len(self._proposed) / self.population_size) ** 2
         genes = self.space.complete(self.space.default())
-        for label, values in self.space.choices.items():
-            if self._rng.random() < redrawn:
-                genes[label] = values[int(self._rng.integers(len(values)))]
-        return repair(self.space, genes)
+        return self.space.repair(self.space.redraw(genes, self._rng, redrawn))
 
     def _is_new(self, arch: Arch) -> bool:
         key = arch_key(arch)
@@ -154,15 +148,11 @@ class ParetoEvolution:
         genes = self.space.complete(mother.trial.arch)
         parents = [mother]
         if mother is not father and self._rng.random() < self.crossover_prob:
-            other = self.space.complete(father.trial.arch)
-            genes = {label: (other if self._rng.random() < 0.5 else genes)[label] for label in genes}
+            genes = self.space.cross(genes, self.space.complete(father.trial.arch), self._rng)
             parents.append(father)
-        for label, values in self.space.choices.items():
-            if len(values) > 1 and self._rng.random() < self.mutation_prob:
-                others = [value for value in values if value != genes[label]]
-                genes[label] = others[self._rng.integers(len(others))]
+        child = self.space.repair(self.space.mutate(genes, self._rng, self.mutation_prob))
         # An infeasible parent is no trial and has no number (-1): nothing to point to.
-        return repair(self.space, genes), tuple(p.trial.number for p in parents if p.trial.number >= 0)
+        return child, tuple(p.trial.number for p in parents if p.trial.number >= 0)
 
     def _tournament(self) -> Individual:
         """The better of two by rank, then by crowding (the crowded-comparison operator, section III B)."""

@@ -155,12 +155,10 @@ class Predictor:
         return new
 
     def _draw(self) -> Arch:
-        """Random, leaning to small and large in turn where the space can."""
+        """Random, leaning to small and large in turn."""
         self._drawn += 1
         tilt = TILT * (2 * (self._drawn * GOLDEN % 1) - 1)
-        biased = getattr(self.space, "biased", None)
-        arch = self.space.random(self._rng) if biased is None else biased(self._rng, tilt)
-        return self.setup.within_limits(arch, self._rng)
+        return self.setup.within_limits(self.space.biased(self._rng, tilt), self._rng)
 
     # What is predicted.
 

@@ -23,16 +23,13 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.history import Arch
+from models.space import Arch, Space, numbers
 from utils.rank import kendall_tau
-
-if TYPE_CHECKING:
-    from experiments.strategies import SearchSpace
 
 Floats = NDArray[np.float64]
 FOLDS = 5
@@ -44,10 +41,9 @@ class Encoder:
     one column for each, 0 or 1; a gene that does nothing has its default. Costs that need no measuring follow
     as logarithms: they are sums over all genes, which a regressor would have to learn otherwise."""
 
-    def __init__(
-        self, space: SearchSpace, costs: Callable[[Arch], Mapping[str, float]] | None = None
-    ) -> None:
+    def __init__(self, space: Space, costs: Callable[[Arch], Mapping[str, float]] | None = None) -> None:
         self.space, self.costs = space, costs
+        self.choices: list[tuple[str, list[Any]]] = list(space.choices.items())
 
     def __call__(self, archs: Sequence[Arch]) -> Floats:
         """[archs, columns]"""
@@ -55,13 +51,13 @@ class Encoder:
 
     def _row(self, arch: Arch) -> list[float]:
         row: list[float] = []
-        genes = self.space.complete(arch)
-        for label, values in self.space.choices.items():
-            if any(isinstance(value, str) for value in values):
-                row += [float(genes[label] == value) for value in values]
-            else:
+        genes: dict[str, Any] = self.space.complete(arch)
+        for label, values in self.choices:
+            if numbers(values):
                 low, high = min(values), max(values)
                 row.append((genes[label] - low) / (high - low or 1))
+            else:
+                row += [float(genes[label] == value) for value in values]
         if self.costs is not None:
             row += [math.log(max(cost, 1e-12)) for cost in self.costs(arch).values()]
         return row

@@ -12,7 +12,6 @@ import numpy as np
 from nni.nas.strategy import TPE
 
 from utils.history import Arch, Trial, arch_key
-from utils.limits import repair
 
 if TYPE_CHECKING:
     from experiments.strategies import Setup
@@ -66,7 +65,7 @@ class Tpe:
             key = arch_key(arch)
             if key not in self._proposed:
                 self._proposed.add(key)
-                if arch == repair(self.space, suggested):
+                if arch == self.space.repair(suggested):
                     self._running[key] = (number, suggested)
                 else:
                     self._tuner.trial_end(number, False)

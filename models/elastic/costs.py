@@ -95,6 +95,7 @@ def _positions(net: nn.Module, shape: tuple[int, int, int]) -> dict[nn.Module, i
     layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     hooks = [m.register_forward_hook(record) for m in layers]
     known, mode = choices(net), net.training
+    largest = {k: v for m in net.modules() if isinstance(m, Elastic) for k, v in m.largest().items()}
     passes = 1 + max([len(v) for v in known.values()], default=0)
     try:
         net.eval()
@@ -102,7 +103,7 @@ def _positions(net: nn.Module, shape: tuple[int, int, int]) -> dict[nn.Module, i
         for i in range(passes):
             if i and len(found) == len(layers):
                 break
-            arch = {k: v[min(i, len(v)) - 1] for k, v in known.items()} if i else _largest(known)
+            arch = {k: v[min(i, len(v)) - 1] for k, v in known.items()} if i else largest
             for layer in running(net, arch):
                 layer.set_arch(arch)
             with torch.no_grad():
@@ -113,7 +114,3 @@ def _positions(net: nn.Module, shape: tuple[int, int, int]) -> dict[nn.Module, i
             hook.remove()
         net.train(mode)
     return found
-
-
-def _largest(known: Mapping[str, list[Any]]) -> dict[str, Any]:
-    return {k: v[0] if any(isinstance(x, str) for x in v) else max(v) for k, v in known.items()}

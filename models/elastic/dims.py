@@ -39,12 +39,11 @@ class Dim:
     @property
     def values(self) -> list[Any]:
         """All it may be, ascending where it is a number."""
-        found = list(dict.fromkeys(self.table.values()))
-        return found if any(isinstance(v, str) for v in found) else sorted(found)
+        return list(Choice("", tuple(dict.fromkeys(self.table.values()))).ascending)
 
     @property
     def largest(self) -> Any:
-        return max(self.table.values())
+        return self.values[-1]
 
     @property
     def labels(self) -> list[str]:

@@ -64,11 +64,8 @@ class Elastic(MutableModule):
         raise NotImplementedError
 
     def largest(self) -> dict[str, Any]:
-        """Every choice at its largest; at its default where it is no number."""
-        found = {}
-        for c in self.choices():
-            found[c.label] = c.values[0] if any(isinstance(v, str) for v in c.values) else max(c.values)
-        return found
+        """Every choice at its largest; at its default where its values have no order."""
+        return {c.label: c.largest for c in self.choices()}
 
     def running(self, arch: Mapping[str, Any]) -> Iterable[nn.Module]:
         """The children that run in `arch`."""

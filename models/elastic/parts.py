@@ -10,7 +10,7 @@ from math import inf, prod
 from typing import Any
 
 from models.elastic.dims import Dim, combine
-from models.space import Choice, Value
+from models.space import Choice, Take, Value
 from utils.errors import UserError, unknown
 
 
@@ -48,22 +48,22 @@ class Chain:
     genes: list[Choice]
     allows: Callable[[int, Any, Any], bool]
 
-    def draw(self, pick: Callable[[list[Value]], Value]) -> dict[str, Value]:
-        """A value for every gene; `pick` takes from those that leave the rest a way to the end."""
-        open_: list[list[Value]] = [list(self.genes[-1].values)] if self.genes else []
+    def draw(self, take: Take) -> dict[str, Value]:
+        """A value for every gene; `take` decides among those that leave the rest a way to the end."""
+        ways: list[list[Value]] = [list(self.genes[-1].values)] if self.genes else []
         for i in range(len(self.genes) - 1, 0, -1):
-            after = open_[0]
+            after = ways[0]
             values = self.genes[i - 1].values
-            open_.insert(0, [v for v in values if any(self.allows(i, v, w) for w in after)])
+            ways.insert(0, [v for v in values if any(self.allows(i, v, w) for w in after)])
         found: dict[str, Value] = {}
         before: Any = None
         for i, choice in enumerate(self.genes):
-            left = [v for v in open_[i] if i == 0 or self.allows(i, before, v)]
+            left = [v for v in ways[i] if i == 0 or self.allows(i, before, v)]
             if not left:
                 raise UserError(f"{self.what}: no values meet the order")
             before = left[0]
             if len(choice.values) > 1:
-                before = found[choice.label] = pick(left)
+                before = found[choice.label] = take(choice.only(left))
         return found
 
     def nearest(self, wanted: Mapping[str, Value]) -> dict[str, Value]:
@@ -75,30 +75,20 @@ class Chain:
         best: dict[Value, tuple[int, tuple[Value, ...]]] = {}  # value -> steps from here on, and the values
         for i in range(len(self.genes) - 1, -1, -1):
             after, best = best, {}
-            steps = _steps_from(self.genes[i], wanted)
-            for value in self.genes[i].values:
+            choice = self.genes[i]
+            for value in choice.values:
                 ways = [way for v, way in after.items() if self.allows(i + 1, value, v)]
                 if i == len(self.genes) - 1:
                     ways = [(0, ())]
                 if ways:
                     rest = min(ways, key=lambda way: way[0])
-                    best[value] = steps[value] + rest[0], (value, *rest[1])
+                    steps = choice.steps(value, wanted.get(choice.label, value))
+                    best[value] = steps + rest[0], (value, *rest[1])
         if self.genes and not best:
             raise UserError(f"{self.what}: no values meet the order")
         values = min(best.values(), key=lambda way: way[0])[1] if best else ()
         chosen = zip(self.genes, values, strict=True)
         return {choice.label: value for choice, value in chosen if len(choice.values) > 1}
-
-
-def _steps_from(choice: Choice, wanted: Mapping[str, Value]) -> dict[Value, int]:
-    """How far each value of a gene is from the wanted one; see `Chain.nearest`."""
-    if choice.label not in wanted:
-        return dict.fromkeys(choice.values, 0)
-    value = wanted[choice.label]
-    if any(isinstance(v, str) for v in choice.values):
-        return {v: int(v != value) for v in choice.values}
-    rank = {v: i for i, v in enumerate(sorted(choice.values))}
-    return {v: abs(i - rank[value]) for v, i in rank.items()}
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 from models.elastic.dims import Dim, combine, divisible, fixed, gene, lookup
 from models.elastic.parts import Order, Part, Range
-from models.space import Choice, Value
+from models.space import Choice, Value, numbers
 from utils.errors import UserError, unknown
 
 # How many genes a dim has: one for the net (the same value, or the same index, in all stages), one a stage,
@@ -53,7 +53,7 @@ def read_part(name: str, given: Any, known: Mapping[str, Any]) -> Part:
         raise UserError(f"{name}.depth cannot differ by block; sample it by stage or net")
     for dim, range_ in ranges.items():
         for values in range_.values if dim in WHOLE else ():
-            if any(isinstance(v, (str, float)) or v < 1 for v in values):
+            if any(not isinstance(v, int) or v < 1 for v in values):
                 raise UserError(f"{name}.{dim} should be whole numbers, 1 or more, got {values}")
 
     part = Part(name, ranges)
@@ -125,7 +125,7 @@ def _steps(where: str, written: Mapping[str, Any], stages: int) -> list[list[Val
     ]
     found: list[list[Value]] = []
     for i, (a, b, step) in enumerate(zip(*rows, strict=True)):
-        if any(isinstance(v, str) for v in (a, b, step)) or step <= 0:
+        if not numbers((a, b, step)) or step <= 0:
             raise UserError(
                 f"{where}: min {a!r}, max {b!r}, stride {step!r} of stage {i} are not numbers to step by"
             )
@@ -156,7 +156,7 @@ def _per_stage(where: str, given: Any, stages: int, many: bool = False) -> list[
     for values in found:
         if not values or any(isinstance(v, bool) or not isinstance(v, (int, float, str)) for v in values):
             raise UserError(f"{where} should be numbers, got {given!r}")
-    return [list(dict.fromkeys(v)) if any(isinstance(x, str) for x in v) else sorted(set(v)) for v in found]
+    return [list(Choice(where, tuple(dict.fromkeys(v))).ascending) for v in found]
 
 
 def _sample(where: str, given: Mapping[str, Any]) -> tuple[str, Order | None]:

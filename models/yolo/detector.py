@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision  # noqa: F401  Ultralytics' NMS takes torchvision's kernel only if somebody has imported it
 from torch import Tensor, nn
+from torchvision.ops import nms
 
-from models.detector import Batch, Detections
-from models.space import Arch
-from models.yolo.parse import C3Options, ConvOptions
-from models.yolo.space import Space, pick
+from models.detector import Batch, Detections, Network
+from models.space import Arch, pick
+from models.yolo.parse import C3Options, ConvOptions, Row
 from utils.distill import confidence, soft_scores, weighted
 from utils.errors import UserError
 from utils.offline import quiet_ultralytics
@@ -31,42 +30,35 @@ from ultralytics.nn.modules import C3, Bottleneck, Conv, Detect  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel, parse_model  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG  # noqa: E402
 from ultralytics.utils.loss import v8DetectionLoss  # noqa: E402
-from ultralytics.utils.nms import non_max_suppression  # noqa: E402
+from ultralytics.utils.ops import xywh2xyxy  # noqa: E402
 from ultralytics.utils.tal import dist2bbox, make_anchors  # noqa: E402
 from ultralytics.utils.torch_utils import initialize_weights  # noqa: E402
 
-CANDIDATES = 10_000  # boxes of one image that enter NMS; Ultralytics takes 30,000
+CLASSES_APART = 7680  # pixels between the boxes of one class and the next, so that one NMS does for all
 
 
-class YoloDetector(nn.Module):
+class YoloDetector(Network):
     """A YOLO network with its loss and its NMS; `.model` is the stock DetectionModel with all weights.
 
-    Shapes and units are those of `Batch` and `Detections` in models/detector.py. The gains of the loss are
-    Ultralytics' own (box 7.5, cls 0.5, dfl 1.5) until `set_gains` changes them.
+    Raw output: the head's `boxes` [B, 4 x reg_max, A] and `scores` [B, nc, A] (logits) of all A anchor
+    points, and the maps `feats` they were made of. The gains of the loss are Ultralytics' own (box 7.5,
+    cls 0.5, dfl 1.5) until `set_gains` changes them.
     """
 
+    candidates = 10_000  # Ultralytics takes 30,000
+
     def __init__(self, model: DetectionModel, names: Sequence[str] | None = None) -> None:
-        super().__init__()
+        super().__init__(model.model[-1].nc, int(model.stride.max()))
         self.model = model
         self.model.args = copy.copy(DEFAULT_CFG)  # the loss reads its gains here
-        self.stride = int(model.stride.max())
         if names is not None:
             self.names = list(names)
 
-    @property
-    def names(self) -> list[str]:
-        """Class names in the order of the labels."""
-        return list(self.model.names.values())
-
-    @names.setter
+    @Network.names.setter  # type: ignore[attr-defined]
     def names(self, names: Sequence[str]) -> None:
-        if len(names) != self.nc:
-            raise UserError(f"{len(names)} class names for a detector of {self.nc} classes")
+        """Also where Ultralytics looks for them."""
+        Network.names.fset(self, names)  # type: ignore[attr-defined]
         self.model.names = dict(enumerate(names))
-
-    @property
-    def nc(self) -> int:
-        return self.model.model[-1].nc
 
     def set_gains(self, **gains: float) -> None:
         """Weights of the three parts of the loss: any of box, cls, dfl."""
@@ -76,25 +68,23 @@ class YoloDetector(nn.Module):
             setattr(self.model.args, key, gain)
 
     def forward(self, x: Batch | Tensor) -> Any:
-        """The loss of a batch, or the stock model's raw output for images: one door for wrappers (DDP)."""
+        """The loss of a batch, or the stock model's own output for images: one door for wrappers (DDP)."""
         return self.loss(x) if isinstance(x, dict) else self.model(x)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def raw(self, images: Tensor) -> dict[str, Any]:
+        head = self.model.model[-1]
+        mode, head.training = head.training, True  # in eval mode it would decode as well
+        try:
+            return self.model(images)
+        finally:
+            head.training = mode
+
+    def losses(self, raw: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         """`box` (CIoU), `cls` (BCE) and `dfl` losses of Ultralytics, each a float32 scalar times its gain.
 
         Their sum is what is minimised, a mean over images. Ultralytics' trainer minimises it times the batch
         size: to follow one of its SGD recipes, scale the learning rate so. A batch without boxes is fine.
         """
-        return self.losses(self.raw(batch["img"]), batch)
-
-    def raw(self, images: Tensor) -> dict[str, Any]:
-        """The head's `boxes` [B, 4 x reg_max, A] and `scores` [B, nc, A] (logits) of all A anchor points, and
-        the maps `feats` they were made of."""
-        found = self.model(images)
-        return found[1] if isinstance(found, tuple) else found  # eval mode decodes as well
-
-    def losses(self, raw: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
-        """The same from a raw output that is at hand."""
         with torch.autocast(batch["img"].device.type, enabled=False):
             preds = {
                 "boxes": raw["boxes"].float(),
@@ -122,48 +112,47 @@ class YoloDetector(nn.Module):
                 apart = (ours - theirs).abs().flatten(1, 2).mean(1)
         return {"cls": cls, "dfl": weighted(apart, sure)}
 
-    @torch.no_grad()
-    def predict(
-        self, images: Tensor, conf: float = 0.001, iou: float = 0.7, max_det: int = 300
-    ) -> list[Detections]:
-        """What is in the images [B, 3, H, W], float32 RGB 0..1. Leaves train or eval mode as it was.
-
-        A box may be reported once for each class above `conf`, as mAP wants. At most `CANDIDATES` boxes of an
-        image, the best, enter NMS: an untrained network would otherwise spend seconds on noise.
-        """
+    def decode(self, raw: Mapping[str, Any], images: Tensor) -> tuple[Tensor, Tensor]:
         head = self.model.model[-1]
-        modes = [(m, m.training) for m in self.modules()]
-        self.eval()
-        head.training = (
-            True  # the raw maps, please: decoding is done below, in float32 whatever autocast says
-        )
-        try:
-            raw = self.model(images)
-        finally:
-            for module, mode in modes:
-                module.training = mode
-        with torch.autocast(images.device.type, enabled=False):
-            anchors, strides = make_anchors(_grids(raw["feats"]), head.stride, 0.5)
-            distances = head.dfl(raw["boxes"].float())
-            boxes = dist2bbox(distances, anchors.T[None], xywh=True, dim=1) * strides.T
-            decoded = torch.cat((boxes, raw["scores"].float().sigmoid()), 1)  # [B, 4 + nc, anchors]
-            # The time limit of the stock function drops whole images on a slow machine without an error.
-            found = non_max_suppression(
-                *(decoded, conf, iou), multi_label=True, max_det=max_det, max_nms=CANDIDATES, max_time_img=1e9
-            )
-        return [Detections(boxes=d[:, :4], scores=d[:, 4], labels=d[:, 5].long()) for d in found]
+        anchors, strides = make_anchors(_grids(raw["feats"]), head.stride, 0.5)
+        distances = head.dfl(raw["boxes"].float())
+        boxes = dist2bbox(distances, anchors.T[None], xywh=True, dim=1) * strides.T
+        return xywh2xyxy(boxes.transpose(1, 2)), raw["scores"].float().sigmoid().transpose(1, 2)
+
+    def select(self, boxes: Tensor, scores: Tensor, conf: float, iou: float, max_det: int) -> Detections:
+        """As Ultralytics' own NMS with `multi_label`, but for its time limit, which drops whole images on a
+        slow machine without an error."""
+        which, labels = torch.where(scores > conf)
+        sure = scores[which, labels]
+        if len(sure) > self.candidates:
+            best = sure.argsort(descending=True)[: self.candidates]
+            which, labels, sure = which[best], labels[best], sure[best]
+        apart = boxes[which] + labels[:, None].float() * CLASSES_APART
+        keep = nms(apart, sure, iou)[:max_det]
+        return Detections(boxes=boxes[which][keep], scores=sure[keep], labels=labels[keep])
+
+    def part_of(self, name: str) -> str:
+        row = int(name.split(".")[2])  # model.model.ROW....
+        if row < len(self.model.yaml["backbone"]):
+            return "backbone"
+        return "head" if row == len(self.model.model) - 1 else "neck"
 
 
-def build(space: Space, arch: Mapping[str, Any], names: Sequence[str] | None = None) -> YoloDetector:
+def build(
+    stock: dict[str, Any],
+    rows: Sequence[Row],
+    ch: int,
+    arch: Mapping[str, Any],
+    names: Sequence[str] | None = None,
+) -> YoloDetector:
     """The detector of an arch: stock Ultralytics and torch modules, fresh weights of torch's generator.
 
-    The network is Ultralytics' own reading of `space.stock(arch)`, in which the layers that its YAML cannot
-    express are then put in place. Raises UserError for an arch that is not of this space.
+    The network is Ultralytics' own reading of `stock`, a resolved YAML, in which the layers of `rows` that
+    YAML cannot express are then put in place.
     """
-    arch = space.canonical(arch)
     with class_state_kept():
-        model = DetectionModel(space.stock(arch), ch=space.ch, verbose=False)
-    for row in space.rows:
+        model = DetectionModel(stock, ch=ch, verbose=False)
+    for row in rows:
         module = model.model[row.index]
         if row.options is not None:
             fit(module, row.options, arch)
@@ -172,10 +161,10 @@ def build(space: Space, arch: Mapping[str, Any], names: Sequence[str] | None = N
     return YoloDetector(model, names)
 
 
-def layers(space: Space) -> nn.Sequential:
-    """The rows of the unsearched network as stock modules, without what turns them into a detector."""
+def layers(stock: dict[str, Any], ch: int) -> nn.Sequential:
+    """The rows of a resolved YAML as stock modules, without what turns them into a detector."""
     with class_state_kept():
-        return parse_model(space.stock(space.default()), space.ch, verbose=False)[0]
+        return parse_model(stock, ch, verbose=False)[0]
 
 
 def fit(module: Any, options: ConvOptions | C3Options, arch: Mapping[str, Any]) -> None:
@@ -233,12 +222,3 @@ def class_state_kept() -> Iterator[None]:
         yield
     finally:
         Detect.legacy, Conv.default_act = legacy, act
-
-
-def __getattr__(name: str) -> Any:
-    # NNI costs four seconds to import; who only builds or predicts does not pay them.
-    if name == "YoloSpace":
-        from models.yolo.nas import YoloSpace
-
-        return YoloSpace
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

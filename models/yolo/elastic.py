@@ -1,12 +1,12 @@
 """The YOLO space as a supernet: `NASConv` and `NASC3` rows with one set of weights for all their choices.
 
 Around them the detector is the stock one, and extracted it is so throughout: `extract(arch)` has the modules
-of `models.yolo.detector.build(space, arch)`, with the supernet's weights.
+of `space.build(arch)`, with the supernet's weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,17 +23,15 @@ from models.elastic.layers import (
     Sizes,
 )
 from models.space import Choice
-from models.yolo.detector import YoloDetector, activation, build, stock_c3, stock_conv
-from models.yolo.parse import C3Options, ConvOptions
-from models.yolo.space import Space
+from models.yolo.detector import YoloDetector, activation, stock_c3, stock_conv
+from models.yolo.parse import C3Options, ConvOptions, Row
 
 STAMPS = ("i", "f", "type")  # what Ultralytics writes on a row's module to find its inputs
 
 
-def elastic_detector(space: Space) -> YoloDetector:
-    """The stock detector of the space with its searched rows elastic, running the default arch."""
-    detector = build(space, space.default())
-    for row in space.rows:
+def with_elastic_rows(detector: YoloDetector, rows: Sequence[Row]) -> YoloDetector:
+    """The stock detector with its searched rows elastic."""
+    for row in rows:
         if row.options is None:
             continue
         stock = detector.model.model[row.index]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from models.space import Arch, Choice, Value
-from models.yolo.detector import YoloDetector, activation, bottleneck, build, layers, stock_c3, stock_conv
+from models.yolo.detector import YoloDetector, activation, bottleneck, layers, stock_c3, stock_conv
 from models.yolo.parse import C3Options, ConvOptions
-from models.yolo.space import Space
+from models.yolo.space import YoloSpace
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)  # NNI 3.0 meets names in torch.nn that are no modules
@@ -122,7 +122,7 @@ class _C3(nn.Module):
         return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
 
 
-class YoloSpace(ModelSpace):
+class YoloModelSpace(ModelSpace):
     """The NNI model space of a detector YAML.
 
     Args (plain data, so that a trial process can rebuild the space):
@@ -132,23 +132,21 @@ class YoloSpace(ModelSpace):
     Attributes:
         space: what may vary, as plain dicts; `simplify()` has the labels and values of `space.choices`.
         arch: once frozen, the canonical arch of what was built; None before.
-        detector: once frozen, the YoloDetector with fresh weights from torch's generator; None before.
     """
 
     arch: Arch | None
-    detector: YoloDetector | None
 
     def __init__(self, model: dict[str, Any], nc: int, ch: int = 3) -> None:
         super().__init__()
-        self.space = Space(model, nc, ch)
+        self._built: YoloDetector | None = None
+        self.space = YoloSpace(model, nc, ch)
         sample = current_model()
         if sample is not None:
             self.arch = self.space.canonical(sample)
-            self.detector = build(self.space, self.arch)
             return
-        self.arch = self.detector = None
+        self.arch = None
         with torch.device("meta"):
-            self.layers = layers(self.space)
+            self.layers = layers(self.space.stock(self.space.default()), self.space.ch)
             for row in self.space.rows:
                 if isinstance(row.options, ConvOptions):
                     self.layers[row.index] = NASConv(row.options)
@@ -157,10 +155,18 @@ class YoloSpace(ModelSpace):
         if "resolution" in self.space.choices:  # no layer's business, but the evaluator's
             self.add_mutable(Categorical(self.space.choices["resolution"], label="resolution"))
 
-    def freeze(self, sample: Mapping[str, Any]) -> YoloSpace:
+    def freeze(self, sample: Mapping[str, Any]) -> YoloModelSpace:
         """The space with this sample built for real; canonical archs and NNI's complete samples alike."""
         with model_context(self.space.complete(sample)):
-            return YoloSpace(self.space.model, self.space.nc, self.space.ch)
+            return YoloModelSpace(self.space.model, self.space.nc, self.space.ch)
+
+    @property
+    def detector(self) -> YoloDetector | None:
+        """Once frozen, the detector with fresh weights from torch's generator, built when it is first asked
+        for: evaluators build their own. None before."""
+        if self.arch is not None and self._built is None:
+            self._built = self.space.build(self.arch)
+        return self._built
 
     def forward(self, x: Tensor) -> Any:
         """The detector's raw output; before freezing, a dry run of the default on the meta device."""

@@ -17,9 +17,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from models.space import Choice, Value
+from models.yaml_file import positive, read_mapping
 from models.yolo.blocks import BLOCKS, Shape, Tally, check_arguments, repeats_inside, scales_width
 from utils.errors import UserError, unknown
 
@@ -154,18 +153,7 @@ def read(path: str | Path) -> dict[str, Any]:
     file = next((p for p in _places(path) if p.is_file()), None)
     if file is None:
         raise UserError(f"no model file {str(path)!r}" + ("; it is a folder" if path.is_dir() else ""))
-    try:
-        # Author names in people's headers are often not UTF-8; nothing that we read is outside ASCII.
-        model = yaml.safe_load(file.read_text(encoding="utf-8", errors="ignore"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path} is not YAML: {what}{where}") from None
-    if not isinstance(model, dict):
-        raise UserError(f"{path} is not a detector: expected nc, backbone and head, got {_short(model)}")
+    model = read_mapping(file, "a detector: expected nc, backbone and head")
     letter = re.search(r"yolov?\d+([nslmx])", path.stem)
     if "scales" in model and letter:
         model.setdefault("scale", letter[1])
@@ -324,9 +312,7 @@ def _literal(arg: Any, nc: int) -> Any:
 def _count(key: str, value: Any) -> int:
     if value is None:
         raise UserError(f"the model YAML does not say {key}; add e.g. `{key}: 80`")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{key} should be a whole number, 1 or more, got {value!r}")
-    return value
+    return positive(key, value)
 
 
 def _multiples(model: dict[str, Any], notices: list[str]) -> tuple[float, float, float]:

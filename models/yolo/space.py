@@ -1,6 +1,6 @@
 """What may vary in a detector, and what each choice costs: archs as plain dicts, no torch, no NNI.
 
-    space = Space("models/yolov5s_nas.yaml", nc=20)
+    space = YoloSpace("models/yolov5s_nas.yaml", nc=20)
     arch = space.random(np.random.default_rng(0))  # {"nasconv_0": "4x4", "nasconv_0_act": "ReLU", ...}
     space.cost(arch, imgsz=640)  # {"params_m": ..., "gflops": ...}
 
@@ -10,27 +10,24 @@ Costs are those of the built network, to the last digit.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from models.elastic.ranges import read_resolution
-from models.space import Arch, Choice, Value, known_values, leaning
+from models.space import Arch, LabelledSpace, Take, Value, check_side, known_values, pick
 from models.yolo.blocks import Shape, Tally
 from models.yolo.parse import C3Options, ConvOptions, Row, inputs, naming, parse, read, run
 from utils.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 Cost = tuple[int, int]  # params, FLOPs
 
 
-class Space:
+class YoloSpace(LabelledSpace):
     """The choices of a detector YAML and the fixed network around them.
 
     Args:
@@ -48,13 +45,14 @@ class Space:
             `c3_2_cv1`, `c3_2_cv1_act`, `c3_2_depth`, `c3_2_m0` (width of the first bottleneck). Last comes
             `resolution`, the side of the images, where the YAML lists some. Empty for a network without NAS
             rows.
-        notices: what in the file was set aside, for people.
+        The others are those of every space (models/space.py).
 
     Raises:
         UserError: for everything a file can get wrong, naming the row.
     """
 
-    task = "detect"
+    task, layered = "detect", True
+    formats: Mapping[str, str] = {"pt": ".pt", "onnx": ".onnx", "openvino": "_openvino_model"}
 
     def __init__(
         self, source: str | Path | dict[str, Any], nc: int | None = None, ch: int | None = None
@@ -63,48 +61,23 @@ class Space:
         self.model: dict[str, Any] = read(source) if is_file else copy.deepcopy(source)  # type: ignore
         self.network = network = parse(self.model, nc, ch)
         self.name, self.nc, self.ch, self.rows = network.name, network.nc, network.ch, network.rows
-        self.strides, self.max_stride = network.strides, network.max_stride
+        self.strides, self.stride = network.strides, network.max_stride
         self.notices = list(network.notices)
         found = [choice for row in self.rows for choice in row.choices()]
-        resolution = read_resolution(self.model.get("resolution"), self.max_stride)
-        if resolution and len(resolution.values) > 1:
-            found.append(resolution)
-        self.choices: dict[str, list[Value]] = {choice.label: list(choice.values) for choice in found}
-        self._values = {label: {v: v for v in values} for label, values in self.choices.items()}
+        resolution = read_resolution(self.model.get("resolution"), self.stride)
+        self._label([*found, resolution] if resolution else found)
         self._sizes = np.array([len(values) for values in self.choices.values()], dtype=np.int64)
         self._searched = [_Searched(row) for row in self.rows if row.options]
         self._tables: dict[int, _Table] = {}
 
-    def default(self) -> Arch:
-        """The unsearched network: the first value of every choice."""
-        return self.canonical({label: values[0] for label, values in self.choices.items()})
+    @property
+    def outline(self) -> str:
+        return f"{len(self.rows)} rows"
 
     def random(self, rng: np.random.Generator) -> Arch:
         """An arch with every choice drawn uniformly, then made canonical."""
         drawn = rng.integers(self._sizes).tolist()
         return self._canonical({c: v[i] for (c, v), i in zip(self.choices.items(), drawn, strict=True)})
-
-    def biased(self, rng: np.random.Generator, tilt: float) -> Arch:
-        """A random arch that leans to small (`tilt` < 0) or large sizes; 0 is uniform.
-
-        A size of rank r in 0..1 among its alternatives is drawn in proportion to exp(tilt * r); activations
-        are drawn uniformly.
-        """
-        arch: Arch = {}
-        for label, values in self.choices.items():
-            ordered, lean = values, 0.0 if label.endswith("_act") else tilt
-            if lean:
-                ordered = sorted(values, key=_amount)
-            arch[label] = ordered[leaning(rng, lean, len(ordered))]
-        return self._canonical(arch)
-
-    def smallest(self) -> Arch:
-        """The cheapest arch, in parameters and FLOPs alike, because both grow with every size."""
-        return self._extreme(min)
-
-    def largest(self) -> Arch:
-        """The dearest arch, in parameters and FLOPs alike."""
-        return self._extreme(max)
 
     def canonical(self, arch: Mapping[str, Any]) -> Arch:
         """`arch` without the genes that change nothing, in the order of the network, with our value types.
@@ -120,29 +93,21 @@ class Space:
         except KeyError as missing:
             raise UserError(f"the arch says nothing about {missing.args[0]!r}") from None
 
-    def decided(self, take: Callable[[list[Value]], Value]) -> Arch:
-        """The arch that `take` makes of the alternatives of each gene that does something, one by one."""
+    def decided(self, take: Take) -> Arch:
+        """The arch that `take` makes of each choice that does something, one by one."""
         arch: Arch = {}
         for row in self._searched:
-            arch |= {label: take(self.choices[label]) for label in row.labels}
+            arch |= {label: take(self.genes[label]) for label in row.labels}
             if row.c3:
                 same = list(dict.fromkeys(row.same[pick(arch, row.c3.width)].values()))
                 depth = pick(arch, row.c3.depth)
-                arch |= {label: take(same) for label in row.bottlenecks[:depth]}
-        if "resolution" in self.choices:
-            arch["resolution"] = take(self.choices["resolution"])
+                arch |= {label: take(self.genes[label].only(same)) for label in row.bottlenecks[:depth]}
+        if "resolution" in self.genes:
+            arch["resolution"] = take(self.genes["resolution"])
         return arch
 
-    def complete(self, arch: Mapping[str, Any]) -> Arch:
-        """`arch` with a value for every label: the default where the gene does nothing."""
-        found = self.canonical(arch)
-        return {label: found.get(label, values[0]) for label, values in self.choices.items()}
-
-    def size(self) -> tuple[int, int]:
-        """(raw, distinct): combinations of all choices, and archs that really differ. Both exact."""
-        raw = prod(len(values) for values in self.choices.values())
-        networks = prod(row.distinct(self.choices) for row in self._searched)
-        return raw, networks * len(self.choices.get("resolution", [None]))
+    def _distinct(self) -> int:
+        return prod(row.distinct(self.choices) for row in self._searched)
 
     def cost(self, arch: Mapping[str, Value], imgsz: int) -> dict[str, float]:
         """Parameters in millions and GFLOPs (2 x MACs of one imgsz x imgsz image), without building anything.
@@ -167,6 +132,24 @@ class Space:
             self.canonical(arch)  # says what is wrong
             raise
         return {"params_m": params / 1e6, "gflops": flops / 1e9}
+
+    def build(self, arch: Mapping[str, Any], names: Sequence[str] | None = None) -> Any:
+        """The detector of an arch: stock modules, fresh weights of torch's generator."""
+        from models.yolo.detector import build  # costs a second, and is not needed for counting
+
+        arch = self.canonical(arch)
+        return build(self.stock(arch), self.rows, self.ch, arch, names)
+
+    def supernet(self) -> Any:
+        """The stock detector with its searched rows elastic."""
+        from models.yolo.elastic import with_elastic_rows
+
+        return with_elastic_rows(self.build(self.default()), self.rows)
+
+    def exporters(self) -> Mapping[str, Callable[..., Any]]:
+        from models.yolo.export import EXPORTERS
+
+        return EXPORTERS
 
     def stock(self, arch: Mapping[str, Any]) -> dict[str, Any]:
         """The arch as a resolved Ultralytics YAML of stock rows, as far as such a YAML can say it.
@@ -205,21 +188,9 @@ class Space:
             found["resolution"] = arch["resolution"]
         return found
 
-    def _extreme(self, best: Callable[[Iterable[Any]], Any]) -> Arch:
-        """Every number at its best; activations cost nothing in this model and stay at the default."""
-        arch: Arch = {}
-        for label, values in self.choices.items():
-            sized = not label.endswith("_act")
-            arch[label] = best((_amount(v), v) for v in values)[1] if sized else values[0]
-        return self.canonical(arch)
-
     def _table(self, imgsz: int) -> _Table:
         """Costs of every part that may vary, and of the rest together, at one image size."""
-        if isinstance(imgsz, bool) or not isinstance(imgsz, int) or imgsz < 1 or imgsz % self.max_stride:
-            near = max(1, round(imgsz / self.max_stride)) * self.max_stride
-            raise UserError(
-                f"imgsz {imgsz} is not a multiple of the largest stride {self.max_stride}; try {near}"
-            )
+        check_side(imgsz, self.stride)
         fixed, table = Tally(), _Table((0, 0), [], [])
         shapes: list[Shape] = []
         for row in self.rows:
@@ -234,15 +205,6 @@ class Space:
                 table.c3s.append(_C3Cost(o, source[1]))
         table.fixed = fixed.params, fixed.flops
         return self._tables.setdefault(imgsz, table)
-
-
-def pick(arch: Mapping[str, Value], choice: Choice) -> Any:
-    """The value an arch gives a choice: its default where the arch says nothing."""
-    return arch.get(choice.label, choice.values[0])
-
-
-def _amount(value: Value) -> float:
-    return float(value.split("x")[0]) if isinstance(value, str) else value
 
 
 class _Searched:

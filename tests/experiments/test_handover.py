@@ -32,11 +32,10 @@ from experiments.predict import find_objects, open_network, predict
 from experiments.run_folder import RunFolder
 from experiments.tasks import TASKS
 from hello_nas import main
-from models.networks import open_any_space
+from models.networks import build, open_any_space
 from models.supernet import Supernet, sliced
 from models.weights import read_weights, save_weights
-from models.yolo.detector import build
-from models.yolo.space import Space
+from models.yolo.space import YoloSpace
 from tests.models.stock import isolated
 from utils import measure
 from utils.errors import UserError
@@ -77,7 +76,7 @@ def work(tmp_path_factory):
 
 
 def write_arch(path, folder, **changes):
-    arch = Space(SPACE).random(np.random.default_rng(1))
+    arch = YoloSpace(SPACE).random(np.random.default_rng(1))
     record = {
         "schema": 1,
         "space": "tiny.yaml",
@@ -129,7 +128,7 @@ def test_a_retraining_leaves_weights_and_an_account_of_itself(work, trained):
     assert result["arch"] == arch and result["kind"] == "retrain" and result["split"] == "val"
     assert result["train"]["epochs"] == 2 and [row["epoch"] for row in result["curve"]] == [1, 2]
     assert result["metrics"]["val_images"] == 16  # the val split, on which no search ever scored
-    cost = Space(SPACE, nc=10).cost(arch, 64)
+    cost = YoloSpace(SPACE, nc=10).cost(arch, 64)
     assert {k: result["metrics"][k] for k in cost} == cost
     assert result["seed"] == 0 and "torch" in result["versions"] and result["command"]
     assert {p.name for p in trained.iterdir()} >= {"last.pt", "best.pt", "log.csv", "experiment.yaml"}
@@ -196,7 +195,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(work, tmp_path):
 def test_only_the_same_training_is_resumed(work, trained, tmp_path):
     with pytest.raises(UserError, match="train.lr was 0.006 and is now 0.1"):
         retrain(work / "arch.json", [*QUICK, "train.lr=0.1"], out=trained, resume=True)
-    default = Space(SPACE).default()
+    default = YoloSpace(SPACE).default()
     other = write_arch(work / "other.json", work, arch=default)
     with pytest.raises(UserError, match="cannot resume"):
         retrain(other, QUICK, out=trained, resume=True)
@@ -216,7 +215,7 @@ def test_evaluation_scores_the_weights_on_val(work, lively, tmp_path):
     expected = evaluate(detector, loader, dataset.names)
     assert result["metrics"]["map50_95"] == pytest.approx(expected["map50_95"], abs=1e-9)
     assert result["metrics"]["map50_95"] > 0 and result["split"] == "val"
-    cost = Space(SPACE, nc=10).cost(result["arch"], 64)
+    cost = YoloSpace(SPACE, nc=10).cost(result["arch"], 64)
     assert {k: result["metrics"][k] for k in cost} == pytest.approx(cost)
     assert result["metrics"]["latency_ms"] > 0
     assert json.loads((tmp_path / "e.json").read_text()) == result
@@ -330,7 +329,7 @@ def searched(work):
     }
     (work / "experiment.yaml").write_text(yaml.safe_dump(text))
     run = RunFolder.create(work / "searched", load_experiment(work / "experiment.yaml"))
-    space = Space(SPACE, nc=10)
+    space = YoloSpace(SPACE, nc=10)
     for number, arch in enumerate([space.default(), space.random(np.random.default_rng(1))]):
         detector = build(space, arch, [str(i) for i in range(10)])
         run.trial_dir(number).mkdir(parents=True)
@@ -393,7 +392,7 @@ def test_the_family_is_trained_as_trials_are(work, tmp_path):
     trials = run.history.load()
     assert [t.arch for t in trials] == [{"model": "tiny"}, {"model": "wide"}]
     for trial, model in zip(trials, (SPACE, wide), strict=True):
-        space = Space(model, nc=10)
+        space = YoloSpace(model, nc=10)
         assert trial.metrics["gflops"] == space.cost(space.default(), 64)["gflops"]
         assert trial.metrics["val_images"] == 8  # search_val, as for every trial
         assert (trial.state, trial.seed, len(trial.curve)) == ("complete", 0, 1)
@@ -517,7 +516,7 @@ def test_an_arch_spelled_out_as_subnet_settings(inherited):
     with pytest.raises(UserError, match=r"unknown dim of backbone 'width'"):
         arch_of(record | {"subnet_settings": {"backbone": {"depth": [1] * 5, "width": [8] * 5}}}, space)
     with pytest.raises(UserError, match="subnet_settings belong to spaces with a `network`"):
-        arch_of(record, Space(SPACE))
+        arch_of(record, YoloSpace(SPACE))
 
 
 def test_mistakes_with_supernets(inherited, work, trained, capsys):
@@ -559,7 +558,7 @@ def test_mistakes_are_one_line_each(work, trained, pictures, tmp_path, capsys, m
     def variant(name, **changes):
         return str(write_arch(work / f"{name}.json", work, **changes))
 
-    other = Space({**SPACE, "width_multiple": 2.0})
+    other = YoloSpace({**SPACE, "width_multiple": 2.0})
     save_weights(tmp_path / "other.pt", build(other, other.default()), other, other.default(), imgsz=64)
     for command, expected in {
         ("retrain", "absent.json"): "no file 'absent.json'",
@@ -605,7 +604,7 @@ def test_mistakes_are_answered_without_torch(work):
 
 
 def test_a_pickled_network_cannot_say_what_it_is_for_predictions(trained, pictures, tmp_path):
-    space = Space(SPACE, nc=10)
+    space = YoloSpace(SPACE, nc=10)
     torch.save({"model": build(space, space.default()).model}, tmp_path / "n.pt")
     with pytest.raises(UserError, match="does not say what its network is"):
         predict(tmp_path / "n.pt", pictures, tmp_path / "out")

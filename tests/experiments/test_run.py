@@ -59,8 +59,8 @@ def test_a_search_leaves_everything_behind_and_the_metrics_are_those_of_the_arch
 
     # The weights that were kept, in a network built from the arch that was written, score as written.
     from data.loader import make_loader
+    from models.networks import build
     from models.weights import load_weights
-    from models.yolo.detector import build
 
     detector = build(job.space, best.arch)
     load_weights(detector, folder / f"trials/{best.number:04d}/weights.pt")
@@ -114,9 +114,9 @@ def test_a_crash_of_one_trial_is_its_own(tiny, monkeypatch):
 
 def test_limits_are_checked_before_training_and_are_no_trials(tiny):
     space = load_experiment(tiny).space
-    from models.yolo.space import Space
+    from models.yolo.space import YoloSpace
 
-    limit = Space(space, nc=10).cost(Space(space, nc=10).default(), 64)["gflops"] * 1.25
+    limit = YoloSpace(space, nc=10).cost(YoloSpace(space, nc=10).default(), 64)["gflops"] * 1.25
     assert run(tiny, f"search.limits.gflops=<= {limit}", "search.max_trials=2") == 0
     trials = History(tiny.parent / "runs/tiny/history.jsonl").load()
     trained = [t for t in trials if t.state == "complete"]

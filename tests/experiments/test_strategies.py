@@ -16,6 +16,7 @@ from nni.nas.nn.pytorch import ModelSpace
 from nni.nas.space import SimplifiedModelSpace, current_model
 
 from experiments.strategies import STRATEGIES, build_strategy
+from models.space import Choice, LabelledSpace
 from utils.errors import UserError
 from utils.history import History, arch_key
 from utils.limits import parse_limits
@@ -26,24 +27,21 @@ QUICK = {"predictor": {"evaluations": 30, "batch": 6}}  # options that make a te
 torch.set_num_threads(1)
 
 
-class Space:
+class Space(LabelledSpace):
     """`depth` blocks with a width each and an activation: the width of a block beyond the depth does
     nothing.
     """
 
-    def __init__(self, blocks=4, widths=(2, 1, 3), activations=("silu", "relu")):
-        self.blocks = blocks
-        self.choices = {"act": list(activations), "depth": list(range(blocks, 0, -1))}
-        self.choices |= {f"w{i}": list(widths) for i in range(1, blocks + 1)}
-
-    def default(self):
-        return self.canonical({label: values[0] for label, values in self.choices.items()})
+    def __init__(self, blocks=4, widths=(2, 1, 3), activations=("silu", "relu"), shallowest=1):
+        self.name, self.blocks = "toy", blocks
+        depth = Choice("depth", tuple(range(blocks, shallowest - 1, -1)))
+        each = [Choice(f"w{i}", tuple(widths)) for i in range(1, blocks + 1)]
+        self._label([Choice("act", tuple(activations)), depth, *each])
 
     def canonical(self, arch):
         return {k: v for k, v in arch.items() if not (k[0] == "w" and int(k[1:]) > arch["depth"])}
 
-    def complete(self, arch):
-        return {label: arch.get(label, values[0]) for label, values in self.choices.items()}
+    _canonical = canonical
 
     def random(self, rng):
         return self.canonical({k: v[rng.integers(len(v))] for k, v in self.choices.items()})
@@ -183,8 +181,7 @@ def test_limits_are_respected_and_what_breaks_them_is_no_trial(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["random", "evolution", "tpe", "pareto", "predictor"])
 def test_limits_that_one_arch_in_a_million_meets_still_leave_a_search(name, tmp_path):
-    space = Space(blocks=16, widths=(4, 1, 2, 3), activations=("silu", "relu"))
-    space.choices["depth"] = [16, 15]
+    space = Space(blocks=16, widths=(4, 1, 2, 3), shallowest=15)
     limits = {"gflops": "<= 19"}
     rng = np.random.default_rng(0)
     assert not any(space.cost(space.random(rng))["gflops"] <= 19 for _ in range(2000))

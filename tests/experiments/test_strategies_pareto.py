@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.strategies.pareto import ParetoEvolution
+from models.space import Choice, LabelledSpace
 from utils.errors import UserError
 from utils.history import Trial, arch_key
 from utils.limits import parse_limits, violation
@@ -12,22 +13,22 @@ from utils.pareto import hypervolume
 BOTH = {"map50_95": "max", "gflops": "min"}
 
 
-class Line:
+class Line(LabelledSpace):
     """`n` labels, each 0..values-1."""
 
     def __init__(self, n=12, values=4):
-        self.choices = {f"x{i:02}": list(range(values)) for i in range(n)}
-
-    def default(self):
-        return dict.fromkeys(self.choices, 0)
+        self._label([Choice(f"x{i:02}", tuple(range(values))) for i in range(n)])
 
     def canonical(self, arch):
         return dict(arch)
 
-    complete = canonical
+    _canonical = canonical
 
     def random(self, rng):
         return {k: int(rng.integers(len(v))) for k, v in self.choices.items()}
+
+    def biased(self, rng, tilt):
+        return self.random(rng)
 
     def size(self):
         n = int(np.prod([len(v) for v in self.choices.values()]))

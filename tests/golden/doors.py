@@ -20,7 +20,7 @@ from experiments.trial import report_final
 from models.networks import open_any_space
 from models.nni_space import ArchSpace
 from models.sampling import BestOf, Stratified, generator, in_range, spread, subnets
-from models.yolo.nas import YoloSpace
+from models.yolo.nas import YoloModelSpace
 from utils.history import History
 from utils.limits import parse_limits
 
@@ -111,7 +111,7 @@ def proposals(strategy: str, name: str, limited: bool, built: bool, run_dir: Pat
     limited: at most 90 % of the unsearched network's GFLOPs are allowed.
     built: NNI sees the layers of a YOLO, as where trials train; else the choices alone.
     """
-    model = (YoloSpace if built else ArchSpace)(space_of(name).model, NC)
+    model = (YoloModelSpace if built else ArchSpace)(space_of(name).model, NC)
     space = model.space
     most = 0.9 * space.cost(space.default(), IMGSZ)["gflops"]
     options = {"predictor": {"evaluations": 30}}

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torchvision.ops import batched_nms
 
-from models import export as module
 from models import export_plain, networks
-from models.export import export, file_name, pickled_globals
+from models.export import export, file_name
 from models.exported import ExportFailed
-from models.networks import open_any_space
+from models.networks import build, open_any_space
 from models.weights import load_weights, read_weights
-from models.yolo.detector import build
-from models.yolo.space import Space
+from models.yolo import export as yolo_export
+from models.yolo.export import pickled_globals
+from models.yolo.space import YoloSpace
 from models.yolo.stock_yaml import expand, signature
+from tests.models.anchors import torchvisions_anchors
 from tests.models.elastic_kinds import scramble
 from tests.models.stock import isolated
 from tests.models.test_supernet import REGNET
@@ -45,7 +46,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def space():
-    return Space(SMALL)
+    return YoloSpace(SMALL)
 
 
 def make(space, arch, seed=0):
@@ -128,7 +129,7 @@ def test_rows_of_one_searched_c3_by_hand(space):
 
 def test_what_a_yaml_cannot_say_is_said(tmp_path):
     """Hidden channels of 12 would be rounded up to 16 by the stock parser."""
-    narrow = Space(
+    narrow = YoloSpace(
         {**SMALL, "backbone": [*SMALL["backbone"][:2], [-1, 1, "NASC3", [24]], *SMALL["backbone"][3:]]}
     )
     arch = narrow.default() | {"c3_2_cv1_act": "ReLU"}
@@ -164,7 +165,7 @@ def test_the_pickle_names_only_torch_and_ultralytics(exported):
 def test_the_pt_comes_back_with_its_arch_and_the_same_bits(exported):
     detector, arch, folder, _ = exported
     file = read_weights(folder / "x.pt")
-    again = build(Space(file.space, nc=file.nc), file.arch)
+    again = build(YoloSpace(file.space, nc=file.nc), file.arch)
     load_weights(again, file, whole=True)
     assert file.arch == arch and file.names == NAMES
     ours, theirs = detector.state_dict(), again.state_dict()
@@ -176,7 +177,7 @@ def test_what_stock_training_makes_of_an_export_comes_back_too(exported, tmp_pat
     detector, arch, folder, _ = exported
     content = torch.load(folder / "x.pt", weights_only=False)
     torch.save({"model": content["model"].half()}, tmp_path / "theirs.pt")
-    again = build(Space(SMALL), arch)
+    again = build(YoloSpace(SMALL), arch)
     assert load_weights(again, tmp_path / "theirs.pt", whole=True).share == 1.0
     torch.testing.assert_close(
         again.model.model[0].conv.weight, detector.model.model[0].conv.weight, rtol=1e-3, atol=1e-3
@@ -193,14 +194,14 @@ def test_nothing_is_overwritten_and_unknown_formats_are_named(exported, space):
 
 def test_a_missing_package_is_named(exported, space, monkeypatch):
     detector, arch, folder, _ = exported
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(yolo_export, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install openvino"):
         export(detector, folder / "z", "openvino", space=space, arch=arch, imgsz=64)
 
 
 def test_an_export_that_differs_is_not_kept(exported, space, monkeypatch, tmp_path):
     detector, arch, _, _ = exported
-    monkeypatch.setattr(module, "_raw", lambda net, images: torch.rand(len(images), 7, 10))
+    monkeypatch.setattr(yolo_export, "_raw", lambda net, images: torch.rand(len(images), 7, 10))
     with pytest.raises(ExportFailed, match="differ from torch"):
         export(detector, tmp_path / "x.pt", "pt", space=space, arch=arch, imgsz=64)
     assert list(tmp_path.iterdir()) == []
@@ -246,8 +247,8 @@ def expected_of(net, images):
     with torch.no_grad():
         if net.nc == 4:
             return [net.predict(images)]
-        logits, offsets = net.raw(images)
-        grid = net.grid(images)
+        logits, offsets, _ = net.raw(images)
+        grid = torchvisions_anchors(net, images)
         return [torch.stack([net.coder.decode_single(o, grid) for o in offsets]), logits.sigmoid()]
 
 
@@ -306,7 +307,7 @@ def test_mistakes_with_networks_of_elastic_spaces(plain, tmp_path, monkeypatch):
     arch = space.default()
     with pytest.raises(UserError, match="'openvino' is for YOLO detectors; .* is exported as pt or onnx"):
         export(net, tmp_path / "z", "openvino", space=space, arch=arch, imgsz=96)
-    assert file_name("1", "pt", Space(SMALL)) == "1.pt" and file_name("1", "onnx", space) == "1.onnx"
+    assert file_name("1", "pt", YoloSpace(SMALL)) == "1.pt" and file_name("1", "onnx", space) == "1.onnx"
     monkeypatch.setattr(export_plain, "TOLERANCE", -1.0)
     with pytest.raises(ExportFailed, match="differ from torch"):
         export(net, tmp_path / "x.onnx", "onnx", space=space, arch=arch, imgsz=96)
@@ -381,7 +382,7 @@ def test_stock_training_keeps_an_export(exported, tmp_path):
 @pytest.mark.slow
 def test_the_trap_and_the_trainer_that_avoids_it(tmp_path):
     """For a network that a YAML cannot say, stock training silently makes another one; ours does not."""
-    narrow = Space(
+    narrow = YoloSpace(
         {**SMALL, "backbone": [*SMALL["backbone"][:2], [-1, 1, "NASC3", [24]], *SMALL["backbone"][3:]]}
     )
     arch = narrow.default() | {"c3_2_cv1_act": "ReLU", "c3_2_cv2": "3x3"}

@@ -18,20 +18,20 @@ from nni.nas.space import SimplifiedModelSpace, model_context
 from torch import nn
 
 from models.elastic.space import ElasticSpace
+from models.networks import build
 from models.nni_space import ArchSpace
-from models.yolo.detector import build
-from models.yolo.nas import NASC3, NASConv, YoloSpace
+from models.yolo.nas import NASC3, NASConv, YoloModelSpace
 from models.yolo.parse import C3Options, ConvOptions
-from models.yolo.space import Space
+from models.yolo.space import YoloSpace
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-NANO = Space(ROOT / "models" / "yolov5n_nas.yaml", nc=4)
+NANO = YoloSpace(ROOT / "models" / "yolov5n_nas.yaml", nc=4)
 
 
 @pytest.fixture(scope="module")
 def space():
-    return YoloSpace(NANO.model, 4)
+    return YoloModelSpace(NANO.model, 4)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_nni_sees_the_labels_and_values_of_the_space(space):
 
 def test_the_image_size_is_a_choice_that_builds_nothing():
     model = NANO.model | {"resolution": [32, 64]}
-    space, rng = YoloSpace(model, 4), np.random.default_rng(0)
+    space, rng = YoloModelSpace(model, 4), np.random.default_rng(0)
     assert {k: list(m.values) for k, m in space.simplify().items()} == space.space.choices
     arch = space.space.random(rng)
     frozen = space.freeze(space.space.complete(arch))
@@ -83,13 +83,13 @@ def test_candidates_are_what_their_names_say(space):
 def test_three_ways_to_one_network(space, arch):
     frozen = space.freeze(NANO.complete(arch))
     with model_context(NANO.complete(arch)):
-        rebuilt = YoloSpace(NANO.model, 4)
+        rebuilt = YoloModelSpace(NANO.model, 4)
     built = build(NANO, arch)
     assert frozen.arch == rebuilt.arch == arch
     assert shapes(frozen.detector) == shapes(rebuilt.detector) == shapes(built)
     for torchs_seed in (0, 0):
         torch.manual_seed(torchs_seed)
-        frozen = space.freeze(arch)  # a canonical arch will do too
+        frozen = space.freeze(arch).detector  # a canonical arch will do too
     torch.manual_seed(0)
     twin = build(NANO, arch)
     assert all(torch.equal(a, b) for a, b in zip(frozen.parameters(), twin.parameters(), strict=True))
@@ -155,7 +155,7 @@ def test_what_a_trial_receives_builds_the_same(space, arch):
     """NNI's path: the space simplified, a sample frozen in, sent as JSON, rebuilt elsewhere."""
     sent = SimplifiedModelSpace.from_model(space, None).freeze(NANO.complete(arch))
     wire = nni.dump(sent)
-    assert "path:models.yolo.nas.YoloSpace" in wire
+    assert "path:models.yolo.nas.YoloModelSpace" in wire
     assert len(wire) < 16_000
     model = nni.load(wire).executable_model()
     assert model.arch == arch
@@ -169,16 +169,16 @@ def test_archs_of_another_space_are_refused(space):
 
 
 def test_a_network_without_choices_is_a_space_too():
-    fixed = Space("yolov5n.yaml", nc=2)
-    space: Any = YoloSpace(fixed.model, 2)
+    fixed = YoloSpace("yolov5n.yaml", nc=2)
+    space: Any = YoloModelSpace(fixed.model, 2)
     assert dict(space.simplify()) == {}
     assert space.freeze({}).arch == {}
     assert space.freeze({}).detector.nc == 2
 
 
 def test_the_biggest_space_weighs_nothing():
-    big = Space(ROOT / "models" / "yolov5x_nas.yaml", nc=4)
-    space = YoloSpace(big.model, 4)
+    big = YoloSpace(ROOT / "models" / "yolov5x_nas.yaml", nc=4)
+    space = YoloModelSpace(big.model, 4)
     assert all(p.is_meta for p in space.parameters())
     assert sum(p.numel() for p in space.parameters()) > 500e6  # what its candidates would take: gigabytes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from models.yolo.space import Space
+from models.yolo.space import YoloSpace
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ def tiny(backbone=None, head=None, **keys):
 
 
 def test_the_seed_file_as_it_is():
-    space = Space(SEED)
+    space = YoloSpace(SEED)
     assert (space.name, space.nc, space.ch, space.strides) == ("yolov5s_seed", 80, 3, (8, 16, 32))
     assert space.notices == ["anchors set aside: the head is Ultralytics' anchor-free Detect"]
     assert space.rows[11].args == [None, 2, "nearest"]  # written as 'None' in quotes
@@ -38,7 +38,7 @@ def test_the_seed_file_as_it_is():
 
 
 def test_labels_come_from_row_numbers():
-    space = Space(SEED)
+    space = YoloSpace(SEED)
     assert list(space.choices)[:10] == [
         *("nasconv_0", "nasconv_0_act", "nasconv_1", "nasconv_1_act"),
         *("c3_2_width", "c3_2_cv1", "c3_2_cv1_act", "c3_2_cv2", "c3_2_cv2_act", "c3_2_m0"),
@@ -57,8 +57,8 @@ def test_labels_come_from_row_numbers():
 
 @pytest.mark.parametrize("letter", "nsmlx")
 def test_shipped_spaces_follow_the_seed(letter):
-    space = Space(ROOT / "models" / f"yolov5{letter}_nas.yaml", nc=20)
-    plain = Space(SEED)
+    space = YoloSpace(ROOT / "models" / f"yolov5{letter}_nas.yaml", nc=20)
+    plain = YoloSpace(SEED)
     assert space.nc == 20
     assert space.notices == []
     assert [(r.source, r.module) for r in space.rows] == [(r.source, r.module) for r in plain.rows]
@@ -68,7 +68,7 @@ def test_shipped_spaces_follow_the_seed(letter):
 
 @pytest.mark.parametrize(("name", "depth"), [("yolov5n", 3), ("yolov5x", 12), ("yolov5s-p6", 3)])
 def test_ultralytics_own_files_by_name(name, depth):
-    space = Space(f"{name}.yaml")
+    space = YoloSpace(f"{name}.yaml")
     assert space.choices == {}
     assert space.size() == (1, 1)
     assert space.default() == {}
@@ -81,13 +81,13 @@ def test_scale_comes_from_the_file_name_or_the_scale_key(tmp_path):
     scales = {"scales": {"n": [0.5, 0.5, 1024], "m": [1.0, 2.0, 1024]}}
     (tmp_path / "yolov5m_mine.yaml").write_text(yaml.safe_dump(rows | scales, sort_keys=False))
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(rows | scales, sort_keys=False))
-    assert Space(tmp_path / "yolov5m_mine.yaml").rows[1].args[0] == 32
-    first = Space(tmp_path / "mine.yaml")
+    assert YoloSpace(tmp_path / "yolov5m_mine.yaml").rows[1].args[0] == 32
+    first = YoloSpace(tmp_path / "mine.yaml")
     assert first.rows[1].args[0] == 8
     assert "scale" in first.notices[0]
-    assert Space(rows | scales | {"scale": "m"}).rows[1].args[0] == 32
+    assert YoloSpace(rows | scales | {"scale": "m"}).rows[1].args[0] == 32
     with pytest.raises(UserError, match="unknown scale 'q'.*known: n, m"):
-        Space(rows | scales | {"scale": "q"})
+        YoloSpace(rows | scales | {"scale": "q"})
 
 
 def test_choices_are_set_in_the_file():
@@ -95,7 +95,7 @@ def test_choices_are_set_in_the_file():
         "NASConv": {"kernel": ["k", "k+2", "k+4"], "act": "ReLU"},
         "NASC3": {"width": [1, 2], "act": ["SiLU"]},
     }
-    space = Space(tiny(choices=block))
+    space = YoloSpace(tiny(choices=block))
     assert space.choices["nasconv_0"] == ["3x3", "5x5", "7x7"]
     assert "nasconv_0_act" not in space.choices  # a single value is fixed
     assert space.choices["c3_1_width"] == [1.0, 2.0]
@@ -113,7 +113,7 @@ def test_a_row_may_differ():
             [16, {"depth": ["n", "n+1"], "width": 1.0, "kernel": 1, "act": "SiLU", "bottleneck": 1}],
         ],
     ]
-    space = Space(tiny(rows, choices={"NASConv": {"act": ["Identity"]}}))
+    space = YoloSpace(tiny(rows, choices={"NASConv": {"act": ["Identity"]}}))
     assert space.choices == {
         "nasconv_0": ["3x3", "1x1"],  # a 1x1 that was asked for stays
         "nasconv_0_act": ["SiLU", "ReLU"],
@@ -123,19 +123,19 @@ def test_a_row_may_differ():
 
 def test_head_rows_may_be_searched():
     head = [[-1, 1, "NASConv", [16, 3, 2]], [-1, 1, "NASC3", [16, False]], [[1, 3], 1, "Detect", ["nc"]]]
-    space = Space(tiny(head=head))
+    space = YoloSpace(tiny(head=head))
     assert space.choices["nasconv_2"] == ["3x3", "5x5"]
     assert space.stock(space.default())["head"][1] == [-1, 1, "C3", [16, False, 1, 0.5]]
 
 
 def test_widths_that_round_to_the_same_channels_are_one():
     rows = [[-1, 1, "NASConv", [8, 3, 2]], [-1, 1, "NASC3", [8, {"width": [1.0, 1.1, 1.5]}]]]
-    assert Space(tiny(rows)).choices["c3_1_width"] == [1.0, 1.5]  # int(8 * .5 * 1.1) = 4
+    assert YoloSpace(tiny(rows)).choices["c3_1_width"] == [1.0, 1.5]  # int(8 * .5 * 1.1) = 4
 
 
 def test_the_model_is_json_and_makes_the_space_again():
-    space = Space(SEED, nc=7)
-    again = Space(json.loads(json.dumps(space.model)), nc=7)
+    space = YoloSpace(SEED, nc=7)
+    again = YoloSpace(json.loads(json.dumps(space.model)), nc=7)
     assert again.choices == space.choices
     assert again.name == space.name
     assert again.network == space.network
@@ -144,7 +144,7 @@ def test_the_model_is_json_and_makes_the_space_again():
 def test_the_given_dict_is_left_alone():
     model = tiny()
     before = copy.deepcopy(model)
-    space = Space(model, nc=5)
+    space = YoloSpace(model, nc=5)
     space.stock(space.default())
     assert model == before
 
@@ -215,7 +215,7 @@ def broken(i, row):
 )
 def test_mistakes_are_one_line_that_names_them(model, message):
     with pytest.raises(UserError, match=message) as caught:
-        Space(model)
+        YoloSpace(model)
     assert "\n" not in str(caught.value)
 
 
@@ -233,22 +233,22 @@ def test_files_that_are_no_detectors(tmp_path, text, message):
     file = tmp_path / "model.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        Space(file)
+        YoloSpace(file)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="no model file .*nowhere.yaml"):
-        Space(tmp_path / "nowhere.yaml")
+        YoloSpace(tmp_path / "nowhere.yaml")
     with pytest.raises(UserError, match="it is a folder"):
-        Space(tmp_path)
+        YoloSpace(tmp_path)
 
 
 def test_concat_of_different_sizes():
     head = [[-1, 1, "Conv", [16, 3, 2]], [[0, 2], 1, "Concat", [1]], [[1, 3], 1, "Detect", ["nc"]]]
     with pytest.raises(UserError, match="row 3, Concat: the inputs have different sizes: 128 x 128, 64 x 64"):
-        Space(tiny(head=head))
+        YoloSpace(tiny(head=head))
 
 
 def test_foreign_keys_are_set_aside_with_a_notice():
-    assert "author" in Space(tiny(author="somebody")).notices[0]
+    assert "author" in YoloSpace(tiny(author="somebody")).notices[0]

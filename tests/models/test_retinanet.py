@@ -6,9 +6,10 @@ import torch
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
-from models.detector import Detector
+from models.detector import Network
 from models.elastic.space import ElasticSpace
 from models.supernet import Supernet
+from tests.models.anchors import torchvisions_anchors
 from tests.models.test_supernet import REGNET, RETINANET
 from utils.errors import UserError
 
@@ -33,7 +34,7 @@ OBJECTS = batch((0, 1, 0.5, 0.5, 0.5, 0.5), (0, 2, 0.25, 0.75, 0.3, 0.4), (1, 0,
 
 
 def test_it_is_a_detector(net):
-    assert isinstance(net, Detector) and net.stride == 32
+    assert isinstance(net, Network) and net.stride == 32
     net.names = ["a", "b", "c"]
     assert net.names == ["a", "b", "c"]
     with pytest.raises(UserError, match="2 class names for a detector of 3 classes"):
@@ -41,18 +42,18 @@ def test_it_is_a_detector(net):
 
 
 def test_anchors_are_in_the_order_of_the_raw_output(net):
-    logits, offsets = net(OBJECTS["img"])
-    anchors = net.grid(OBJECTS["img"])
+    logits, offsets, anchors = net(OBJECTS["img"])
     # Levels of 8x8, 4x4, 2x2, 1x1 and 1x1, with 3 scales x 3 ratios each.
     assert logits.shape == (2, 86 * 9, 3) and offsets.shape == (2, 86 * 9, 4) and anchors.shape == (86 * 9, 4)
     # The square ones of the second position: around (8, 0), sides 4, 5.04 and 6.35 strides of 8, rounded.
     assert anchors[9 + 3 : 9 + 6].tolist() == [[-8, -16, 24, 16], [-12, -20, 28, 20], [-17, -25, 33, 25]]
+    assert torch.equal(anchors, torchvisions_anchors(net, OBJECTS["img"]))
 
 
 def test_the_losses_are_torchvision_s(net):
     raw = net(OBJECTS["img"])
     found = net.losses(raw, OBJECTS)
-    anchors, side = net.grid(OBJECTS["img"]), 64
+    anchors, side = raw[2], 64
     head = RetinaNetClassificationHead(8, 9, 3)
     targets, matched, box = [], [], []
     for i in range(2):
@@ -84,12 +85,12 @@ def test_untrained_scores_are_the_prior(net):
 
 def test_predictions_are_decoded_anchors(net, monkeypatch):
     images = torch.zeros(1, 3, 64, 64)
-    anchors = net.grid(images)
+    anchors = net.raw(images)[2]
     logits = torch.full((1, len(anchors), 3), -9.0)
     logits[0, 100, 2], logits[0, 101, 2], logits[0, 700, 0] = 3.0, 1.0, 2.0
     offsets = torch.zeros(1, len(anchors), 4)
     offsets[0, 700] = torch.tensor([0.5, 0.0, 0.0, np.log(2)])
-    monkeypatch.setattr(net, "raw", lambda x: (logits, offsets))
+    monkeypatch.setattr(net, "raw", lambda x: (logits, offsets, anchors))
     net.train()
     (found,) = net.predict(images, conf=0.1, iou=0.99)
     assert net.training  # as it was
@@ -134,9 +135,9 @@ def test_it_learns_and_finds():
 def test_mistakes():
     neck = {**RETINANET["neck"], "depth": {"values": [3, 4]}}
     with pytest.raises(UserError, match="neck.depth should be two fixed numbers"):
-        ElasticSpace({**RETINANET, "neck": neck}).build()
+        ElasticSpace({**RETINANET, "neck": neck}).supernet()
     with pytest.raises(UserError, match="option anchor_scales should be positive numbers, got 4"):
-        ElasticSpace({**RETINANET, "options": {"anchor_scales": 4}}).build()
+        ElasticSpace({**RETINANET, "options": {"anchor_scales": 4}}).supernet()
 
 
 def test_the_classifier_learns_too():

@@ -7,7 +7,7 @@ import pytest
 
 from models.elastic.space import ElasticSpace
 from models.sampling import BestOf, Stratified, generator, in_range, spread
-from models.yolo.space import Space
+from models.yolo.space import YoloSpace
 from utils.errors import UserError
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -38,7 +38,7 @@ def test_stratified_draws_are_spread_evenly_over_cost():
 
 
 def test_the_yolo_space_is_stratified_alike():
-    space = Space(MODELS / "yolov5n_nas.yaml", nc=3)
+    space = YoloSpace(MODELS / "yolov5n_nas.yaml", nc=3)
     sampler = Stratified(space, 64, seed=0, bins=6, pool=300)
     assert min(sampler.bin_counts) > 5
     rng = np.random.default_rng(0)

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.networks import describe
-from models.yolo.detector import build
-from models.yolo.space import Space
+from models.networks import build, describe
+from models.yolo.space import YoloSpace
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,18 +51,18 @@ def signature(detector):
 
 def test_the_seeds_own_count():
     assert SEED_LAYER_CHOICES == 1_586_874_322_944
-    model = Space(SEED).model
+    model = YoloSpace(SEED).model
     only_layers = model | {"choices": {"NASC3": {"bottleneck": 1.0, "depth": "n"}}}
-    assert len(Space(only_layers).choices) == 30
-    assert Space(only_layers).size() == (SEED_LAYER_CHOICES, SEED_LAYER_CHOICES)
+    assert len(YoloSpace(only_layers).choices) == 30
+    assert YoloSpace(only_layers).size() == (SEED_LAYER_CHOICES, SEED_LAYER_CHOICES)
     with_bottlenecks = model | {
         "choices": {"NASC3": {"depth": "n"}}
     }  # 1 + 2 + 3 + 1 bottlenecks, 3 widths each
-    assert Space(with_bottlenecks).size() == (SEED_LAYER_CHOICES * 3**7,) * 2
+    assert YoloSpace(with_bottlenecks).size() == (SEED_LAYER_CHOICES * 3**7,) * 2
 
 
 def test_bottlenecks_beyond_the_depth_are_not_counted():
-    raw, distinct = Space(SEED).size()
+    raw, distinct = YoloSpace(SEED).size()
     assert raw == SEED_LAYER_CHOICES * 3**7 * (2 * 3)  # depths 1..2 in row 4, 1..3 in row 6
     # per C3: 36 kernels and activations x 3 widths x (3^1 + ... + 3^n)
     assert distinct == 9 * 6**4 * (108 * 3) * (108 * (3 + 9)) * (108 * (3 + 9 + 27)) * (108 * 3)
@@ -84,7 +83,7 @@ def test_bottlenecks_beyond_the_depth_are_not_counted():
     ],
 )
 def test_distinct_by_brute_force(row, by_hand):
-    space = Space(small(**row))
+    space = YoloSpace(small(**row))
     assert space.size() == by_hand
     raw = [dict(zip(space.choices, values, strict=True)) for values in product(*space.choices.values())]
     assert len(raw) == by_hand[0]
@@ -95,7 +94,7 @@ def test_distinct_by_brute_force(row, by_hand):
 
 
 def test_canonical_and_complete():
-    space = Space(small(width=[1.0, 3.0], bottleneck=[1.0, 1.1, 1.5], kernel=1, act="SiLU"))
+    space = YoloSpace(small(width=[1.0, 3.0], bottleneck=[1.0, 1.1, 1.5], kernel=1, act="SiLU"))
     arch = {"c3_1_m1": 1.5, "c3_1_m0": 1.1, "c3_1_depth": 1, "c3_1_width": 1}
     assert space.canonical(arch) == {"c3_1_width": 1.0, "c3_1_depth": 1, "c3_1_m0": 1.0}
     assert list(space.canonical(arch)) == ["c3_1_width", "c3_1_depth", "c3_1_m0"]
@@ -119,14 +118,14 @@ def test_canonical_and_complete():
     ],
 )
 def test_archs_of_another_space(change, message):
-    space = Space(SEED)
+    space = YoloSpace(SEED)
     for refuse in (space.canonical, space.complete, lambda a: space.cost(a, 64), lambda a: build(space, a)):
         with pytest.raises(UserError, match=message):
             refuse(space.default() | change)
 
 
 def test_an_arch_that_says_too_little():
-    space = Space(SEED)
+    space = YoloSpace(SEED)
     arch = space.default()
     del arch["nasconv_3_act"]
     with pytest.raises(UserError, match="the arch says nothing about 'nasconv_3_act'"):
@@ -134,7 +133,7 @@ def test_an_arch_that_says_too_little():
 
 
 def test_random_archs_follow_their_generator():
-    space = Space(SEED)
+    space = YoloSpace(SEED)
     one, two = ([space.random(np.random.default_rng(s)) for _ in range(1)] for s in (3, 3))
     assert one == two
     rng = np.random.default_rng(0)
@@ -147,7 +146,7 @@ def test_random_archs_follow_their_generator():
 
 def test_cost_of_one_convolution_by_hand():
     row = {"kernel": [3, 5], "act": ["SiLU", "ReLU"]}
-    space = Space(
+    space = YoloSpace(
         {"nc": 1, "backbone": [[-1, 1, "NASConv", [8, 3, 2, row]]], "head": [[[0], 1, "Detect", ["nc"]]]}
     )
     three, five = (space.cost({"nasconv_0": k, "nasconv_0_act": "ReLU"}, 64) for k in ("3x3", "5x5"))
@@ -162,9 +161,9 @@ def test_cost_of_one_convolution_by_hand():
 @pytest.mark.parametrize(("letter", "params"), [("n", 2_654_816), ("s", 9_153_152), ("m", 25_111_456)])
 def test_published_sizes(letter, params):
     """Ultralytics' own table for its v5 files at 80 classes (yolov5s 9.15 M)."""
-    assert Space(f"yolov5{letter}.yaml").cost({}, 640)["params_m"] == params / 1e6
-    space = Space(ROOT / "models" / f"yolov5{letter}_nas.yaml")
-    assert space.cost(space.default(), 640) == Space(f"yolov5{letter}.yaml").cost({}, 640)
+    assert YoloSpace(f"yolov5{letter}.yaml").cost({}, 640)["params_m"] == params / 1e6
+    space = YoloSpace(ROOT / "models" / f"yolov5{letter}_nas.yaml")
+    assert space.cost(space.default(), 640) == YoloSpace(f"yolov5{letter}.yaml").cost({}, 640)
 
 
 def test_costs_equal_the_built_network():
@@ -177,14 +176,14 @@ def test_costs_equal_the_built_network():
         ],
         "head": [[-1, 2, "NASC3", [32, False, 2, {"act": "SiLU"}]], [[1, 3], 1, "Detect", ["nc"]]],
     }
-    space, rng = Space(model), np.random.default_rng(0)
+    space, rng = YoloSpace(model), np.random.default_rng(0)
     for _ in range(40):  # experiments/benchmarks/cost_model.py does 200 of a yolov5n
         arch = space.random(rng)
         assert space.cost(arch, 64) == counted(build(space, arch), 64)
 
 
 def test_costs_equal_the_built_yolov5n():
-    space, rng = Space(ROOT / "models/yolov5n_nas.yaml", nc=10), np.random.default_rng(1)
+    space, rng = YoloSpace(ROOT / "models/yolov5n_nas.yaml", nc=10), np.random.default_rng(1)
     for arch in [space.default(), space.smallest(), space.largest(), *(space.random(rng) for _ in range(5))]:
         assert space.cost(arch, 96) == counted(build(space, arch), 96)
 
@@ -219,12 +218,12 @@ def test_every_stock_block_costs_what_it_costs(row, keys):
     if keys.get("width_multiple") and row[2] in ("GhostBottleneck", "Conv") and row[1] > 1:
         pytest.skip("does not fit after scaling, in the stock parser either")
     model = {"nc": 2, "backbone": [[-1, 1, "Conv", [8, 3, 2]], row], "head": [[[1], 1, "Detect", ["nc"]]]}
-    space = Space(model | keys)
+    space = YoloSpace(model | keys)
     assert space.cost({}, 64) == counted(build(space, {}), 64)
 
 
 def test_a_network_without_choices():
-    space = Space("yolov5n.yaml", nc=2)
+    space = YoloSpace("yolov5n.yaml", nc=2)
     assert space.random(np.random.default_rng(0)) == space.smallest() == space.largest() == {}
     assert space.size() == (1, 1)
     with pytest.raises(UserError, match="unknown choice in an arch of yolov5n 'nasconv_0'"):
@@ -232,7 +231,7 @@ def test_a_network_without_choices():
 
 
 def test_extremes_bound_every_arch():
-    space, rng = Space(SEED), np.random.default_rng(0)
+    space, rng = YoloSpace(SEED), np.random.default_rng(0)
     low, high = space.cost(space.smallest(), 640), space.cost(space.largest(), 640)
     for _ in range(300):
         cost = space.cost(space.random(rng), 640)
@@ -243,7 +242,7 @@ def test_extremes_bound_every_arch():
 
 def test_the_image_size_may_be_searched():
     plain, sizes = small(), {"resolution": {"values": [16, 32, 64], "middle": 32}}
-    fixed, space = Space(plain), Space(plain | sizes)
+    fixed, space = YoloSpace(plain), YoloSpace(plain | sizes)
     assert list(space.choices)[-1] == "resolution" and space.choices["resolution"] == [32, 16, 64]
     assert space.size() == tuple(3 * n for n in fixed.size())
     assert space.default() == fixed.default() | {"resolution": 32}
@@ -257,22 +256,20 @@ def test_the_image_size_may_be_searched():
         assert space.canonical(space.complete(arch)) == arch
         with pytest.raises(UserError, match="says nothing about 'resolution'"):
             space.canonical(without)
-    assert space.decided(max)["resolution"] == 64
+    assert space.decided(lambda choice: choice.largest)["resolution"] == 64
     with pytest.raises(UserError, match="resolution should be multiples of the stride 16, got 24"):
-        Space(plain | {"resolution": [16, 24]})
+        YoloSpace(plain | {"resolution": [16, 24]})
 
 
 @pytest.mark.parametrize("imgsz", [100, 0, -32, 31, True, 64.0])
 def test_image_sizes_that_do_not_fit(imgsz):
-    with pytest.raises(
-        UserError, match=f"imgsz {imgsz} is not a multiple of the largest stride 32; try (32|64|96)"
-    ):
-        Space(SEED).cost(Space(SEED).default(), imgsz)
+    with pytest.raises(UserError, match=f"imgsz {imgsz} is not a multiple of the stride 32; try (32|64|96)"):
+        YoloSpace(SEED).cost(YoloSpace(SEED).default(), imgsz)
 
 
 def test_describe():
     model = small(width=[1.0, 2.0], kernel=1, act="SiLU", bottleneck=1.0)
-    text = describe(Space(model | {"name": "demo"}), 64)
+    text = describe(YoloSpace(model | {"name": "demo"}), 64)
     assert text.splitlines()[:6] == [
         "demo: 2 classes, 3 rows, 2 choices",
         "",
@@ -282,7 +279,7 @@ def test_describe():
         "archs: 4 raw, 4 distinct",
     ]
     assert [line.split()[0] for line in text.splitlines()[-3:]] == ["smallest", "default", "largest"]
-    assert "fixed" in describe(Space("yolov5n.yaml"), 640)
+    assert "fixed" in describe(YoloSpace("yolov5n.yaml"), 640)
     assert "1.58e12" in describe(
-        Space(Space(SEED).model | {"choices": {"NASC3": {"bottleneck": 1, "depth": "n"}}}), 64
+        YoloSpace(YoloSpace(SEED).model | {"choices": {"NASC3": {"bottleneck": 1, "depth": "n"}}}), 64
     )

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from models import networks
-from models.networks import open_any_space
+from models.networks import build, open_any_space
 from models.supernet import Supernet, as_slice, calibrated, sliced
 from models.weights import load_weights, read_weights, save_weights
-from models.yolo.detector import build
-from models.yolo.space import Space
+from models.yolo.space import YoloSpace
 from tests.models.elastic_kinds import scramble
 from tests.models.test_supernet import REGNET, RETINANET
 from utils.errors import UserError
@@ -35,7 +34,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def space():
-    return Space(TINY)
+    return YoloSpace(TINY)
 
 
 def make(space, seed, arch=None):
@@ -66,7 +65,7 @@ def test_our_file_says_what_it_is_and_gives_the_same_bits_back(space, tmp_path):
         64,
         {"best": {"epoch": 3}},
     )
-    again = build(Space(file.space, nc=file.nc, ch=file.ch), file.arch)
+    again = build(YoloSpace(file.space, nc=file.nc, ch=file.ch), file.arch)
     account = load_weights(again, file, whole=True)
     assert equal(detector, again) and account.share == 1.0
     assert (account.shape_differs, account.absent, account.left_over) == ([], [], [])
@@ -133,7 +132,7 @@ def test_other_activations_are_another_network_although_every_tensor_fits(space,
 
 def test_the_account_names_what_did_not_fit(space, tmp_path):
     """Other classes change the last convolution of each of the two class branches, weight and bias."""
-    wider = Space(TINY | {"nc": 5})
+    wider = YoloSpace(TINY | {"nc": 5})
     detector, other = make(space, 0, space.default()), make(wider, 1, wider.default())
     state = detector.state_dict() | {"extra.weight": torch.zeros(3)}
     del state["model.model.3.bn.bias"]
@@ -265,8 +264,8 @@ def test_supernets_of_others_are_refused(supernet, tmp_path):
     with pytest.raises(UserError, match=f"for {space.nc} classes, here there are {space.nc + 1}"):
         sliced(file, open_any_space(space.model, space.nc + 1), arch)
     part = "backbone"
-    changed = {**space.model, part: space.model[part][:3] if isinstance(space, Space) else {"depth": 1}}
-    if isinstance(space, Space):
+    changed = {**space.model, part: space.model[part][:3] if isinstance(space, YoloSpace) else {"depth": 1}}
+    if isinstance(space, YoloSpace):
         changed["head"] = [[-1, 1, "SPPF", [16, 5]], [[1, 3], 1, "Detect", ["nc"]]]
     else:
         changed[part] = {**space.model[part], "depth": {"min": 1, "max": [1, 1, 2, 1, 1]}}

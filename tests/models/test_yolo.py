@@ -20,14 +20,15 @@ from torch import nn
 from ultralytics.nn.modules import Conv, Detect
 from ultralytics.nn.tasks import DetectionModel
 
-from models.detector import Detector
-from models.yolo.detector import YoloDetector, build
-from models.yolo.space import Space
+from models.detector import Network
+from models.networks import build
+from models.yolo.detector import YoloDetector
+from models.yolo.space import YoloSpace
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-NANO = Space(ROOT / "models" / "yolov5n_nas.yaml", nc=4)
-TINY = Space(
+NANO = YoloSpace(ROOT / "models" / "yolov5n_nas.yaml", nc=4)
+TINY = YoloSpace(
     {
         "nc": 3,
         "backbone": [[-1, 1, "NASConv", [16, 3, 4]], [-1, 1, "NASConv", [32, 3, 2]], [-1, 2, "NASC3", [32]]],
@@ -133,11 +134,11 @@ def test_nothing_is_left_on_classes(monkeypatch, legacy):
     monkeypatch.setattr(Detect, "legacy", legacy)  # as some other model may have left it
     before = (Conv.default_act, repr(Conv.default_act))
     one = build(TINY, TINY.default())
-    leaky = Space(TINY.model | {"activation": "nn.LeakyReLU(0.1)"})
+    leaky = YoloSpace(TINY.model | {"activation": "nn.LeakyReLU(0.1)"})
     other = build(leaky, leaky.default())
     with pytest.raises(KeyError), monkeypatch.context() as broken:
         broken.setattr(
-            leaky, "stock", lambda arch: {**Space.stock(TINY, arch), "head": [[-1, 1, "Lost", []]]}
+            leaky, "stock", lambda arch: {**YoloSpace.stock(TINY, arch), "head": [[-1, 1, "Lost", []]]}
         )
         build(leaky, leaky.default())
     assert (Conv.default_act, repr(Conv.default_act)) == before
@@ -163,7 +164,7 @@ def test_weights_follow_torchs_seed():
 
 def test_it_is_a_detector():
     detector = build(NANO, NANO.default(), names=list("abcd"))
-    assert isinstance(detector, Detector)
+    assert isinstance(detector, Network)
     assert (detector.names, detector.nc, detector.stride) == (["a", "b", "c", "d"], 4, 32)
     assert detector.model.names == {0: "a", 1: "b", 2: "c", 3: "d"}
     with pytest.raises(UserError, match="2 class names for a detector of 4 classes"):

@@ -8,9 +8,9 @@ import torch
 from nni.nas.space import model_context
 from torch import nn
 
+from models.networks import build
 from models.supernet import Supernet, calibrated, is_plain
-from models.yolo.detector import build
-from models.yolo.space import Space
+from models.yolo.space import YoloSpace
 from tests.models.elastic_kinds import scramble
 
 torch.set_num_threads(1)
@@ -27,7 +27,7 @@ BATCH = {
 @pytest.fixture(scope="module")
 def supernet():
     torch.manual_seed(0)
-    net = Supernet(Space(YAML).model, nc=3)
+    net = Supernet(YoloSpace(YAML).model, nc=3)
     scramble(net)
     return net
 
@@ -93,7 +93,7 @@ def test_gradients_stay_inside_the_slice(supernet):
 
 
 def test_bottlenecks_that_add_start_as_the_identity():
-    net = Supernet(Space(YAML).model, nc=3).net
+    net = Supernet(YoloSpace(YAML).model, nc=3).net
     blocks = [b for i in (2, 4, 6, 8) for b in net.model.model[i].m]
     assert len(blocks) == 7 and all(block.add for block in blocks)
     for block in blocks:

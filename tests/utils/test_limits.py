@@ -3,31 +3,24 @@
 import numpy as np
 import pytest
 
+from models.space import Choice, LabelledSpace
 from utils.errors import UserError
 from utils.limits import Limit, broken, check_limits, parse_limits, steer, violation
 
 
-class Blocks:
+class Blocks(LabelledSpace):
     """Ten blocks of width 1, 2 or 3: gflops is their sum, params_m the sum of their squares."""
 
-    choices = {f"b{i}": [2, 1, 3] for i in range(10)}
-
-    def default(self):
-        return dict.fromkeys(self.choices, 2)
-
-    def smallest(self):
-        return dict.fromkeys(self.choices, 1)
-
-    def largest(self):
-        return dict.fromkeys(self.choices, 3)
+    def __init__(self):
+        self._label([Choice(f"b{i}", (2, 1, 3)) for i in range(10)])
 
     def random(self, rng):
         return {label: c[rng.integers(3)] for label, c in self.choices.items()}
 
-    def complete(self, arch):
+    def canonical(self, arch):
         return dict(arch)
 
-    canonical = complete
+    _canonical = canonical
 
     def cost(self, arch, imgsz):
         return {"gflops": float(sum(arch.values())), "params_m": float(sum(v * v for v in arch.values()))}

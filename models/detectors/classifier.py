@@ -1,0 +1,68 @@
+"""A backbone as a classifier: the mean of its last map, and a linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.detector import Network, evaluating
+from models.elastic.blocks import LinearBlock
+from models.elastic.parts import Part
+from models.elastic.stages import Backbone
+from utils.distill import alpha_divergence, kl
+from utils.errors import unknown
+
+PARTS: dict[str, dict[str, Any]] = {}
+TASK = "classify"
+OPTIONS = {"dropout": 0.0}
+
+
+def build(
+    backbone: Backbone, stride: int, parts: Mapping[str, Part], nc: int, options: Mapping[str, Any]
+) -> Network:
+    return Classifier(backbone, stride, nc, options["dropout"])
+
+
+class Classifier(Network):
+    """Raw output: logits [B, nc]."""
+
+    outputs = ("probabilities",)
+    old_names = {"stem.": "backbone.stem.", "stages.": "backbone.stages."}
+
+    def __init__(self, backbone: Backbone, stride: int, nc: int, dropout: float = 0.0) -> None:
+        super().__init__(nc, stride)
+        self.backbone = backbone
+        self.head = LinearBlock(backbone.widths[-1], nc, dropout)
+        backbone.begin()
+
+    def raw(self, images: Tensor) -> Tensor:
+        """H and W of any size, costs are stated at multiples of `stride`."""
+        return self.head(self.backbone(images)[-1].mean((2, 3)))
+
+    def losses(self, raw: Tensor, batch: Any) -> dict[str, Tensor]:
+        """`cls`: cross-entropy."""
+        return {"cls": F.cross_entropy(raw.float(), batch["cls"].long().flatten())}
+
+    def distil(
+        self, raw: Tensor, teacher: Tensor, divergence: str = "kl", temperature: float = 1.0
+    ) -> dict[str, Tensor]:
+        """`cls`: towards a teacher's logits on the same images. divergence: kl, or alpha (AlphaNet)."""
+        if divergence not in ("kl", "alpha"):
+            raise unknown("divergence", divergence, ("kl", "alpha"))
+        student, taught = raw.float() / temperature, teacher.float() / temperature
+        loss = kl(student, taught) if divergence == "kl" else alpha_divergence(student, taught)
+        return {"cls": loss * temperature**2}
+
+    def decode(self, raw: Tensor, images: Tensor) -> tuple[Tensor]:
+        """Probabilities [B, nc]; they sum to 1."""
+        return (raw.float().softmax(1),)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Probabilities [B, nc]. Leaves train or eval mode as it was."""
+        with evaluating(self):
+            return self.decode(self.raw(images), images)[0]
