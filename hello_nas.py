@@ -256,6 +256,18 @@ def report(run_dir: Path, baselines: Path | None = None) -> None:
 
 
 @app.command
+def keys(block: str = "") -> None:
+    """Every key of an experiment file, its default and its meaning.
+
+    Args:
+        block: only those of a block or key, e.g. train, search.strategy, supernet.distil.
+    """
+    from experiments.config import describe_keys
+
+    print(describe_keys(block))
+
+
+@app.command
 def status(run_dir: Path) -> None:
     """One screen on a live, finished or killed run, given by its folder or its name below runs/."""
     from utils.results import status as describe

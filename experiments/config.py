@@ -6,14 +6,18 @@ or raises `UserError` with one line that names the key, the value and the neares
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from data.hyp import load_hyp
 from utils.errors import UserError, did_you_mean, unknown
@@ -52,10 +56,12 @@ class Sampling(NameAlone):
     """How random archs are drawn while a supernet trains (models/sampling.py): `uniform`, or
     `{name: best_of, k: 3}`."""
 
-    name: Literal["uniform", "stratified", "best_of"] = "uniform"
+    name: Literal["uniform", "stratified", "best_of"] = Field(
+        "uniform", description="uniform, stratified (by cost) or best_of (the lowest loss of k)"
+    )
     bins: int = Field(16, ge=1, description="of the cost, one as likely as the other")
     pool: int = Field(2000, ge=1, description="archs to fill them with")
-    key: Literal["gflops", "params_m"] = Field("gflops", description="which cost")
+    key: Literal["gflops", "params_m"] = Field("gflops", description="the cost that is meant")
     k: int = Field(3, ge=1, description="archs that best_of takes the one of lowest loss from")
     worst: bool = Field(False, description="the one of highest loss instead")
 
@@ -71,7 +77,9 @@ class Sampling(NameAlone):
 class SearchSettings(Strict):
     """The `search:` block."""
 
-    strategy: Named = Field(Named(name="evolution"), description="one of experiments/strategies/")
+    strategy: Named = Field(
+        Named(name="evolution"), description="random, evolution, rl, tpe, grid, pareto or predictor"
+    )
     engine: Literal["nni", "inline"] = Field(
         "nni", description="nni: one process a trial; inline: in process"
     )
@@ -84,10 +92,14 @@ class SearchSettings(Strict):
     )
     reward: Named = Field(
         Named(name="map"),
-        description="map, weighted_product or linear; or a Python file of yours with reward(metrics, ...)",
+        description="map (or accuracy), weighted_product, linear, or a Python file of yours with a function "
+        "reward(metrics, ...)",
     )
     limits: dict[str, str] = Field({}, description='hard limits, e.g. {gflops: "<= 4"}')
-    objectives: dict[str, Literal["max", "min"]] = Field({"map50_95": "max", "gflops": "min"})
+    objectives: dict[str, Literal["max", "min"]] = Field(
+        {"map50_95": "max", "gflops": "min"},
+        description="of the Pareto front, and of the strategies pareto and predictor",
+    )
     measure: list[str] = Field([], description="costs to measure beside params_m and gflops: latency_ms")
     top_k: int = Field(3, ge=1, le=100_000, description="architectures exported, with their weights")
     baseline: bool = Field(True, description="run the unsearched default of the space as trial 0")
@@ -105,7 +117,7 @@ class SupernetSettings(Strict):
         ["max", "random", "random", "min"], description="the archs of one step, on one batch; max comes first"
     )
     sampling: Sampling = Field(Sampling(), description="how random ones are drawn")
-    distil: Distil = Distil()
+    distil: Distil = Field(Distil(), description="what the others learn from the largest, and from teachers")
     devices: int = Field(1, ge=1, description="GPUs (or processes, on a CPU) that train it data-parallel")
     calibration: int = Field(
         256, ge=2, description="training images that an arch's batch norm is re-estimated on"
@@ -122,7 +134,7 @@ class SupernetSettings(Strict):
 class SampleSettings(Strict):
     """The `sample:` and `sample_accuracy:` blocks: archs whose cost, or whose accuracy too, is looked at."""
 
-    n: int = Field(10_000, ge=1, le=10_000_000, description="archs")
+    n: int = Field(10_000, ge=1, le=10_000_000, description="how many architectures")
     gflops: tuple[float, float] | None = Field(None, description="only archs between these, both included")
     traverse: bool = Field(False, description="walk through the space in even strides instead of drawing")
 
@@ -135,7 +147,7 @@ class SampleSettings(Strict):
 
 
 class SampleAccuracySettings(SampleSettings):
-    n: int = Field(200, ge=1, le=10_000_000, description="archs")
+    n: int = Field(200, ge=1, le=10_000_000, description="how many architectures")
 
 
 class RankSettings(Strict):
@@ -161,16 +173,22 @@ class Experiment(Strict):
     data: str = Field("data/digits.yaml", description="YOLO YAML, VOC folder or COCO JSON")
     imgsz: int = Field(64, ge=32, le=16_384, description="side of the square input, pixels; a multiple of 32")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="of weights, splits, the order of images and the strategy's choices"
+    )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads of a trial; default cores / concurrency"
     )
-    train: TrainSettings = TrainSettings()
-    search: SearchSettings = SearchSettings()
+    train: TrainSettings = Field(TrainSettings(), description="how a trial, or the supernet, is trained")
+    search: SearchSettings = Field(SearchSettings(), description="what is looked for, how, and how long")
     supernet: SupernetSettings | None = Field(None, description="train one set of weights for all archs")
-    sample: SampleSettings = SampleSettings()
-    sample_accuracy: SampleAccuracySettings = SampleAccuracySettings()
-    rank: RankSettings = RankSettings()
+    sample: SampleSettings = Field(SampleSettings(), description="archs whose costs are looked at")
+    sample_accuracy: SampleAccuracySettings = Field(
+        SampleAccuracySettings(), description="slices that are scored before the search"
+    )
+    rank: RankSettings = Field(
+        RankSettings(), description="archs trained from scratch, to be compared with their slices"
+    )
     retrain: dict[str, Any] = Field({}, description="what the retrain step changes of train: {epochs: 50}")
     finetune: dict[str, Any] = Field(
         {}, description="what the finetune step changes of a tenth of train's epochs at a tenth of its lr"
@@ -432,12 +450,46 @@ def unknown_key(dotted: str, source: str) -> UserError:
     return UserError(f"{source}: unknown key {dotted!r}{hint or '; known: ' + ', '.join(siblings)}")
 
 
-def known_keys(model: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
+def known_keys() -> list[str]:
     """Every dotted key an experiment file may hold."""
-    keys = []
+    return [key for key, _ in _fields(Experiment)]
+
+
+def describe_keys(block: str = "") -> str:
+    """Every key of an experiment, or of one of its blocks, with its default and meaning, from the models that
+    check them. UserError for a block that there is none of."""
+    fields = dict(_fields(Experiment))
+    wanted = [key for key in fields if not block or key == block or key.startswith(f"{block}.")]
+    if not wanted:
+        tops = [key for key in fields if any(k.startswith(f"{key}.") for k in fields)]
+        raise UserError(
+            f"unknown block {block!r}{did_you_mean(block, fields) or '; known: ' + ', '.join(tops)}"
+        )
+    heads = {key: f"{key}{_shown(fields[key])}" for key in wanted}
+    width = min(44, max(map(len, heads.values()))) + 2
+    lines: list[str] = []
+    for key, head in heads.items():
+        meaning = textwrap.wrap(fields[key].description or "", 110 - width, break_on_hyphens=False)
+        if len(head) >= width:
+            lines, head = [*lines, head], ""
+        lines += [f"{first:<{width}}{rest}" for first, rest in zip_longest([head], meaning, fillvalue="")]
+    return "\n".join(lines)
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """(dotted key, what the model says of it), blocks before what is in them."""
     for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        for inner in get_args(field.annotation) or (field.annotation,):  # of `X | None` both
+        yield prefix + name, field
+        for inner in get_args(field.annotation) or (field.annotation,):  # of `X | None` and `list[X]`, too
             if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not Named:
-                keys += known_keys(inner, f"{prefix}{name}.")
-    return keys
+                yield from _fields(inner, f"{prefix}{name}.")
+
+
+def _shown(field: FieldInfo) -> str:
+    """` = 6`, as one would write it; nothing for a block, ` (needed)` where there is no default."""
+    if field.is_required():
+        return " (needed)"
+    value = field.default
+    if isinstance(value, Named):
+        return f" = {value.name}"
+    return "" if isinstance(value, BaseModel) or value is None else f" = {json.dumps(value).strip(chr(34))}"

@@ -1,15 +1,22 @@
+import re
+
 import pytest
 
 from data.hyp import load_hyp
+from experiments import config
 from experiments.config import (
     ROOT,
+    describe_keys,
     finetune_settings,
     known_keys,
     load_experiment,
     rank_settings,
     retrain_settings,
 )
+from experiments.strategies import STRATEGIES
 from utils.errors import UserError
+from utils.rewards import REWARDS
+from utils.steps import STEPS
 
 SHIPPED = sorted((ROOT / "experiments").glob("*.yaml"))
 
@@ -146,6 +153,31 @@ def test_a_space_or_data_in_place_of_an_experiment(path, message):
 def test_a_missing_file_names_its_neighbour(file):
     with pytest.raises(UserError, match="no experiment file .*; did you mean 'x.yaml'"):
         load_experiment(file.with_name("xx.yaml"))
+
+
+def test_every_key_says_its_default_and_its_meaning():
+    lines = describe_keys().splitlines()
+    said = {line.split()[0]: line for line in lines if not line.startswith(" ")}
+    assert list(said) == known_keys()
+    assert "train.epochs = 6 " in said["train.epochs"] and "passes over" in said["train.epochs"]
+    assert "space (needed)" in said["space"] and "search.strategy = evolution " in said["search.strategy"]
+    for key, field in config._fields(config.Experiment):
+        assert field.description and len(field.description) >= 10, key
+    for name in (*STRATEGIES, *REWARDS):
+        assert re.search(rf"\b{name}\b", describe_keys("search").split("search.limits")[0]), name
+    block = describe_keys("supernet.sampling").splitlines()
+    assert block[1].startswith("supernet.sampling.name = uniform") and len(block) < 12
+    assert all(len(line) <= 110 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("head", "names"),
+    [("| `search.strategy`", STRATEGIES), ("| `search.reward`", REWARDS), ("| step |", STEPS)],
+)
+def test_the_tables_of_the_readme_name_all_there_is_and_nothing_else(head, names):
+    table = (ROOT / "README.md").read_text().split(head)[1].split("\n\n")[0]
+    said = re.findall(r"`([^`]+)`", " ".join(row.split("|")[1] for row in table.splitlines()[2:]))
+    assert set(said) - {"mine.py"} == set(names)
 
 
 def test_known_keys_are_the_shared_vocabulary():
