@@ -345,7 +345,9 @@ def main(argv: list[str] | None = None) -> int:
         app(argv, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except (UserError, cyclopts.CycloptsError) as error:
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        said = printable(" ".join(str(error).split()))
+        # A value that it shows may be of any length.
+        print(f"error: {said if len(said) <= 2000 else said[:2000] + '...'}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

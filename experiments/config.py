@@ -15,14 +15,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from data.hyp import load_hyp
-from utils.errors import UserError, did_you_mean, unknown
+from utils.errors import Malformed, UserError, did_you_mean, unknown
 from utils.settings import AUTO, Distil, TrainSettings
 from utils.steps import STEPS
+from utils.yaml_text import load_yaml, parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -361,10 +361,7 @@ def read_yaml_mapping(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.yaml")])
         raise UserError(f"no {what} file {str(path)!r}{near}")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8", errors="ignore"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    raw = load_yaml(path.read_text(encoding="utf-8", errors="ignore"), str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path} should be a mapping of keys to values, but holds a {type(raw).__name__}")
     return raw
@@ -375,8 +372,8 @@ def _split_override(item: str) -> tuple[list[str], Any]:
     if not equals or not key:
         raise UserError(f"{item!r} is neither a file nor key=value (for example train.epochs=3)")
     try:
-        return key.split("."), yaml.safe_load(value)
-    except yaml.YAMLError:
+        return key.split("."), parse_yaml(value)
+    except Malformed:
         return key.split("."), value  # `search.limits.gflops=<= 2` needs no quotes
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from utils.errors import UserError
+from utils.json_text import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def save_records(path: Path, facts: dict[str, Any], records: list[ProcessRecord]
 def load_records(path: Path) -> tuple[dict[str, Any], list[ProcessRecord]]:
     """What `save_records` wrote; nothing if there is no such file or it is not readable."""
     try:
-        raw = json.loads(path.read_text())
+        raw = parse_json(path.read_bytes())
         records = [ProcessRecord(**r) for r in raw.pop("processes", [])]
     except (OSError, ValueError, TypeError, AttributeError):
         return {}, []

@@ -27,6 +27,7 @@ from experiments.config import (
 from utils.errors import UserError
 from utils.files import write_bytes, write_text
 from utils.history import Arch, History, arch_key, read_lines
+from utils.json_text import parse_json
 from utils.settings import AUTO
 from utils.steps import STEPS
 
@@ -184,7 +185,7 @@ class RunFolder:
         """(number, parents) of an architecture that was submitted; every arch is submitted once in a run."""
         key = arch_key(arch)
         for line in read_lines(self.path / "asked.jsonl"):
-            entry = json.loads(line)
+            entry = parse_json(line)
             if arch_key(entry["arch"]) == key:
                 return entry["number"], tuple(entry.get("parents") or ())
         raise AssertionError(f"arch was never asked for: {key}")

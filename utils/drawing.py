@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,8 @@ def describe(trial: Trial, base: Arch | None, most: int = 12, name: str = "trial
 def is_number(value: Any) -> TypeGuard[float]:
     """Finite, and no bool; numpy scalars count."""
     kinds = int | float | np.integer | np.floating
-    return isinstance(value, kinds) and not isinstance(value, bool) and bool(np.isfinite(value))
+    good = isinstance(value, kinds) and not isinstance(value, bool)
+    return good and bool(abs(value) <= sys.float_info.max)  # NaN is not
 
 
 def y_axis(text: str) -> Figure:

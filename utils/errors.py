@@ -14,6 +14,11 @@ class UserError(ValueError):
     """
 
 
+class Malformed(ValueError):
+    """A text that is not the format it should be, or none that can be worked with: one line that goes on
+    after the name of the file, `is not YAML: ...`, with the place if it is known."""
+
+
 def printable(text: object) -> str:
     """A text that every terminal and file takes: control characters and broken bytes of names are escaped."""
     kept = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -9,13 +9,32 @@ import fcntl
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+from utils.json_text import parse_json
 
 Arch = dict[str, Any]
 STATES = ("complete", "infeasible", "failed")
+
+
+def is_real(value: Any) -> TypeGuard[float]:
+    """A number that can be compared: not NaN, not infinite, not true or false."""
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    return good and abs(value) <= sys.float_info.max  # NaN is not; nor whole numbers beyond all floats
+
+
+def fits(key: str, value: Any) -> bool:
+    """Whether a trial's field may hold this; what does not fit is as if it were not said."""
+    if key in ("reward", "seconds", "started"):
+        return is_real(value)
+    if key == "parents":
+        return isinstance(value, list) and all(type(number) is int for number in value)
+    kind = {"number": int, "seed": int, "state": str, "reason": str, "curve": list}.get(key, dict)
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def arch_key(arch: Mapping[str, Any]) -> str:
@@ -58,15 +77,17 @@ class Trial:
 
     @classmethod
     def from_json(cls, line: str) -> Trial:
-        """Read a line back, ignoring keys of later versions. ValueError for anything that is not a trial."""
-        raw = json.loads(line)
-        if not (
-            isinstance(raw, dict) and isinstance(raw.get("arch"), dict) and type(raw.get("number")) is int
-        ):
+        """Read a line back, ignoring keys of later versions and values of the wrong kind, whoever wrote them.
+        ValueError for anything that is not a trial: it lacks a number or an arch."""
+        raw = parse_json(line)
+        if not isinstance(raw, dict):
             raise ValueError(f"not a trial: {line[:80]!r}")
-        known = {k: raw[k] for k in cls.__dataclass_fields__ if k in raw}
-        known["parents"] = tuple(known.get("parents") or ())
-        known["metrics"] = {k: v for k, v in (known.get("metrics") or {}).items() if v is not None}
+        if type(raw.get("number")) is not int or not isinstance(raw.get("arch"), dict):
+            raise ValueError(f"not a trial: {line[:80]!r}")
+        known = {k: raw[k] for k in cls.__dataclass_fields__ if k in raw and fits(k, raw[k])}
+        known["parents"] = tuple(known.get("parents", ()))
+        known["metrics"] = {k: v for k, v in known.get("metrics", {}).items() if is_real(v)}
+        known["curve"] = [row for row in known.get("curve", ()) if isinstance(row, dict)]
         return cls(**known)
 
 

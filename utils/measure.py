@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from utils.cores import cores
 from utils.errors import UserError
 from utils.files import write_text
+from utils.json_text import parse_json
 from utils.precision import has_bf16
 
 
@@ -123,7 +124,7 @@ class Calibration:
     @classmethod
     def load(cls, path: Path) -> Calibration:
         try:
-            return cls(**json.loads(path.read_text()))
+            return cls(**parse_json(path.read_bytes()))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path} is not a latency calibration: {error}") from error
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.drawing import title
-from utils.errors import UserError
+from utils.errors import Malformed, UserError
 from utils.files import write_text
 from utils.history import Trial, read_lines
+from utils.json_text import parse_json
 from utils.pareto import knee
 from utils.progress import KINDS, SupernetInfo, supernet_info
 from utils.runs import (
@@ -31,6 +32,7 @@ from utils.runs import (
     top_trials,
 )
 from utils.steps import steps_line
+from utils.yaml_text import short
 
 SCHEMA = 1
 TABLE_METRICS = ("map50_95", "params_m", "gflops", "latency_ms")
@@ -191,8 +193,7 @@ def load_arch_file(path: str | Path) -> dict[str, Any]:
     """
     name = str(path)
     try:
-        text = Path(path).read_bytes().decode("utf-8")
-        record = json.loads(text, parse_constant=_no_constant)
+        record = parse_json(Path(path).read_bytes().decode("utf-8"), strict=True)
     except FileNotFoundError:
         raise UserError(f"no file {name!r}; expected an architecture, like runs/<name>/top/1.json") from None
     except IsADirectoryError:
@@ -203,14 +204,12 @@ def load_arch_file(path: str | Path) -> dict[str, Any]:
         raise UserError(f"cannot read {name!r}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{name!r} is a binary file, not JSON (weights go to --weights)") from None
-    except RecursionError:
-        raise UserError(f"{name!r} is nested too deeply to be an architecture") from None
-    except ValueError as error:
-        raise UserError(f"{name!r} is not JSON: {error}") from None
+    except Malformed as error:
+        raise UserError(f"{name!r} {error}") from None
     if isinstance(record, list):
         raise UserError(f"{name!r} holds a list of {len(record)}; give one architecture, like top/1.json")
     if not isinstance(record, dict):
-        raise UserError(f"{name!r} holds {type(record).__name__} {record!r}; expected a JSON object")
+        raise UserError(f"{name!r} holds {type(record).__name__} {short(record)}; expected a JSON object")
     arch = "subnet_settings" if "arch" not in record and "subnet_settings" in record else "arch"
     missing = [k for k in ("schema", "space", arch, "imgsz") if k not in record]
     if missing:
@@ -236,10 +235,6 @@ def load_arch_file(path: str | Path) -> dict[str, Any]:
 def _check(name: str, key: str, value: Any, kind: type, expected: str) -> None:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(f"{name!r}: {key} is {value!r}; expected {expected}")
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON value")
 
 
 def _dumps(value: Any) -> str:
@@ -315,7 +310,7 @@ def _in_flight(run: Run) -> list[int]:
     asked = []
     for line in read_lines(run.folder / "asked.jsonl"):
         try:
-            asked.append(json.loads(line)["number"])
+            asked.append(parse_json(line)["number"])
         except (ValueError, TypeError, KeyError):
             continue
     return sorted(n for n in set(asked) if isinstance(n, int) and n not in done)

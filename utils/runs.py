@@ -6,18 +6,19 @@ and versions when they are there. So a stopped, crashed or foreign run can be re
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils.drawing import is_number
 from utils.errors import UserError
 from utils.history import History, Trial
+from utils.json_text import parse_json
 from utils.pareto import pareto_front
 from utils.rewards import QUALITIES
+from utils.yaml_text import parse_yaml
 
 COSTS = ("gflops", "params_m", "latency_ms")
 MAIN = tuple(keys[0] for keys in QUALITIES.values())  # what a history without an experiment is judged by
@@ -77,7 +78,7 @@ def read_run(run_dir: str | Path) -> Run:
         raise UserError(f"no run folder {str(run_dir)!r}; expected a folder that holds history.jsonl")
     if not path.exists() and not (folder / "experiment.yaml").exists():
         raise UserError(f"{str(folder)!r} holds no history.jsonl; give the folder of a run, like runs/<name>")
-    everything = [_sound(t) for t in History(path).load()]
+    everything = History(path).load()
     if not everything and path.exists() and (path.stat().st_size > 0 or given.is_file()):
         raise UserError(f"{str(path)!r} holds no trial that can be read; expected one JSON object a line")
     trials = [t for t in everything if t.state != "infeasible"]
@@ -105,19 +106,7 @@ def _supernet_facts(folder: Path) -> dict[str, Any]:
 
 def sampled(run: Run) -> list[Trial]:
     """Architectures that were scored as slices of the supernet before the search; [] without any."""
-    return [_sound(t) for t in History(run.folder / "sample_accuracy" / "history.jsonl").load()]
-
-
-def _sound(trial: Trial) -> Trial:
-    """A trial whose numbers are numbers: a foreign file may hold anything."""
-    return replace(
-        trial,
-        metrics={k: v for k, v in trial.metrics.items() if is_number(v)},
-        reward=trial.reward if is_number(trial.reward) else None,
-        seconds=trial.seconds if is_number(trial.seconds) else 0.0,
-        started=trial.started if is_number(trial.started) else 0.0,
-        curve=[e for e in trial.curve or [] if isinstance(e, dict)],
-    )
+    return History(run.folder / "sample_accuracy" / "history.jsonl").load()
 
 
 def _objectives(given: Any, trials: Sequence[Trial]) -> dict[str, str]:
@@ -261,18 +250,16 @@ def run_state(run: Run) -> str:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping, or {} for a file that is absent or damaged: the history alone must do."""
-    import yaml
-
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        value = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -19,19 +19,19 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from nni.nas.space import ModelStatus
 from nni.nas.strategy.middleware import Chain, Filter, StrategyMiddleware
 
 from utils.errors import UserError
-from utils.history import Arch, History, Trial, append_line, arch_key, read_lines
+from utils.history import Arch, History, Trial, append_line, arch_key, is_real, read_lines
+from utils.json_text import parse_json
 from utils.limits import Limit, broken, violation
 
 if TYPE_CHECKING:
@@ -330,7 +330,7 @@ class Ledger(StrategyMiddleware):
         """
         reported = self._reported.get(model)
         values = reported if isinstance(reported, dict) else {"default": reported}
-        metrics = {name: float(v) for name, v in values.items() if _is_number(v)}
+        metrics = {name: float(v) for name, v in values.items() if is_real(v)}
         reward = metrics.pop("default", None)
         reason = None
         if status != ModelStatus.Trained:
@@ -432,7 +432,7 @@ def _read_asked(path: Path) -> dict[str, Asked]:
     asked: dict[str, Asked] = {}
     for line in read_lines(path):
         try:
-            raw = json.loads(line)
+            raw = parse_json(line)
             entry = Asked(
                 int(raw["number"]),
                 dict(raw["arch"]),
@@ -443,7 +443,3 @@ def _read_asked(path: Path) -> dict[str, Asked]:
             continue
         asked[arch_key(entry.arch)] = entry
     return asked
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

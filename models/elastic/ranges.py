@@ -25,6 +25,8 @@ WHOLE = (
     "kernel_size",
     "group_width",
 )  # numbers from 1; a plugin's own dims may be else
+MOST_BLOCKS = 1000  # of a stage
+MOST_VALUES = 10_000  # of one dim; a slip of the finger should not fill the memory
 RANGE_KEYS = ("min", "max", "stride", "middle", "values", "dynamic_range", "space")
 SAMPLE_KEYS = ("sample", "sample_strategy", "order")
 
@@ -55,10 +57,15 @@ def read_part(name: str, given: Any, known: Mapping[str, Any]) -> Part:
         for values in range_.values if dim in WHOLE else ():
             if any(not isinstance(v, int) or v < 1 for v in values):
                 raise UserError(f"{name}.{dim} should be whole numbers, 1 or more, got {values}")
+        for values in range_.values if dim == "expand_ratio" else ():
+            if any(isinstance(v, str) or v <= 0 for v in values):
+                raise UserError(f"{name}.{dim} should be positive numbers, got {values}")
+    most: list[Any] = [max(values) for values in ranges["depth"].values]
+    if max(most) > MOST_BLOCKS:
+        raise UserError(f"{name}.depth should be {MOST_BLOCKS} blocks a stage at most")
 
     part = Part(name, ranges)
     part.depth = [blocks[0] for blocks in _dims(f"{name}.depth", ranges["depth"], [1] * stages, [])]
-    most: list[Any] = [max(values) for values in ranges["depth"].values]
     for dim in known:
         if dim != "depth":
             part._dims[dim] = _dims(f"{name}.{dim}", ranges[dim], most, part.depth)
@@ -132,6 +139,8 @@ def _steps(where: str, written: Mapping[str, Any], stages: int) -> list[list[Val
         if a > b:
             raise UserError(f"{where}: min {a} is above max {b} in stage {i}")
         n = round((b - a) / step)
+        if n > MOST_VALUES:
+            raise UserError(f"{where}: from {a} to {b} by {step} are {n + 1} values in stage {i}, too many")
         if abs(a + n * step - b) > 1e-9 * max(1, abs(b)):
             raise UserError(
                 f"{where}: stride {step} from {a} misses max {b} in stage {i}; nearest is {a + n * step:g}"

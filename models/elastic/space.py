@@ -25,7 +25,7 @@ from models.elastic.composed import beside, compose
 from models.elastic.parts import Part
 from models.elastic.ranges import read_part, read_resolution
 from models.space import Arch, Choice, LabelledSpace, Take, Value, check_side, known_values
-from models.yaml_file import positive, read_mapping
+from models.yaml_file import check_numbers, positive, read_mapping
 from utils.errors import UserError, unknown
 
 KEYS = ("name", "network", "nc", "ch", "resolution", "options")
@@ -62,6 +62,8 @@ class ElasticSpace(LabelledSpace):
         for key in self.model:
             if key not in KEYS and key not in self.composed.parts:
                 raise unknown("key of a space YAML", key, [*KEYS, *self.composed.parts])
+            if key != "name":
+                check_numbers(str(key), self.model[key])
         self.name = str(self.model.get("name") or self.composed)
         self.nc = positive("nc", self.model.get("nc") if nc is None else nc)
         self.ch = positive("ch", ch or self.model.get("ch") or 3)

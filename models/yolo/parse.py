@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from models.space import Choice, Value
-from models.yaml_file import positive, read_mapping
+from models.yaml_file import check_numbers, positive, read_mapping
 from models.yolo.blocks import BLOCKS, Shape, Tally, check_arguments, repeats_inside, scales_width
 from utils.errors import UserError, unknown
 
 ACTIVATIONS = ("SiLU", "Identity", "ReLU", "ReLU6", "LeakyReLU", "Hardswish", "GELU", "Mish")
 PROBE = 256  # side of the image with which shapes and strides are worked out, as Ultralytics does
 
+MOST_BLOCKS = 1000  # of a row; a slip of the finger should not fill the memory
 # What the NAS blocks offer unless the file's `choices:` or the row's own {...} says otherwise.
 OPTIONS: dict[str, dict[str, Any]] = {
     "NASConv": {"kernel": ["k", "k-2", "k+2"], "act": ["SiLU", "Identity", "ReLU"]},
@@ -177,6 +178,9 @@ def parse(model: dict[str, Any], nc: int | None = None, ch: int | None = None) -
     if not isinstance(model, dict):
         raise UserError(f"not a detector: expected nc, backbone and head, got {_short(model)}")
     given_rows = _raw_rows(model)
+    for key in KEYS:
+        if key not in ("name", "scale", "anchors"):
+            check_numbers(key, model.get(key))
     notices = []
     for key in (key for key in model if key not in KEYS):
         if get_close_matches(str(key), KEYS, cutoff=0.75):  # a slip; anything else is somebody's own note
@@ -265,8 +269,8 @@ def _resolve(raw: list[Any], i: int, nc: int, depth: float, width: float, widest
     if not isinstance(module, str) or module not in BLOCKS:
         raise unknown(f"module in row {i}", module, BLOCKS)
     with naming(i, module):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise UserError(f"number should be 1 or more, got {number!r}")
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MOST_BLOCKS:
+            raise UserError(f"number should be 1 to {MOST_BLOCKS}, got {number!r}")
         _check_source(source, i, many=module in ("Concat", "Detect"))
         args = [_literal(a, nc) for a in args]
         if module in OPTIONS and args and isinstance(args[-1], dict):
@@ -304,8 +308,8 @@ def _literal(arg: Any, nc: int) -> Any:
     if arg == "nc":
         return nc
     try:
-        return ast.literal_eval(arg)
-    except (ValueError, SyntaxError):
+        return ast.literal_eval(arg) if len(arg) < 200 else arg
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return arg
 
 
@@ -424,6 +428,8 @@ def _kernels(given: Any, k: int, s: int, p: int) -> tuple[str, ...]:
 
 def _depths(given: Any, n: int) -> tuple[int, ...]:
     found = [_relative("depth", item, "n", n) for item in _items("depth", given, n)]
+    if max(found, default=0) > MOST_BLOCKS:
+        raise UserError(f"depth should be {MOST_BLOCKS} at most, got {max(found)}")
     return tuple(_stock_first("depth", [d for d in found if d >= 1], n, given))
 
 
@@ -453,7 +459,7 @@ def _items(option: str, given: Any, n: int = 0) -> list[Any]:
 
 def _relative(option: str, item: Any, letter: str, value: int) -> int:
     """A number as written, or `k`, `k+2`, `n-1` relative to the row's own."""
-    match = re.fullmatch(rf"{letter}(?:\s*([+-])\s*(\d+))?|(\d+)", str(item))
+    match = re.fullmatch(rf"{letter}(?:\s*([+-])\s*(\d{{1,6}}))?|(\d{{1,6}})", str(item))
     if not match or isinstance(item, bool):
         raise UserError(f"{option} should be whole numbers or {letter}, {letter}+2, {letter}-2, got {item!r}")
     if match[3]:

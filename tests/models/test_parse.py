@@ -176,7 +176,7 @@ def broken(i, row):
         (broken(0, [-1, 1, ["NASConv"], [8]]), "unknown module in row 0"),
         (broken(0, [-1, 1, 7, [8]]), "unknown module in row 0 '7'"),
         (broken(0, [-1, "NASConv", [8, 3, 2]]), "row 0 should read \\[from, number, module, \\[args\\]\\]"),
-        (broken(0, [-1, 0, "NASConv", [8, 3, 2]]), "row 0, NASConv: number should be 1 or more, got 0"),
+        (broken(0, [-1, 0, "NASConv", [8, 3, 2]]), "row 0, NASConv: number should be 1 to 1000, got 0"),
         (broken(0, [-1, 4, "NASConv", [8, 3, 2]]), "row 0, NASConv: cannot be repeated, got number 4"),
         (broken(1, [-1, 2, "Conv", [16, 3]]), "row 1, Conv: 2 copies in a row need .* got 8 -> 16"),
         (broken(1, [5, 1, "NASC3", [16]]), "row 1, NASC3: reads row 5, but rows 0 to 0 exist before it"),

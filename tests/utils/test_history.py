@@ -40,6 +40,36 @@ def test_foreign_lines_and_unknown_keys_are_tolerated(tmp_path):
     assert [t.number for t in History(path).load()] == [1]
 
 
+ODD = {
+    "deep lists": '{"number": 1, "arch": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}}",
+    "deep objects": '{"number": 1, "arch": ' + '{"a": ' * 100_000 + "1" + "}" * 100_000 + "}",
+    "a few hundred levels": '{"number": 1, "arch": {"a": ' + "[" * 300 + "]" * 300 + "}}",
+    "no object": "[1, 2]",
+    "no arch": '{"number": 1}',
+    "a number that is none": '{"number": 1.5, "arch": {}}',
+    "an arch that is none": '{"number": 1, "arch": [1]}',
+    "a number of many digits": '{"number": ' + "9" * 5000 + ', "arch": {}}',
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_line_that_is_no_trial_is_left_out(name, tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text(ODD[name] + "\n" + Trial(2, {"a": 1}).to_json() + "\n")
+    assert History(path).load() == [Trial(2, {"a": 1})]
+
+
+def test_values_of_the_wrong_kind_are_as_if_they_were_not_said():
+    line = {"number": 4, "arch": {"a": 1}, "metrics": {"map50_95": "high", "gflops": 2, "x": 1e999}}
+    line |= {"reward": "0.5", "seconds": None, "started": [], "parents": "12", "reason": 7, "seed": True}
+    line |= {"curve": [3, {"loss": 1.0}], "state": ["complete"]}
+    found = Trial.from_json(json.dumps(line))
+    assert found == Trial(4, {"a": 1}, {"gflops": 2}, curve=[{"loss": 1.0}])
+    for key in ("metrics", "curve", "parents"):
+        assert Trial.from_json(json.dumps({"number": 4, "arch": {}, key: 5})) == Trial(4, {})
+    assert Trial.from_json('{"number": 4, "arch": {}, "reward": ' + "9" * 400 + "}").reward is None
+
+
 def _append_many(path, first):
     for number in range(first, first + 25):
         History(path).append(Trial(number, {"a": "x" * 5000}))

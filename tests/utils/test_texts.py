@@ -8,7 +8,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.parsing import DEEPEST, Malformed, parse_json, parse_yaml
+from utils.errors import Malformed, UserError
+from utils.json_text import parse_json
+from utils.yaml_text import DEEPEST, load_yaml, parse_yaml, short
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
@@ -18,18 +20,18 @@ MERGES = "a0: &a0 {k: 1}\n" + "".join(
 )
 CHAIN = "- &a0 [x]\n" + "".join(f"- &a{i} [*a{i - 1}]\n" for i in range(1, 5000))
 YAMLS = {
-    "flow levels": ("a: " + "[" * 100_000, "nested more than 100 levels deep at line 1"),
-    "flow mappings": ("{a: " * 100_000, "nested more than 100 levels deep"),
-    "block levels": ("- " * 100_000 + "x", "nested more than 100 levels deep"),
+    "flow levels": ("a: " + "[" * 100_000, "nested too deeply, more than 100 levels at line 1"),
+    "flow mappings": ("{a: " * 100_000, "nested too deeply, more than 100 levels"),
+    "block levels": ("- " * 100_000 + "x", "nested too deeply, more than 100 levels"),
     "indents": (
         "".join(f"{' ' * i}a:\n" for i in range(1000)),
-        "nested more than 100 levels deep at line 101",
+        "nested too deeply, more than 100 levels at line 101",
     ),
-    "a billion laughs": (LAUGHS, "its aliases stand for more than 100000 values at line 6"),
-    "a billion merges": (MERGES, "its aliases stand for more than 100000 values"),
-    "a chain of aliases": (CHAIN, "nested more than 100 levels deep at line 101"),
-    "a list in itself": ("a: &a [*a]", "the alias *a stands for something that contains it at line 1"),
-    "a mapping in itself": ("&a {b: {c: *a}}", "the alias *a stands for something that contains it"),
+    "a billion laughs": (LAUGHS, "its aliases (*) stand for more than 1,000,000 values at line 7"),
+    "a billion merges": (MERGES, "its aliases (*) stand for more than 1,000,000 values"),
+    "a chain of aliases": (CHAIN, "nested too deeply, more than 100 levels at line 101"),
+    "a list in itself": ("a: &a [*a]", "its aliases (*) stand for themselves: *a at line 1"),
+    "a mapping in itself": ("&a {b: {c: *a}}", "its aliases (*) stand for themselves: *a"),
     "no such anchor": ("a: *b", "found undefined alias 'b' at line 1"),
     "an open list": ("a: 1\nb: [1, 2\n", "expected ',' or ']', but got '<stream end>' at line 3"),
     "two documents": ("a: 1\n---\nb: 2\n", "but found another document at line 2"),
@@ -46,7 +48,7 @@ YAMLS = {
 JSONS = {
     "lists": ("[" * 100_000 + "]" * 100_000, "it is nested too deeply"),
     "objects": ('{"a":' * 100_000 + "1" + "}" * 100_000, "it is nested too deeply"),
-    "a few hundred": ("[" * 500 + "]" * 500, "it is nested more than 100 levels deep"),
+    "a few hundred": ("[" * 500 + "]" * 500, "it is nested too deeply, more than 100 levels"),
     "open": ('{"a": ', "Expecting value: line 1 column 7 (char 6)"),
     "a number of many digits": ("[" + "9" * 5000 + "]", "Exceeds the limit"),
     "no text": (b"\xff\xfe\x00\x01\x02", ""),
@@ -77,8 +79,12 @@ def test_what_people_write_is_read_as_before():
     shared = "base: &base {epochs: 3, lr: [1e-3, 0.1]}\nlong: {<<: *base, epochs: 60}\nsame: *base\n"
     assert parse_yaml(shared) == yaml.safe_load(shared)
     assert parse_yaml("") is None and parse_yaml("a: 2024-01-02") == yaml.safe_load("a: 2024-01-02")
-    many = "names: &n [" + ", ".join(map(str, range(60_000))) + "]\nagain: *n\n"
-    assert len(parse_yaml(many)["again"]) == 60_000
+    assert parse_yaml("names: [no, 007, {1e3: yes}]\nb: no", as_text=("names",)) == {
+        "names": ["no", "007", {"1e3": "yes"}],
+        "b": False,
+    }
+    many = "names: &n [" + ", ".join(map(str, range(6_000))) + "]\nagain: *n\n"
+    assert len(parse_yaml(many)["again"]) == 6_000
     assert parse_yaml("[" * DEEPEST + "]" * DEEPEST) is not None  # the limit itself
     with pytest.raises(Malformed):
         parse_yaml("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1))
@@ -87,6 +93,12 @@ def test_what_people_write_is_read_as_before():
         parse_json("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1))
     assert parse_json("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), deepest=None) is not None
     assert parse_json('{"a": [1, 2.5, null, "x"]}') == {"a": [1, 2.5, None, "x"]}
+
+
+def test_the_error_of_a_user_names_the_file_and_shows_a_part_of_the_value():
+    with pytest.raises(UserError, match=r"^space s.yaml is not YAML: found undefined alias 'b' at line 2$"):
+        load_yaml("c: 1\na: *b", "space s.yaml")
+    assert short("a\nb") == r"'a\nb'" and short([0] * 100) == "[" + "0, " * 18 + "0," + "..."
 
 
 VALUES = st.recursive(
