@@ -245,7 +245,8 @@ def _read_or_recall(path: Path, cache: Path, task: str) -> Reading:
     """The reading of `path` from the cache if nothing changed since, else from the source."""
     from data.images import contents, fingerprint
 
-    memory = cache / f"{path.stem or 'data'}-{hashlib.sha1(str(path).encode()).hexdigest()[:12]}.npz"
+    stem = printable(path.stem).replace("\\", "_")[:40] or "data"
+    memory = cache / f"{stem}-{hashlib.sha1(os.fsencode(path)).hexdigest()[:12]}.npz"
     if memory.exists():
         recalled = _recall(memory, fingerprint)
         if recalled and (task == "classify" or recalled.format != "ImageFolder"):

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from tests.data.make import image, voc_xml, yolo_set
 from utils.errors import UserError
 from utils.offline import quiet_ultralytics
 
+ROOT = Path(__file__).resolve().parents[2]
 BOX = "0 0.5 0.5 0.5 0.5\n"
 CARD = "train: images/train\nval: images/val\nnames: [cat, dog]\n"
 
@@ -325,6 +329,18 @@ def test_names_that_no_terminal_takes(tmp_path, capsys):
     assert len(again.splits["train"]) == 7
     root = card(root, 'train: images/train\nnames: ["a\\e[31mb", "c\\td"]\n')
     assert r"a\x1b[31mb" in opened(root, tmp_path).summary()
+
+
+def test_a_terminal_of_few_letters_and_a_folder_of_broken_bytes(tmp_path):
+    root = yolo_set(tmp_path / os.fsdecode(b"sur\xe9"))
+    card(root, CARD.replace("cat", "grün"))
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    command = [sys.executable, str(ROOT / "hello_nas.py"), "data", root, "--to", tmp_path / "out"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"sur\udce9" in done.stdout and r"gr\xfcn" in done.stdout
+    again = subprocess.run(command, env=env, capture_output=True, text=True)  # OUT is there by now
+    assert again.returncode == 2 and again.stderr.startswith("error: ") and again.stderr.count("\n") == 1
 
 
 # The YAML -------------------------------------------------------------------------------------------------

@@ -295,6 +295,23 @@ def test_pictures_are_prepared_as_for_validation(lively, pictures):
         np.testing.assert_allclose(found["boxes"], boxes, atol=1e-3)
 
 
+def test_formats_that_nobody_writes_become_png_and_16_bits_are_as_in_training(lively, tmp_path):
+    import cv2
+    from PIL import Image
+
+    source = tmp_path / "in"
+    source.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    for name in ("a.mpo", "a.jp2", "a.gif", "a.webp"):
+        Image.fromarray(noise).save(source / name)
+    assert cv2.imwrite(str(source / "a.tiff"), noise.astype(np.uint16) * 257)
+    (source / "float.tif").write_bytes(b"II*\0")
+    done = predict(lively, source, tmp_path / "out", conf=1.0, device="cpu")
+    assert [p.name for p in done.written] == ["a.gif", "a.jp2.png", "a.mpo.png", "a.tiff", "a.webp"]
+    assert np.array_equal(cv2.imread(str(tmp_path / "out" / "a.tiff")), noise)
+    assert [p.name for p, _ in done.unreadable] == ["float.tif"]
+
+
 def test_a_video(lively, tmp_path):
     import cv2
 
