@@ -16,6 +16,7 @@ import torch
 from data.dataset import Dataset
 from data.hyp import load_hyp
 from experiments.config import Experiment
+from experiments.gpus import gpus_to_share, training_device
 from experiments.inputs import open_data, open_space
 from experiments.run_folder import RunFolder
 from experiments.tasks import TASKS, Task
@@ -52,7 +53,7 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        return resolve_device(self.exp.device)
+        return resolve_device(training_device(self.exp.device))
 
     @property
     def task(self) -> Task:
@@ -223,6 +224,12 @@ def training_loader(job: Job, split: str, side: int) -> Any:
         workers=workers_of(job),
         epochs=exp.train.epochs,
     )
+
+
+def gpus_of(job: Job) -> tuple[str, ...]:
+    """The GPUs that trainings on this machine share, as CUDA_VISIBLE_DEVICES names them; none for a CPU."""
+    indices = (job.exp.search.training_service or {}).get("gpu_indices")
+    return gpus_to_share(job.exp.device, indices) if job.device.type == "cuda" else ()
 
 
 def workers_of(job: Job) -> int:

@@ -11,6 +11,8 @@ bad_metric      a result of None, NaN or without 'default' hangs the search, or 
 lost_models     the end of a model that the strategy no longer holds is never told
 dead_listener   when the manager ends, or says something unknown, the strategy waits for ever
 all_interfaces  the server listens on every interface, without a password
+one_gpu         a machine's last GPU is given to no trial, and the manager tries for ever without a pause
+any_file        the server returns any file of its user, and does what foreign pages ask for (nni_preload.js)
 left_behind     SIGTERM or SIGKILL leave the manager, its port and running trials
 impatience      a manager that needs more than 3 s to start is given up
 cold_trials     every trial spends 6 to 11 s on imports (warm_server.py)
@@ -42,7 +44,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.processes import ProcessRecord, interruptible, load_records, save_records, stop_leftovers
+from experiments.gpus import HANDED_OUT
+from experiments.processes import (
+    ProcessRecord,
+    interruptible,
+    load_records,
+    reached_directly,
+    save_records,
+    stop_leftovers,
+)
 from experiments.runtime_settings import (
     Outcome,
     SearchRuntime,
@@ -51,7 +61,6 @@ from experiments.runtime_settings import (
     is_remote,
     manager_environment,
     resolve,
-    trials_per_gpu,
 )
 from experiments.warm_server import CLIENT, WarmServer
 from utils.errors import UserError, unknown
@@ -63,6 +72,7 @@ with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
     import requests
     from nni.experiment import RunMode, launcher, rest
     from nni.experiment.config.training_services import LocalConfig, RemoteConfig, RemoteMachineConfig
+    from nni.experiment.data import TrialJob
     from nni.nas.evaluator import FunctionalEvaluator
     from nni.nas.execution import SequentialExecutionEngine, TrainingServiceExecutionEngine, event
     from nni.nas.execution import training_service as nni_engine
@@ -78,6 +88,7 @@ __all__ = ["Outcome", "SearchRuntime", "run_search", "view"]
 log = logging.getLogger(__name__)
 NNI_HOME = Path.home() / "nni-experiments"  # where nnictl looks; it has no option
 MANAGER = "NNI manager"
+OVER = ("DONE", "STOPPED")  # states of the manager in which it starts no trial
 
 
 # ---- a search ----
@@ -96,7 +107,7 @@ def run_search(
     evaluate:  importable function `(model, **arguments)`; it reports through experiments.trial
     arguments: JSON values
     When this returns, no process and no port of it is left, however it ended. Raises UserError for a taken
-    port and other settings that cannot work, before anything was started.
+    port and other settings that cannot work, before anything was started, and where NNI's manager fails.
     """
     target = importable(evaluate)
     json.dumps(dict(arguments))
@@ -106,7 +117,7 @@ def run_search(
     experiment = SafeExperiment(space, evaluator, strategy, build_config(runtime), runtime, announce)
     quiet_nni()
     started = time.monotonic()
-    with interruptible() as interruption:
+    with reached_directly(runtime.host), interruptible() as interruption:
         interruption.hurry = experiment.kill
         try:
             experiment.warm_up(target, arguments)
@@ -117,6 +128,10 @@ def run_search(
         finally:
             interruption.stopping = True
             experiment.tear_down()
+    if experiment.failure is not None:
+        raise UserError(
+            f"NNI's manager failed: {experiment.failure}; finished trials are kept, --resume goes on"
+        )
     if status == "stopped":
         announce("the search was stopped from outside (nnictl or the web UI); finished trials are kept")
     seconds = time.monotonic() - started
@@ -147,7 +162,7 @@ def view(
     config = build_config(runtime).canonical_copy()
     quiet_nni()
     nodes: list[subprocess.Popen[bytes]] = []
-    with interruptible() as interruption:
+    with reached_directly(runtime.host), interruptible() as interruption:
         interruption.hurry = lambda: nodes[0].kill() if nodes else None
         try:
             with ready_for_manager(runtime, None, nodes.append):
@@ -198,22 +213,20 @@ def build_config(runtime: SearchRuntime) -> NasExperimentConfig:
     config.experiment_working_directory = str(NNI_HOME)
     config.trial_concurrency = runtime.concurrency
     config.max_trial_number = runtime.max_trials
-    config.trial_gpu_number = runtime.gpus_per_trial
     if runtime.max_trial_seconds is not None:
         config.max_trial_duration = math.ceil(runtime.max_trial_seconds)
     if is_remote(runtime):
+        config.trial_gpu_number = runtime.gpus_per_trial
+        if runtime.gpus_per_trial:
+            config._trial_command_params = {"envs": f"{HANDED_OUT}=cuda"}
         assert runtime.training_service is not None
         machines = [RemoteMachineConfig(**machine) for machine in runtime.training_service["machine_list"]]
         config.training_service = RemoteConfig(machine_list=machines)
         config.nni_manager_ip = runtime.training_service.get("nni_manager_ip")
         return config
     config.training_service = LocalConfig()
-    if runtime.gpus_per_trial:
-        import torch
-
-        config.training_service.use_active_gpu = True
-        gpus = torch.cuda.device_count()
-        config.training_service.max_trial_number_per_gpu = trials_per_gpu(runtime, gpus)
+    if runtime.gpus_per_trial == 0:
+        config.trial_gpu_number = 0  # hides them; where there is more to give, nni_preload.js does (one_gpu)
     config._trial_command_params = {
         "python": f"{shlex.quote(sys.executable)} -S -E {shlex.quote(str(CLIENT))}",
     }
@@ -320,6 +333,8 @@ class SafeEngine(TrainingServiceExecutionEngine):
         self.deadline = deadline
         self.trials = 0
         self.gone = False  # the manager will tell us nothing more
+        self.cut_short = False  # it takes no more trials, and that was not our wish
+        self.failure: str | None = None  # what went wrong in it, one line
         self._running: dict[int, ExecutableModelSpace] = {}  # by parameter id
         self._problems: dict[int, str] = {}  # parameter id -> what is wrong with what it reported
         self._ran: dict[str, int] = {}  # trial job -> the parameters that it says it ran
@@ -330,6 +345,7 @@ class SafeEngine(TrainingServiceExecutionEngine):
             super().__init__(experiment)
         finally:
             nni_engine.TunerCommandChannel = stock
+        self._current_parameter_id = -1  # a new experiment has none; NNI would read what others submitted
         self._channel.on_terminate(lambda _: self.manager_gone())
 
     # What strategies call, in the main thread.
@@ -355,13 +371,19 @@ class SafeEngine(TrainingServiceExecutionEngine):
             return False
         if self.max_trials is not None and self.trials >= self.max_trials:
             return False
-        return self._manager_status() in ("INITIALIZED", "RUNNING", "TUNER_NO_MORE_TRIAL")
+        status = self._manager_status()
+        if status in ("INITIALIZED", "RUNNING", "TUNER_NO_MORE_TRIAL"):
+            return True
+        self.cut_short = True  # by a limit that is not ours: somebody has set one in the web UI
+        if status in OVER:
+            self.manager_gone()  # what it has not started by now it never will
+        return False
 
     def wait_models(self, *models: ExecutableModelSpace) -> None:
         """Until these models, or all, have ended. NNI looks once a second, at the end seven times in vain."""
         with self._changed:
             while any(not models or model in models for model in self._running.values()):
-                if not self._changed.wait(2.0) and self._manager_status() in ("DONE", "STOPPED"):
+                if not self._changed.wait(2.0) and self._manager_status() in OVER:
                     self.manager_gone()
         self._raise_strategy_error()
 
@@ -443,7 +465,8 @@ class SafeEngine(TrainingServiceExecutionEngine):
         except Exception:  # refused, reset, timed out: as good as stopped; the listener will notice, too
             return "STOPPED"
         if answer["status"] == "ERROR" and not self.gone:
-            raise RuntimeError(f"NNI's manager failed: {'; '.join(answer.get('errors', []))}")
+            self.failure = " ".join("; ".join(answer.get("errors", [])).split())
+            self.manager_gone()
         return str(answer["status"])
 
     @contextmanager
@@ -568,7 +591,11 @@ class SafeExperiment(NasExperiment):
 
     @property
     def stopped_from_outside(self) -> bool:
-        return isinstance(self._engine, SafeEngine) and self._engine.gone
+        return isinstance(self._engine, SafeEngine) and (self._engine.gone or self._engine.cut_short)
+
+    @property
+    def failure(self) -> str | None:
+        return self._engine.failure if isinstance(self._engine, SafeEngine) else None
 
     # What NasExperiment calls.
 
@@ -581,6 +608,15 @@ class SafeExperiment(NasExperiment):
 
     def executable_model_factory(self, config: Any) -> ExecutableModelSpace:
         return VisibleModelSpace.from_model(self.model_space, self.evaluator)
+
+    def list_trial_jobs(self) -> list[TrialJob]:
+        """Without those that somebody submitted by hand, whose parameters NNI cannot read."""
+        jobs = rest.get(self.port, "/trial-jobs")
+        return [
+            TrialJob(**job)
+            for job in jobs
+            if all(json.loads(p).get("parameter_id") is not None for p in job.get("hyperParameters") or ())
+        ]
 
     def save_checkpoint(self) -> None:
         """Only the settings, which NNI's own `view` reads: the strategy's state is the history."""

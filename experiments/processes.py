@@ -114,6 +114,33 @@ def check_port(host: str, port: int, option: str = "--port") -> None:
             raise UserError(f"port {port} is taken{_owner(port)}: give another one with {option}") from None
 
 
+def without_proxy(host: str = "127.0.0.1") -> dict[str, str]:
+    """Environment in which this machine is reached without the proxy that http_proxy, ALL_PROXY, ... name.
+
+    The search, NNI's manager and the trials talk to each other; the Internet keeps its proxy.
+    """
+    said = [os.environ.get(name) for name in ("no_proxy", "NO_PROXY")]
+    hosts = [part.strip() for text in filter(None, said) for part in text.split(",")]
+    value = ",".join(dict.fromkeys(filter(None, [*hosts, "localhost", "127.0.0.1", "::1", host])))
+    return {"no_proxy": value, "NO_PROXY": value}
+
+
+@contextmanager
+def reached_directly(host: str) -> Iterator[None]:
+    """`without_proxy` for this process and whatever it starts meanwhile."""
+    wanted = without_proxy(host)
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A port nobody listens on now, chosen by the system."""
     return _bind(host, 0)

@@ -22,7 +22,15 @@ import torch
 from tqdm.auto import tqdm
 
 from experiments.config import rank_settings
-from experiments.evaluators import Job, prepare, threads_of, train_and_measure, with_schedule
+from experiments.evaluators import (
+    Job,
+    gpus_of,
+    prepare,
+    threads_of,
+    train_and_measure,
+    with_schedule,
+)
+from experiments.gpus import hand_out
 from experiments.run_folder import RunFolder
 from experiments.supernet import score_slice, trained_supernet
 from experiments.warm_server import die_with_parent
@@ -109,20 +117,33 @@ def compared(job: Job, archs: list[Arch], trainings: list[Trial]) -> Iterator[di
 
 
 def trained(run: RunFolder, wanted: list[tuple[int, Arch, int]]) -> Iterator[Trial]:
-    """Train (number, arch, seed) from scratch, `search.concurrency` at a time, in processes of their own."""
+    """Train (number, arch, seed) from scratch, `search.concurrency` at a time, in processes of their own,
+    which share the run's GPUs out."""
     work = functools.partial(train_one, str(run.path))
     at_a_time = run.experiment.search.concurrency
     if at_a_time == 1:
         yield from map(work, wanted)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(at_a_time, mp_context=context, initializer=die_with_parent) as pool:
+    gpus = gpus_of(prepare(str(run.path)))
+    waiting = context.SimpleQueue()
+    for worker in range(at_a_time):
+        waiting.put(gpus[worker % len(gpus)] if gpus else None)
+    with ProcessPoolExecutor(at_a_time, context, enter_pool, (waiting,)) as pool:
         try:
             for done in as_completed([pool.submit(work, what) for what in wanted]):
                 yield done.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def enter_pool(waiting: Any) -> None:
+    """The first thing that a process of the pool does: it takes a GPU, if there are any."""
+    die_with_parent()
+    gpu = waiting.get()
+    if gpu is not None:
+        hand_out(gpu)
 
 
 def train_one(run_dir: str, what: tuple[int, Arch, int]) -> Trial:

@@ -17,9 +17,11 @@ from typing import Any
 from numpy.random import default_rng
 
 from experiments.config import EVALUATOR_GETS, Experiment, load_experiment, own_files
+from experiments.gpus import gpus_to_share
 from experiments.inputs import check_box_sizes, open_data, open_space
 from experiments.processes import check_port, stop_leftovers
 from experiments.run_folder import NO_UI, RunFolder, WebUi, cache_beside
+from experiments.runtime_settings import check_training_service
 from experiments.sample import draw
 from models.networks import open_any_space
 from utils.errors import UserError, unknown
@@ -140,8 +142,7 @@ def check_names(exp: Experiment) -> Experiment:
 
 def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
     """Do data, space, limits, device and port fit together? Before anything is written. Raises UserError."""
-    if "search" in exp.steps and exp.search.engine == "nni" and ui.port is not None:
-        check_port(ui.host, ui.port)
+    check_machines(exp, ui)
     dataset = open_data(exp, cache)
     check_box_sizes(exp, dataset)
     space = open_space(exp, dataset)
@@ -150,10 +151,6 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
     if limits:
         said = ", ".join(f"{limit.key} {limit}" for limit in limits)
         print(f"limits: {share:.1%} of random architectures meet {said}")
-    if exp.device not in ("auto", "cpu"):
-        from utils.measure import resolve_device  # imports torch
-
-        resolve_device(exp.device)
     for step in exp.steps:
         wanted = {"sample": exp.sample, "sample_accuracy": exp.sample_accuracy}.get(step)
         if wanted is not None and wanted.gflops is not None:
@@ -162,6 +159,22 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
         from experiments.supernet import check_supernet  # imports torch and NNI
 
         check_supernet(exp, space, dataset)
+
+
+def check_machines(exp: Experiment, ui: WebUi) -> None:
+    """Port, other machines, device and GPUs. Raises UserError."""
+    service = exp.search.training_service or {}
+    if "search" in exp.steps and exp.search.engine == "nni":
+        if ui.port is not None:
+            check_port(ui.host, ui.port)
+        check_training_service(service, ui.host)
+    indices = service.get("gpu_indices")
+    if exp.device in ("auto", "cpu") and indices is None:
+        return
+    from utils.measure import resolve_device  # imports torch
+
+    if resolve_device(exp.device).type == "cuda" or indices is not None:
+        gpus_to_share(exp.device, indices)
 
 
 def report(run: RunFolder) -> None:

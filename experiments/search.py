@@ -58,6 +58,7 @@ def search(run: RunFolder) -> None:
         port=run.ui.port,
         host=run.ui.host,
         gpus_per_trial=1 if job.device.type == "cuda" else None,
+        device=exp.device,
         threads=exp.threads,
         warm_import=f"{evaluator.__module__}:warm_up",
         training_service=exp.search.training_service,

@@ -53,7 +53,8 @@ def main() -> None:
 
 def cold(reason: str) -> None:
     print(f"no warm start ({reason}); importing everything anew", file=sys.stderr, flush=True)
-    os.execv(sys.executable, [sys.executable, "-W", "ignore::RuntimeWarning", *sys.argv[1:]])
+    # -P: where modules are, PYTHONPATH says; a `utils` in the current folder is not ours.
+    os.execv(sys.executable, [sys.executable, "-P", "-W", "ignore::RuntimeWarning", *sys.argv[1:]])
 
 
 main()

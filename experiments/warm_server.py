@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from experiments.runtime_settings import ROOT, THREAD_VARIABLES, resolve
+from experiments.runtime_settings import THREAD_VARIABLES, module_path, resolve
 
 log = logging.getLogger(__name__)
 CLIENT = Path(__file__).with_name("warm_client.py")
@@ -48,7 +48,7 @@ class WarmServer:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with open(log_file, "ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "experiments.warm_server"],
+                [sys.executable, "-P", "-m", "experiments.warm_server"],  # -P: see warm_client.py
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -85,8 +85,7 @@ class WarmServer:
 def _server_environment() -> dict[str, str]:
     """One thread while importing: once OpenMP's pool has run, a fork hangs in its first parallel loop."""
     single = dict.fromkeys(THREAD_VARIABLES, "1")
-    path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
-    return {**single, "PYTHONPATH": path, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    return {**single, "PYTHONPATH": module_path(), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 # ---- the server ----

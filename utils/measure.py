@@ -177,8 +177,8 @@ def latency(
     """
     device = torch.device(device)
     calibration = calibration or calibrate(imgsz, device, threads, batch)
-    asked = (batch, threads, str(device))
-    made = (calibration.batch, calibration.threads, calibration.device)
+    asked = (batch, threads, device.type)  # each of a machine's GPUs may be cuda:0 to the process that has it
+    made = (calibration.batch, calibration.threads, torch.device(calibration.device).type)
     if asked != made:
         raise UserError(f"latency asked for (batch, threads, device) = {asked}, calibrated for {made}")
     with _threads(threads):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import nni_node
 import pytest
 
 from experiments import nni_runtime as runtime
 from experiments.nni_runtime import SafeChannel, SafeEngine, SafeSequentialEngine, VisibleModelSpace
-from experiments.runtime_settings import PRELOAD
 from tests.experiments import toy_space
+from tests.experiments.node import run_in_node
 from tests.experiments.toy_space import ToySpace
 
 # isort: split
@@ -223,14 +221,8 @@ def test_repairs_step_aside_when_a_later_nni_is_fixed(engines, monkeypatch):
 # ---- in node ----
 
 RACE = """
-const { createRequire } = require('module');
-const fromNode = createRequire(NNI_NODE + '/main.js');
-process.chdir(NNI_NODE);
-process.argv.push('--port', '1', '--experiment-id', 'x', '--action', 'create', '--mode', 'local',
-    '--experiments-directory', HERE, '--log-level', 'error', '--python-interpreter', 'python');
-fromNode('app-module-path').addPath(NNI_NODE);
-fromNode('./common/globals').initGlobals();
 const { V3asV1 } = fromNode('./training_service/v3/compat');
+const fs = require('fs');
 const service = Object.create(V3asV1.prototype);
 const given = {};
 let count = 0, ask;
@@ -244,7 +236,7 @@ Object.assign(service, {
         init() {}, start: async () => [{ id: 'e' }], uploadDirectory() {},
         onRequestParameter(callback) { ask = callback },
         onMetric() {}, onTrialStart() {}, onTrialEnd() {}, onEnvironmentUpdate() {},
-        downloadTrialDirectory: async () => HERE,
+        downloadTrialDirectory: async () => HERE + '/trial',
     },
 });
 (async () => {
@@ -254,10 +246,15 @@ Object.assign(service, {
     await service.submitTrialJob(form('for trial1'));
     await ask('trial1');
     await ask('trial0');
-    const file = await service.getTrialFile('trial0', '../secret').catch(String);
-    console.log(JSON.stringify({ given, file: String(file), options: process.env.NODE_OPTIONS ?? null }));
+    say(given);
+    const files = {};
+    const names = ['stderr', 'own.txt', '../secret', 'link', 'away/secret', '/etc/hostname', '.', 'none'];
+    for (const name of names) {
+        files[name] = await service.getTrialFile('trial0', name).then(String, () => 'error');
+    }
+    say(files);
     const server = require('net').createServer().listen(0, () => {
-        console.log(server.address().address);
+        say(server.address().address, process.env.NODE_OPTIONS ?? null);
         process.exit(0);
     });
 })();
@@ -265,25 +262,25 @@ Object.assign(service, {
 
 
 @pytest.mark.parametrize("repaired", [False, True], ids=["stock", "ours"])
-def test_the_manager_gives_each_trial_its_own_parameters_and_listens_on_loopback(tmp_path, repaired):
+def test_the_manager_gives_each_trial_its_own_parameters_and_files_and_listens_on_loopback(
+    tmp_path, repaired
+):
     (tmp_path / "secret").write_text("private")
-    here = tmp_path / "trial"
-    here.mkdir()
-    home = Path(nni_node.__path__[0])
-    script = here / "main.js"
-    script.write_text(RACE.replace("NNI_NODE", json.dumps(str(home))).replace("HERE", json.dumps(str(here))))
-    environment = {"HOME": str(tmp_path), "NODE_OPTIONS": f"--require {PRELOAD}" if repaired else ""}
-    done = subprocess.run(
-        [home / "node", script], env=environment, capture_output=True, text=True, timeout=60, cwd=here
-    )
-    assert done.returncode == 0, done.stderr
-    facts, address = done.stdout.strip().splitlines()
-    seen = json.loads(facts)
+    trial = tmp_path / "trial"
+    trial.mkdir()
+    (trial / "trial.stderr").write_text("what went wrong")
+    (trial / "own.txt").write_text("mine")
+    (trial / "link").symlink_to(tmp_path / "secret")
+    (trial / "away").symlink_to(tmp_path)
+    given, files, (address, options) = run_in_node(tmp_path, RACE, repaired=repaired)
+    assert files["stderr"] == "what went wrong" and files["own.txt"] == "mine"
+    outside = {name: files[name] for name in ("../secret", "link", "away/secret")}
     if repaired:
-        assert seen["given"] == {"trial0": "for trial0", "trial1": "for trial1"}
-        assert seen["file"] == "Not a file of this trial."
-        assert address == "127.0.0.1" and seen["options"] is None
+        assert given == {"trial0": "for trial0", "trial1": "for trial1"}
+        refused = {*outside.values(), files["/etc/hostname"], files["."], files["none"]}
+        assert refused == {"Not a file of this trial."}
+        assert address == "127.0.0.1" and options is None
     else:
-        assert seen["given"] == {"trial0": "for trial1", "trial1": "for trial0"}
-        assert seen["file"] == "private"
+        assert given == {"trial0": "for trial1", "trial1": "for trial0"}
+        assert set(outside.values()) == {"private"}
         assert address == "::"

@@ -1,0 +1,1 @@
+"""What it learns from: readers, converters, loaders. A regular package: found first."""

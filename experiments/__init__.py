@@ -1,0 +1,1 @@
+"""Which question we ask: evaluators, strategies, the NNI runtime. A regular package: found first."""

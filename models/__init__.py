@@ -1,0 +1,1 @@
+"""What can be built: spaces, networks, export. A regular package: found first."""

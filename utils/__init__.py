@@ -1,0 +1,1 @@
+"""How we train, measure and write down; knows no model by name. A regular package: found first."""
