@@ -25,6 +25,7 @@ REASONS = {
     "corrupt image": "image that training could not decode",
     "listed twice": "image listed twice in one split",
     "linked again": "link to a folder that is read already",
+    "closed": "folder that cannot be opened",
     "hidden": "image that is hidden, or in a hidden folder",
     "other file": "file that is no image of a known format",
     "label alone": "label file without an image",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.offline import quiet_ultralytics
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def list_images(folder: Path, account: Account | None = None, root: Path | None 
             images.append(Path(entry.path))
         elif kind == "file" and suffix not in COMPANIONS:
             aside.append(("other file", entry.path))
-        elif kind == "linked again" or (kind == "hidden" and suffix in SUFFIXES):
+        elif kind in ("linked again", "closed") or (kind == "hidden" and suffix in SUFFIXES):
             aside.append((kind, entry.path))
     if account is not None:
         for reason, path in sorted(aside):
@@ -97,24 +98,33 @@ def count_outside(images: Iterable[Path], roots: list[Path], shown_from: Path, a
 
 def walk(folder: Path | str) -> Iterator[tuple[os.DirEntry[str], str]]:
     """(entry, "file" or "hidden") for every file under `folder`; a link to a folder seen before is "linked
-    again", so that loops end. Links are followed last: what has two names goes by its real one."""
+    again", so that loops end; a folder that cannot be opened is "closed". Links are followed last: what has
+    two names goes by its real one. UserError if `folder` itself cannot be opened.
+    """
     seen: set[tuple[int, int]] = set()
     real: deque[tuple[os.DirEntry[str] | None, str]] = deque([(None, "file")])
     linked: deque[tuple[os.DirEntry[str] | None, str]] = deque()
     while real or linked:
         place, kind = (real or linked).popleft()
-        stat = os.stat(place.path if place else folder)
+        try:
+            stat = os.stat(place.path if place else folder)
+            with os.scandir(place.path if place else folder) as found:
+                entries = list(found)
+        except OSError as e:
+            if place is None:
+                raise UserError(f"data {folder} cannot be opened: {e.strerror}") from None
+            yield place, "closed"
+            continue
         if (stat.st_dev, stat.st_ino) in seen and place:
             yield place, "linked again"
             continue
         seen.add((stat.st_dev, stat.st_ino))
-        with os.scandir(place.path if place else folder) as entries:
-            for entry in entries:
-                now = "hidden" if kind == "hidden" or is_hidden(entry.name) else "file"
-                if entry.is_dir():
-                    (linked if entry.is_symlink() else real).append((entry, now))
-                else:
-                    yield entry, now
+        for entry in entries:
+            now = "hidden" if kind == "hidden" or is_hidden(entry.name) else "file"
+            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                (linked if entry.is_symlink() else real).append((entry, now))
+            else:
+                yield entry, now
 
 
 # What they are --------------------------------------------------------------------------------------------

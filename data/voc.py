@@ -18,7 +18,7 @@ from data.account import Account, fail_if_most_is_bad
 from data.boxes import from_pixels, judge_boxes
 from data.card import how_to_get, licence_of, root_of
 from data.dataset import Reading, Sample
-from data.images import Probe, count_outside, is_hidden, list_images, probe, walk
+from data.images import Probe, count_outside, is_hidden, leads_out, list_images, probe, walk
 from data.names import Index
 from data.progress import progress
 from data.text import SPLIT_WORDS, read_lines, read_text, split_of
@@ -142,6 +142,9 @@ def read_folder(folder: Path) -> Reading:
         unlisted += [] if lists else [one]
     classes = next((folder / name for name in CLASSES if (folder / name).is_file()), None)
     watch += [classes] if classes else []
+    if classes and leads_out(classes, folder):
+        account.say(f"{classes.name} is a link that leads out of the folder, and not read")
+        classes = None
     reading = _read(parts, classes, folder, folder.name, licence_of({}, folder), watch, account)
     for one in unlisted:
         for image in sorted(set(one.images.inner) - {*one.image_of.values(), *one.contested}):
@@ -260,22 +263,27 @@ def _word(name: str) -> str | None:
 
 
 def _listed(folder: Folder, files: list[Path]) -> Part:
-    """What the lines of some lists name; lists for one class each repeat each other."""
+    """What the lines of some lists name; lists for one class each repeat each other.
+
+    What a list holds that a link leads to elsewhere is nobody's business: its lines are named by number.
+    """
 
     def known(text: str) -> int:
-        return sum(len(_named(folder, line)) == 1 for line in text.splitlines())
+        return sum(len(_named(folder, line)) == 1 for line in map(str.strip, text.splitlines()) if line)
 
-    lines = [line for file in files for line in read_lines(file, known)]
-    part, seen = Part(folder), set[Path]()
-    for line in lines if len(files) == 1 else dict.fromkeys(lines):
-        found = _named(folder, line)
-        if len(files) > 1 and seen.issuperset(found) and found:
-            continue
-        seen.update(found)
-        if len(found) == 1:
-            (part.xmls if found[0] in folder.xmls.inner else part.alone).append(found[0])
-        else:
-            (part.vague if found else part.lost).append(line)
+    part, seen = Part(folder), set[str | Path]()
+    for file in files:
+        foreign = leads_out(file, folder.root)
+        for number, line in enumerate(read_lines(file, known), 1):
+            found = _named(folder, line)
+            if len(files) > 1 and (line in seen or any(one in seen for one in found)):
+                continue
+            seen.update([line, *found])
+            shown = f"{folder.shown(file)} line {number}" if foreign else line
+            if len(found) == 1:
+                (part.xmls if found[0] in folder.xmls.inner else part.alone).append(found[0])
+            else:
+                (part.vague if found else part.lost).append(shown)
     return part
 
 

@@ -373,3 +373,16 @@ def test_a_linked_folder_of_images_and_xmls(tmp_path):
     reading, boxes = found(tmp_path / "set")
     assert reading.account.counts == {"outside folder": 2}
     assert boxes == {"train": {f"JPEGImages/{n}.jpg": 1 for n in ("c", "more/a", "more/b")}}
+
+
+def test_what_a_linked_list_holds_is_not_shown(tmp_path):
+    make_set(tmp_path / "set", ["a", "b"])
+    (tmp_path / "secret.txt").write_text("a\nmy password\n")
+    lists(tmp_path / "set", val="b\n")
+    (tmp_path / "set" / "ImageSets" / "Main" / "train.txt").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "set" / "classes.txt").symlink_to(tmp_path / "secret.txt")
+    reading, boxes = found(tmp_path / "set")
+    assert boxes["train"] == {"JPEGImages/a.jpg": 1} and reading.names == ["cat"]
+    assert reading.account.places == {"missing image": {"ImageSets/Main/train.txt line 2": 1}}
+    assert not any("password" in line for line in reading.account.lines())
+    assert "classes.txt is a link that leads out of the folder, and not read" in reading.account.notices
