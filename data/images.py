@@ -270,7 +270,7 @@ def _stats(path: str) -> Iterator[tuple[str, int, int]]:
             yield path, os.stat(path).st_size, os.stat(path).st_mtime_ns
         return
     for entry, _ in walk(path):
-        if entry.is_file():
+        if os.path.isfile(entry.path):
             yield entry.path, entry.stat().st_size, entry.stat().st_mtime_ns
 
 

@@ -10,8 +10,11 @@ class UserError(ValueError):
     """Something the user wrote cannot work. The command line prints its one line and exits with status 2.
 
     The message names what was wrong, the value, and what would be right. Anything else that is raised is
-    our bug and keeps its traceback.
+    our bug and keeps its traceback. Names and values in it may hold line breaks; the message does not.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class Malformed(ValueError):
