@@ -225,33 +225,49 @@ def predict(
     iou: float = 0.7,
     imgsz: Pixels | None = None,
     device: str = "auto",
+    save: str = "pictures,json,txt",
 ) -> None:
-    """Boxes, or a classifier's answer, drawn into a picture, a video, or a folder of them.
+    """Boxes, or a classifier's answer, in a picture, a video or a folder of them: drawn, as JSON and as text.
+
+    OUT/predictions.json has everything with scores; OUT/labels/*.txt is YOLO's `class x y w h`. What nothing
+    was found in is named.
 
     Args:
-        weights: a .pt of ours: of a trial, of a retraining or fine-tuning, or exported for Ultralytics.
+        weights: a .pt of ours: of a trial, of a retraining or fine-tuning, or exported for Ultralytics; or an
+            architecture file, like runs/<name>/top/1.json, whose best weights are taken.
         source: a picture, a video or a folder.
         out: a new folder.
         conf: least score of a box that is drawn.
         iou: overlap above which the weaker of two boxes is dropped.
         imgsz: default that of the training.
         device: auto, cpu, cuda, cuda:1.
+        save: what to write, any of pictures, json, txt.
     """
-    from experiments.predict import predict as draw
+    from experiments.predict import predict as find
 
-    draw(weights, source, out, conf=conf, iou=iou, imgsz=imgsz, device=device)
+    find(weights, source, out, conf=conf, iou=iou, imgsz=imgsz, device=device, save=save)
 
 
 @app.command
-def report(run_dir: Path, baselines: Path | None = None) -> None:
-    """report.html, pareto.png and results.csv of a run, from its history alone.
+def report(run_dir: Path, /, *others: Path, baselines: Path | None = None, out: Path | None = None) -> None:
+    """report.html, pareto.png and results.csv of a run, from its folder alone; of several comparison.html.
 
     Args:
         run_dir: of any run, finished or not; or its name below runs/.
+        others: more runs, to compare with it on one page: fronts in one plot, winners and costs in a table.
         baselines: the run folder of experiments/baselines.yaml, to draw its line beside the trials.
+        out: a new file for the comparison; default comparison.html in RUN_DIR.
     """
+    from utils.compare import write_comparison
     from utils.report import write_report
 
+    if others:
+        if baselines is not None:
+            raise UserError("--baselines is drawn in the report of one run; to compare, give it as a run")
+        print(f"written: {write_comparison([_run_folder(d) for d in (run_dir, *others)], out)}")
+        return
+    if out is not None:
+        raise UserError(f"--out {out} is for comparing several runs; a run's report is in its folder")
     print(f"written: {write_report(_run_folder(run_dir), baselines=baselines and _run_folder(baselines))}")
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,9 @@ from models.space import Arch, Space
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import arch_key
+from utils.outcomes import best_weights
 from utils.results import load_arch_file
+from utils.runs import read_run
 
 if TYPE_CHECKING:
     import torch
@@ -76,17 +78,17 @@ class Found:
         return (self.experiment.get("supernet") or {}).get("calibration", CALIBRATION)
 
     def weights(self) -> Path:
-        """Its trained weights: beside it, of its retraining, fine-tuning or trial, or of its run's supernet.
+        """Its trained weights: the best on val of its run, those beside it, or of its run's supernet.
 
         UserError when there are none.
         """
         trial = self.record.get("trial")
         places = [self.path.with_suffix(".pt")]
-        if self.run and isinstance(trial, int):
-            places += [self.run / kind / f"{trial:04d}" / "last.pt" for kind in ("retrain", "finetune")]
-            places.append(self.run / "trials" / f"{trial:04d}" / "weights.pt")
         if self.run:
             places.append(self.run / "supernet" / "weights.pt")
+        if self.run and isinstance(trial, int):
+            best = best_weights(self.run, trial, read_run(self.run).quality)
+            places = [best, *places] if best else places
         for place in places:
             if place.is_file():
                 return place
@@ -397,7 +399,7 @@ def evaluate_arch(
         raise UserError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}")
     space = open_space(exp, dataset)
     detector, file = trained(space, found.arch, source, dataset.names, (found, exp, dataset))
-    outcome = measure(detector, exp, dataset, found, split) | {
+    outcome = measure(detector, exp, dataset, found.arch, split) | {
         "weights": str(file.path),
         "command": command(),
     }
@@ -419,24 +421,27 @@ def measure(
     detector: Any,
     exp: Experiment,
     dataset: Dataset,
-    found: Found,
+    arch: Arch,
     split: str,
     calibration: Calibration | None = None,
+    score: Callable[[Any, Any, Sequence[str], torch.device], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Score and costs of a trained network, as a JSON-able result.
 
-    calibration: of latency, at the size that the arch works on."""
+    calibration: of latency, at the size that the arch works on. score: (network, loader, class names, device)
+    -> metrics, by default those of its task."""
     import torch
 
     from experiments.evaluators import threads_of
     from experiments.tasks import TASKS
     from utils.measure import count_flops, count_params, device_info, latency, resolve_device
 
-    device, side = resolve_device(exp.device), int(found.arch.get("resolution", exp.imgsz))
+    device, side = resolve_device(exp.device), int(arch.get("resolution", exp.imgsz))
     torch.set_num_threads(threads_of(exp))
     task = TASKS[dataset.task]
     loader = task.make_loader(dataset.splits[split], dataset.names, side, 2 * exp.train.batch, train=False)
-    metrics = task.score(detector.to(device), loader, dataset.names, device, False)
+    seen = detector.to(device), loader, dataset.names, device
+    metrics = score(*seen) if score else task.score(*seen, False)
     metrics |= {
         "params_m": count_params(detector) / 1e6,
         "gflops": count_flops(detector, side) / 1e9,
@@ -445,7 +450,7 @@ def measure(
     return {
         "schema": RESULT_SCHEMA,
         "kind": "evaluate",
-        "arch": found.arch,
+        "arch": arch,
         "data": {"name": dataset.name, "source": dataset.source, "licence": dataset.licence},
         "split": split,
         "imgsz": side,

@@ -1,7 +1,18 @@
-"""A trained network on pictures, folders and videos: the same with boxes, or the class, drawn into them."""
+"""A trained network on pictures, folders and videos: the same with boxes, or the class, drawn into them, and
+all it found as JSON and as YOLO's text files.
+
+    OUT/<as in the source>      with boxes drawn in; a video becomes an .mp4
+    OUT/predictions.json        {"weights", "names", "imgsz", "conf", "iou", "images": [{"file", "width",
+                                "height", "frame", "objects": [{"label", "name", "score", "box"}]}]}: box is
+                                [x1, y1, x2, y2] in pixels (none of a classifier); a frame counts from 0
+    OUT/labels/<as there>.txt   a line an object, `class x y w h` as shares of the picture: labels as YOLO
+                                trains on, so without the score; empty where nothing was found. Of a video
+                                `<name>_<frame>.txt`, of a classifier `probability name`
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,25 +21,44 @@ from typing import Any
 import numpy as np
 
 from data.images import SUFFIXES, is_hidden, list_images, read_pixels
-from utils.errors import UserError
+from utils.errors import UserError, unknown
+from utils.files import write_text
 
 # Formats that a drawn picture keeps; of others it becomes a PNG.
 WRITTEN = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 GREY = 114  # of the padding, as in training
-Mark = Callable[[np.ndarray], int]  # draws into a picture uint8 [H, W, 3] BGR, says how many things
+SAVES = ("pictures", "json", "txt")
+SHOWN = 10  # names of files in a printed list
+Objects = list[dict[str, Any]]  # as predictions.json has them
+Find = Callable[[np.ndarray], Objects]  # in a picture uint8 [H, W, 3] BGR, into which it also draws them
 
 
 @dataclass
 class Predicted:
-    """written: picture or video files; objects: boxes, or classes, drawn in all; unreadable: (file, why)."""
+    """written: picture or video files; images: as predictions.json has them; unreadable: (file, why)."""
 
     written: list[Path] = field(default_factory=list)
-    objects: int = 0
+    images: list[dict[str, Any]] = field(default_factory=list)
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
 
+    @property
+    def objects(self) -> int:
+        return sum(len(image["objects"]) for image in self.images)
+
+    @property
+    def empty(self) -> list[str]:
+        """Files in which nothing was found, of a video in no frame."""
+        files = dict.fromkeys(image["file"] for image in self.images)
+        return list(files.keys() - {image["file"] for image in self.images if image["objects"]})
+
     def __str__(self) -> str:
-        lines = [f"{len(self.written)} files written, {self.objects} objects"]
+        files, empty = len({image["file"] for image in self.images}), sorted(self.empty)
+        lines = [f"{files} file{'s' * (files != 1)}, {self.objects} object{'s' * (self.objects != 1)}"]
+        if empty:
+            names = ", ".join(empty[:SHOWN])
+            more = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
+            lines.append(f"  nothing found in {len(empty)} of them: {names}{more}")
         lines += [f"  skipped {path}: {why}" for path, why in self.unreadable]
         return "\n".join(lines)
 
@@ -42,11 +72,13 @@ def predict(
     iou: float = 0.7,
     imgsz: int | None = None,
     device: str = "auto",
+    save: str = ",".join(SAVES),
 ) -> Predicted:
-    """Draw what the network in `weights` finds in `source`, a picture, video or folder of them, into `out`:
-    boxes, or a classifier's class with its probability.
+    """Find objects, or the class, in `source`, a picture, video or folder of them, and write into `out` what
+    `save` lists of pictures, json and txt.
 
-    weights: a file of ours (weights.pt, last.pt or a YOLO's top/N.pt), which says what its network is.
+    weights: a file of ours (weights.pt, last.pt or a YOLO's top/N.pt), which says what its network is, or an
+    architecture file (top/N.json), whose best weights are taken.
     conf, iou: least score of a box, or probability of a class, and the overlap above which the weaker of two
     boxes is dropped.
     imgsz: longer side of what the network sees, by default that of its training.
@@ -58,8 +90,17 @@ def predict(
         raise UserError(f"{out} exists and is never overwritten; give another --out")
     if not 0 <= conf <= 1 or not 0 <= iou <= 1:
         raise UserError(f"conf and iou lie between 0 and 1, got {conf} and {iou}")
+    saves = [item.strip() for item in save.split(",") if item.strip()]
+    for item in saves:
+        if item not in SAVES:
+            raise unknown("thing to save", item, SAVES)
     files = _files(source)
-    mark = marker(*open_network(weights, device, imgsz), conf, iou)
+    if weights.suffix == ".json":
+        from experiments.handover import find
+
+        weights = find(weights).weights()
+    net, side, task = open_network(weights, device, imgsz)
+    seen = finder(net, side, task, conf, iou)
 
     done = Predicted()
     root = source if source.is_dir() else source.parent
@@ -70,18 +111,48 @@ def predict(
             target = target.with_suffix(".mp4")
         elif path.suffix.lower() not in WRITTEN:
             target = target.with_name(f"{target.name}.png")
+        drawn = target if "pictures" in saves else None
         try:
-            work = _draw_video if video else _draw_picture
-            done.objects += work(mark, path, target)
-            done.written.append(target)
+            for image in _in_video(seen, path, drawn) if video else _in_picture(seen, path, drawn):
+                done.images.append({"file": str(path.relative_to(root)), **image})
         except UnreadableError as error:
             done.unreadable.append((path, str(error)))
-    if not done.written:
+            continue
+        done.written += [drawn] if drawn else []
+    if not done.images:
         reasons = "; ".join(f"{p.name}: {why}" for p, why in done.unreadable[:3])
         raise UserError(f"nothing in {source} could be decoded ({len(done.unreadable)} files; {reasons})")
+    if "json" in saves:
+        about = {"weights": str(weights), "names": list(net.names), "imgsz": side, "conf": conf, "iou": iou}
+        write_text(out / "predictions.json", json.dumps(about | {"images": done.images}, indent=1) + "\n")
+    if "txt" in saves:
+        write_labels(out / "labels", done.images)
     print(done)
     print(f"written: {out}")
     return done
+
+
+def write_labels(folder: Path, images: Sequence[dict[str, Any]]) -> None:
+    """A text file an image, as the head of this file says. Of pictures that differ in their suffix alone the
+    later keep it: `a.txt` and `a.png.txt`."""
+    taken: set[Path] = set()
+    for image in images:
+        path = folder / image["file"]
+        plain = path.with_suffix(".txt")
+        if "frame" in image:
+            plain = path.with_name(f"{path.stem}_{image['frame']:06d}.txt")
+        elif plain in taken:
+            plain = path.with_name(f"{path.name}.txt")
+        taken.add(plain)
+        write_text(plain, "".join(_label_line(o, image["width"], image["height"]) for o in image["objects"]))
+
+
+def _label_line(found: dict[str, Any], width: int, height: int) -> str:
+    if "box" not in found:
+        return f"{found['score']:.4f} {found['name']}\n"
+    x1, y1, x2, y2 = found["box"]
+    shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+    return f"{found['label']} {' '.join(f'{v:.6f}' for v in shares)}\n"
 
 
 class UnreadableError(Exception):
@@ -116,21 +187,24 @@ def open_network(weights: Path, device: str, imgsz: int | None) -> tuple[Any, in
     return net.to(resolve_device(device)), side, space.task
 
 
-def marker(net: Any, side: int, task: str, conf: float, iou: float) -> Mark:
-    """What draws the network's findings into a picture."""
+def finder(net: Any, side: int, task: str, conf: float, iou: float) -> Find:
+    """What finds the network's objects in a picture, and draws them into it."""
 
-    def boxes(image: np.ndarray) -> int:
+    def boxes(image: np.ndarray) -> Objects:
         found = find_objects(net, image, side, conf, iou)
         draw(image, found, net.names)
-        return len(found["scores"])
+        return [
+            {"label": int(label), "name": net.names[int(label)], "score": float(score), "box": box.tolist()}
+            for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True)
+        ]
 
-    def label(image: np.ndarray) -> int:
+    def label(image: np.ndarray) -> Objects:
         probabilities = classify(net, image, side)
         best = int(probabilities.argmax())
         if probabilities[best] < conf:
-            return 0
+            return []
         caption(image, (0, 0), net.names, best, probabilities[best])
-        return 1
+        return [{"label": best, "name": net.names[best], "score": float(probabilities[best])}]
 
     return label if task == "classify" else boxes
 
@@ -145,35 +219,40 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
-def _draw_picture(mark: Mark, path: Path, target: Path) -> int:
+def _in_picture(seen: Find, path: Path, target: Path | None) -> Iterator[dict[str, Any]]:
+    """What is in a picture; drawn into a copy at `target`."""
     import cv2
 
     image = read_pixels(path)
     if image is None:
         raise UnreadableError("not a picture that can be decoded" if path.stat().st_size else "empty file")
-    objects = mark(image)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    encoded, data = cv2.imencode(target.suffix, image)
-    assert encoded, target
-    data.tofile(target)
-    return objects
+    objects = seen(image)
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        encoded, data = cv2.imencode(target.suffix, image)
+        assert encoded, target
+        data.tofile(target)
+    yield {"width": image.shape[1], "height": image.shape[0], "objects": objects}
 
 
-def _draw_video(mark: Mark, path: Path, target: Path) -> int:
+def _in_video(seen: Find, path: Path, target: Path | None) -> Iterator[dict[str, Any]]:
+    """What is in each frame; drawn into a copy at `target`."""
     import cv2
 
-    objects, writer = 0, None
-    for frame, rate in _frames(path):
-        if writer is None:
+    writer, frames = None, 0
+    for number, (frame, rate) in enumerate(_frames(path)):
+        height, width = frame.shape[:2]
+        if writer is None and target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
-            size = (frame.shape[1], frame.shape[0])
-            writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
-        objects += mark(frame)
-        writer.write(frame)
-    if writer is None:
+            writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*"mp4v"), rate, (width, height))
+        objects, frames = seen(frame), number + 1
+        if writer is not None:
+            writer.write(frame)
+        yield {"width": width, "height": height, "frame": number, "objects": objects}
+    if not frames:
         raise UnreadableError("not a video that can be decoded")
-    writer.release()
-    return objects
+    if writer is not None:
+        writer.release()
 
 
 def _frames(path: Path) -> Iterator[tuple[np.ndarray, float]]:

@@ -30,6 +30,7 @@ from utils.pareto import pareto_front
 from utils.report import write_report
 from utils.results import extend_top, results_table, write_csv, write_top
 from utils.runs import completed, top_trials
+from utils.summary import named_trials
 
 REPORT_EVERY = 60.0  # seconds between two reports while a search runs
 
@@ -149,17 +150,19 @@ def write_results(job: Job) -> None:
     if exp.supernet is not None:
         from experiments.supernet import save_slices
 
-        best = [t.number for t in top_trials(trials, exp.search.top_k)]
-        save_slices(run, [*best, 0] if exp.search.baseline else best)
+        search = exp.search
+        named = named_trials(trials, search.objectives, search.top_k, baseline=search.baseline)
+        save_slices(run, [t.number for t in named])
     keep_weights_of_the_best(job, trials)
     trained = [t for t in trials if t.state != "infeasible"]
     print(results_table(trained, exp.search.objectives, baseline=exp.search.baseline))
 
 
 def keep_weights_of_the_best(job: Job, trials: Sequence[Trial]) -> None:
-    """Drop the weights of trials that are neither in the top k, nor on the front, nor the baseline."""
+    """Drop the weights of trials that are neither named in the report nor on the front, nor the baseline."""
     search = job.exp.search
-    best = {0, *(t.number for t in top_trials(trials, search.top_k))}
+    named = named_trials(trials, search.objectives, search.top_k, baseline=search.baseline)
+    best = {0, *(t.number for t in named)}
     best |= {t.number for t in pareto_front(trials, search.objectives)}
     for trial in trials:
         if trial.number >= 0 and trial.number not in best:

@@ -1,4 +1,5 @@
-"""The steps that follow a search: `retrain`, `evaluate` and `export` of its top k, and the unsearched family.
+"""The steps that follow a search: `retrain`, `finetune` and `export` of its top k, and the unsearched family;
+`evaluate` is in experiments/findings.py.
 
 All are done trial by trial and can be interrupted: what is finished is found again and not repeated.
 """
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.config import finetune_settings, retrain_settings
-from experiments.handover import Found, find, measure, one_line, train_in_full, trained
+from experiments.handover import Found, find, one_line, train_in_full, trained
 from experiments.run_folder import RunFolder
 from utils.errors import UserError
 from utils.history import History, Trial
+from utils.outcomes import best_weights
 from utils.results import extend_top
 from utils.runs import quality_of
 
@@ -106,41 +108,15 @@ def _trained_in(
     return train_in_full(job, arch, folder, weights, kind=kind)
 
 
-def best_weights(run: RunFolder, found: Found) -> Path:
-    """Of the retraining or the fine-tuning, the better on val of both; without either, of the trial."""
-    number = f"{found.record['trial']:04d}"
-    longer = [run.path / kind / number / "last.pt" for kind in ("retrain", "finetune")]
-    there = [path for path in longer if path.is_file() and (path.parent / "result.json").is_file()]
-    if there:
-        quality = quality_of(run.experiment.search.objectives)
-        return max(
-            there, key=lambda p: json.loads((p.parent / "result.json").read_text())["metrics"][quality]
+def weights_of(job: Job, found: Found) -> Path:
+    """The best weights of one of the top k. UserError when it has none."""
+    number = found.record["trial"]
+    best = best_weights(job.run.path, number, quality_of(job.exp.search.objectives))
+    if best is None:
+        raise UserError(
+            f"{found.path} has no weights in {job.run.path}: {job.run.trial_dir(number)} is empty"
         )
-    trial = run.trial_dir(found.record["trial"]) / "weights.pt"
-    if trial.is_file():
-        return trial
-    raise UserError(f"{found.path} has no weights in {run.path}: neither {trial} nor {longer[0]} is there")
-
-
-def evaluate_top(run: RunFolder) -> None:
-    """Score the top k on val, and measure what they cost, latency included: as slices of the run's supernet,
-    where it has one (fine-tuning scores them again), else with their best weights."""
-    from experiments.evaluators import calibration, prepare
-
-    job = prepare(str(run.path))
-    reference = calibration(job)
-    for rank, found in top(run):
-        weights = run.trial_dir(found.record["trial"]) / "weights.pt"
-        if run.experiment.supernet is None or not weights.is_file():
-            weights = best_weights(run, found)
-        detector, _ = trained(job.space, found.arch, weights, job.dataset.names)
-        outcome = measure(detector, job.exp, job.dataset, found, "val", reference)
-        kept = {
-            "weights": str(weights.relative_to(run.path)),
-            **{k: outcome[k] for k in ("split", "metrics")},
-        }
-        extend_top(run.path, rank, evaluated=kept)
-        print(f"top {rank}, {kept['weights']}: {one_line(outcome['metrics'])} on val")
+    return best
 
 
 def export_top(run: RunFolder) -> None:
@@ -151,7 +127,7 @@ def export_top(run: RunFolder) -> None:
 
     job = prepare(str(run.path))
     for rank, found in top(run):
-        weights = best_weights(run, found)
+        weights = weights_of(job, found)
         detector, _ = trained(job.space, found.arch, weights, job.dataset.names)
         files = {}
         for format in ("pt", "onnx"):

@@ -13,17 +13,20 @@ from data.loader import make_loader
 from data.pixels import CROPS, PIXELS, Pixels
 from utils.evaluate import QUICK, evaluate
 from utils.evaluate_classes import evaluate_classes
+from utils.examine import Examined, examine_classifier, examine_detector
 
 
 @dataclass(frozen=True)
 class Task:
     """quality: the metric that counts, 0..1. make_loader: as data.loader.make_loader.
     score: (network, loader, class names, device, quick) -> metrics; quick is for a curve.
+    examine: (network, loader, class names, device) -> the same and what it did in each image.
     pixels: the memory that make_loader reads from, for whoever wants to fill it before."""
 
     quality: str
     make_loader: Callable[..., Any]
     score: Callable[[Any, Any, Sequence[str], torch.device, bool], dict[str, float]]
+    examine: Callable[[Any, Any, Sequence[str], torch.device], Examined]
     pixels: Pixels
 
 
@@ -41,6 +44,6 @@ def classification_score(
 
 
 TASKS: dict[str, Task] = {
-    "detect": Task("map50_95", make_loader, detection_score, PIXELS),
-    "classify": Task("top1", make_class_loader, classification_score, CROPS),
+    "detect": Task("map50_95", make_loader, detection_score, examine_detector, PIXELS),
+    "classify": Task("top1", make_class_loader, classification_score, examine_classifier, CROPS),
 }

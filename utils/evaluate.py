@@ -35,20 +35,33 @@ def evaluate(
     loader: Iterable[Mapping[str, Any]],
     names: Sequence[str],
     device: str | torch.device = "cpu",
+    **how: Any,
+) -> dict[str, float]:
+    """mAP of `detector` on the batches of `loader`; see `detect` for the arguments.
+
+    Returns the metrics of `coco_map`, plus val_images and val_ms_per_image (network and NMS).
+    """
+    truths, found, timing = detect(detector, loader, device, **how)
+    return {**coco_map(truths, found, names), **timing}
+
+
+def detect(
+    detector: nn.Module,
+    loader: Iterable[Mapping[str, Any]],
+    device: str | torch.device = "cpu",
     *,
     conf: float = 0.001,
     iou: float = 0.7,
     max_det: int = 300,
     bf16: bool = False,
-) -> dict[str, float]:
-    """mAP of `detector` on the batches of `loader`, which carry img, cls, bboxes, batch_idx and, for
-    letterboxed images, ori_shape (height, width) and ratio_pad ((gain_h, gain_w), (pad_x, pad_y)).
+) -> tuple[list[Boxes], list[Boxes], dict[str, float]]:
+    """(true objects, found ones, timing) of all images, in pixels of the originals.
 
-    Works on a fused copy in eval mode; `detector` is left alone. Boxes below `conf` are dropped: 0.001 for a
-    reported figure. `**QUICK` serves for a curve: on a network of mAP .457 it lost .001, and it spares young
-    networks, all of whose boxes are improbable, most of NMS.
-
-    Returns the metrics of `coco_map`, plus val_images and val_ms_per_image (network and NMS).
+    The batches carry img, cls, bboxes, batch_idx and, for letterboxed images, ori_shape (height, width) and
+    ratio_pad ((gain_h, gain_w), (pad_x, pad_y)). Works on a fused copy in eval mode; `detector` is left
+    alone. Boxes below `conf` are dropped: 0.001 for a reported figure. `**QUICK` serves for a curve: on a
+    network of mAP .457 it lost .001, and it spares young networks, all of whose boxes are improbable, most
+    of NMS.
     """
     device = torch.device(device)
     net: Any = fused_copy(detector).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -70,8 +83,7 @@ def evaluate(
                         "labels": output["labels"].cpu().numpy(),
                     }
                 )
-    metrics = coco_map(truths, found, names)
-    return {**metrics, "val_images": float(len(truths)), "val_ms_per_image": 1000 * seconds / len(truths)}
+    return truths, found, {"val_images": float(len(truths)), "val_ms_per_image": 1000 * seconds / len(truths)}
 
 
 def coco_map(truths: Sequence[Boxes], found: Sequence[Boxes], names: Sequence[str]) -> dict[str, float]:
@@ -84,10 +96,11 @@ def coco_map(truths: Sequence[Boxes], found: Sequence[Boxes], names: Sequence[st
     Raises UserError if there are no true objects at all: mAP is not defined then.
     """
     assert len(truths) == len(found), (len(truths), len(found))
-    if not any(len(t["labels"]) for t in truths):
-        raise UserError("the validation images have no labelled objects, so their mAP is not defined")
-    with without_gc():
-        precision = coco_precision(truths, found, names)
+    return precision_map(coco_precision(truths, found, names), names)
+
+
+def precision_map(precision: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """The averages that `coco_map` speaks of, from the precision of `coco_precision`."""
     parts = {
         "map50_95": precision[:, :, :, 0, -1],
         "map50": precision[:1, :, :, 0, -1],
@@ -101,7 +114,17 @@ def coco_map(truths: Sequence[Boxes], found: Sequence[Boxes], names: Sequence[st
 
 
 def coco_precision(truths: Sequence[Boxes], found: Sequence[Boxes], names: Sequence[str]) -> np.ndarray:
-    """Precision [IoU 10, recall 101, class, area 4 (all, S, M, L), boxes 3 (1, 10, 100)]; -1: no objects."""
+    """Precision [IoU 10, recall 101, class, area 4 (all, S, M, L), boxes 3 (1, 10, 100)]; -1: no objects.
+
+    Raises UserError if there are no true objects at all.
+    """
+    if not any(len(t["labels"]) for t in truths):
+        raise UserError("the validation images have no labelled objects, so their mAP is not defined")
+    with without_gc():
+        return _coco_precision(truths, found, names)
+
+
+def _coco_precision(truths: Sequence[Boxes], found: Sequence[Boxes], names: Sequence[str]) -> np.ndarray:
     objects: list[dict[str, Any]] = []
     for image, truth in enumerate(truths, start=1):
         wh = _xywh(truth["boxes"])

@@ -25,9 +25,18 @@ def evaluate_classes(
 ) -> dict[str, float]:
     """Accuracy of `net` on the batches of `loader`, which carry img and cls.
 
-    Works on a fused copy in eval mode; `net` is left alone. Returns the metrics of `accuracy`, plus
-    val_images and val_ms_per_image (network alone). Raises UserError where there are no images.
+    Returns the metrics of `accuracy`, plus val_images and val_ms_per_image (network alone). Raises UserError
+    where there are no images.
     """
+    probabilities, labels, timing = classify(net, loader, device)
+    return {**accuracy(probabilities, labels, names), **timing}
+
+
+def classify(
+    net: nn.Module, loader: Iterable[Mapping[str, Any]], device: str | torch.device = "cpu"
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """(probabilities [n, classes], labels int64 [n], timing) of all images; works on a fused copy in eval
+    mode, `net` is left alone."""
     device = torch.device(device)
     fused: Any = fused_copy(net).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     found, labels, seconds = [], [], 0.0
@@ -39,9 +48,9 @@ def evaluate_classes(
             labels.append(batch["cls"].cpu().numpy().reshape(-1).astype(np.int64))
     if not found:
         raise UserError("there are no validation images, so accuracy is not defined")
-    metrics = accuracy(np.concatenate(found), np.concatenate(labels), names)
     images = sum(map(len, labels))
-    return {**metrics, "val_images": float(images), "val_ms_per_image": 1000 * seconds / images}
+    timing = {"val_images": float(images), "val_ms_per_image": 1000 * seconds / images}
+    return np.concatenate(found), np.concatenate(labels), timing
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:

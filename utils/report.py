@@ -6,13 +6,13 @@ Nothing in the page loads from anywhere; its Content-Security-Policy forbids it.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from utils.blueprint import blueprint_of
 from utils.choices import (
     ImportanceInfo,
     ParallelInfo,
@@ -23,7 +23,19 @@ from utils.choices import (
 )
 from utils.drawing import Figure, title
 from utils.files import write_text
+from utils.findings import (
+    Findings,
+    class_rows,
+    confusion_info,
+    draw_confusion,
+    draw_precision_recall,
+    findings_of,
+    pictures_info,
+    precision_recall_info,
+    score_title,
+)
 from utils.history import History, Trial
+from utils.page import render
 from utils.plots import (
     ConvergenceInfo,
     ParetoInfo,
@@ -45,16 +57,18 @@ from utils.summary import (
     cost_rows,
     family_verdict,
     final_rows,
+    final_title,
     highlight_rows,
     mapping,
     metric_keys,
     number,
     rank_rows,
     retrained_rows,
+    row_titles,
     supernet_facts,
     top_rows,
     trial_rows,
-    verdict,
+    verdict_of,
 )
 from utils.supernet_report import (
     RankReport,
@@ -90,7 +104,7 @@ def write_report(
         info = _pareto(run, cost, others)
         save_pareto_png(info, run.folder / "pareto.png")
     path = run.folder / "report.html"
-    write_text(path, render(report_context(run, others)))
+    write_text(path, render("report_template.html", report_context(run, others)))
     return path
 
 
@@ -107,23 +121,6 @@ def _others(run: Run, baselines: str | Path | Sequence[Trial] | None) -> list[Tr
     return completed(baselines)
 
 
-def render(context: dict[str, Any]) -> str:
-    """The page. All text is escaped by jinja; figures travel as JSON that cannot close its own script tag."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(Path(__file__).with_name("report_template.html").read_text())
-    figures = json.dumps(context["figures"], allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    script = ""
-    if context["figures"]:
-        from plotly.offline import get_plotlyjs
-
-        script = get_plotlyjs()
-    return template.render(**context, figures_json=figures, plotly=script)
-
-
 def report_context(run: Run, others: Sequence[Trial] = ()) -> dict[str, Any]:
     """Everything the template shows, as plain values; no number is formatted before here."""
     cost = search_cost(run.trials)
@@ -137,9 +134,12 @@ def report_context(run: Run, others: Sequence[Trial] = ()) -> dict[str, Any]:
     convergence = convergence_info(run.trials, run.objectives)
     keys = metric_keys(run)
     supernet, ranked = supernet_info(run), rank_report(run)
+    seen = findings_of(run)
     figures = _figures(run, others, importance, parallel, convergence)
     figures |= {name: drawn for name, drawn in _supernet_figures(supernet, ranked).items() if drawn}
+    figures |= _seen_figures(seen)
     scored, final = len(completed(sampled(run))), final_rows(run)
+    rows = highlight_rows(run, keys)
     return {
         "name": run.name,
         "state": state,
@@ -165,16 +165,18 @@ def report_context(run: Run, others: Sequence[Trial] = ()) -> dict[str, Any]:
         "regret": regret_sentence(ranked) if ranked else "",
         "quality": title(run.quality),
         "final": final,
-        "final_top": sum(isinstance(row["rank"], int) for row in final),
+        "final_title": final_title(final),
         "final_heads": final[0]["cells"] if final else {},
         "final_gains": any(c["gain"] for r in final for c in r["cells"].values()),
+        "final_trainings": any("tuned" in h or "trained" in h for h in (final[0]["cells"] if final else ())),
         "final_costs": [
             title(k) for k in dict.fromkeys([*run.objectives, "params_m", "gflops"]) if k in COSTS
         ],
         "predictor": predictor_line(run),
         "family": family_verdict(run.trials, others, run.objectives),
         "cards": cards(run),
-        "rows": highlight_rows(run, keys),
+        "rows": rows,
+        "row_titles": row_titles(keys, rows),
         "metric_titles": [title(k) for k in keys],
         "top": top_rows(run, keys),
         "retrained": retrained_rows(run, keys),
@@ -186,6 +188,7 @@ def report_context(run: Run, others: Sequence[Trial] = ()) -> dict[str, Any]:
         "parallel_left_out": parallel.left_out,
         "reference": " and ".join(f"{title(k)} {number(v)}" for k, v in convergence.reference.items()),
         "figures": figures,
+        **_seen(run, seen),
         "cost": cost_rows(run),
         "versions": {str(k): str(v) for k, v in mapping(run.meta.get("versions")).items()},
         "seeds": _seeds(run),
@@ -233,11 +236,38 @@ def _supernet_figures(
     return found | ({"rank": draw_rank(ranked)} if ranked else {})
 
 
+def _seen_figures(seen: Sequence[Findings]) -> dict[str, dict[str, Figure]]:
+    """What the networks that `evaluate` looked at do on val."""
+    curves = [info for f in seen if (info := precision_recall_info(f))]
+    found = {"precision": draw_precision_recall(curves)} if curves else {}
+    confusions = {f.name: draw_confusion(matrix) for f in seen if (matrix := confusion_info(f))}
+    if confusions:
+        found["confusion"] = confusions
+    return found
+
+
+def _seen(run: Run, seen: Sequence[Findings]) -> dict[str, Any]:
+    """The same as far as it is no figure: pictures, classes, the architecture."""
+    pictures = pictures_info(seen[0]) if seen else []
+    curves = precision_recall_info(seen[0]) if seen else None
+    confusion = confusion_info(seen[0]) if seen else None
+    return {
+        "seen": [f.name for f in seen],
+        "pictures": pictures,
+        "detects": run.task == "detect",
+        "curves_left_out": curves.left_out if curves else 0,
+        "confusion_left_out": confusion.left_out if confusion else 0,
+        "classes": class_rows(seen, run.quality),
+        "class_score": score_title(run.quality),
+        "blueprint": blueprint_of(run, seen[0].trial) if seen else None,
+    }
+
+
 def _verdict(run: Run, supernet: SupernetInfo | None) -> Verdict:
     if run.shares_weights and not run.trials and (supernet is None or not supernet.trained):
         so_far = f" {supernet.epochs} epochs of its training are done." if supernet else ""
         return Verdict("open", f"The supernet is not trained yet, so nothing has been searched.{so_far}")
-    return verdict(run.trials, run.objectives, baseline=run.has_baseline)
+    return verdict_of(run)
 
 
 def _caution(run: Run, ranked: RankReport | None) -> str:

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from utils.drawing import title
@@ -14,6 +15,7 @@ from utils.errors import Malformed, UserError
 from utils.files import write_text
 from utils.history import Trial, read_lines
 from utils.json_text import parse_json
+from utils.outcomes import on_val
 from utils.pareto import knee
 from utils.progress import KINDS, SupernetInfo, supernet_info
 from utils.runs import (
@@ -41,16 +43,21 @@ TABLE_METRICS = ("map50_95", "params_m", "gflops", "latency_ms")
 def highlights(
     trials: Sequence[Trial], objectives: Objectives, baseline: Trial | None
 ) -> list[tuple[str, Trial]]:
-    """Rows of the end table: baseline, best quality, best reward, knee of the front (those that exist)."""
-    rows = [("baseline", baseline)] if baseline else []
+    """Rows of the end table, one a network: baseline, best quality, best reward, knee of the front (those
+    that exist); what is best in several ways carries all its names."""
     quality = quality_of(objectives)
     best = best_of(trials, quality)
     front = front_of(trials, objectives)
     top = top_trials(trials, 1)
+    rows = [("baseline", baseline)] if baseline else []
     rows += [(f"best {title(quality).split('50')[0]}", best)] if best else []
     rows += [("best reward", top[0])] if top else []
     rows += [("knee of the front", knee(front, dict(objectives)))] if front else []
-    return rows
+    names: dict[int, list[str]] = {}
+    for name, trial in rows:
+        names.setdefault(trial.number, []).append(name)
+    of_number = {trial.number: trial for _, trial in rows}
+    return [(", ".join(said), of_number[number]) for number, said in names.items()]
 
 
 def gain(value: float, base: float) -> tuple[float, float | None]:
@@ -66,37 +73,59 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{value:+.1f} %"
 
 
-def results_table(history: Sequence[Trial], objectives: Objectives, *, baseline: bool = True) -> str:
-    """The table at the end of a search; under each row what it gains on the baseline, absolute and percent.
+def results_table(
+    history: Sequence[Trial],
+    objectives: Objectives,
+    *,
+    baseline: bool = True,
+    val: Mapping[int, float] = MappingProxyType({}),
+) -> str:
+    """The table at the end of a search, a line a network: each value with what it gains on the baseline.
 
-    `baseline=False` for a search that did not run the unsearched default as trial 0.
+    baseline: False for a search that did not run the unsearched default as trial 0
+    val: trial -> its quality on val, which no search saw; a column beside that of search_val
     """
     base = baseline_of(history) if baseline else None
     rows = highlights(history, objectives, base)
     if not rows:
         return f"no trial completed ({len(history)} in the history)"
-    wanted = list(dict.fromkeys([quality_of(objectives), *TABLE_METRICS, *objectives]))
+    quality = quality_of(objectives)
+    wanted = list(dict.fromkeys([quality, *TABLE_METRICS, *objectives]))
     keys = [k for k in wanted if any(k in t.metrics for _, t in rows)]
-    widths = [max(len(title(k)), 9) for k in [*keys, "reward"]]
-    name_width = max(len(name) for name, _ in rows)
+    heads = {k: title(k) for k in keys} | {"reward": "reward"}
+    if any(t.number in val for _, t in rows):
+        heads = {quality: heads.pop(quality, title(quality)), "val": "on val"} | heads
 
-    def line(name: str, number: str, cells: list[str]) -> str:
-        tail = "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))
-        return f"{name:<{name_width}}  {number:>5}  {tail}".rstrip()
+    def values(trial: Trial) -> dict[str, float | None]:
+        known = {k: trial.metrics.get(k) for k in keys}
+        return known | {"reward": trial.reward, "val": val.get(trial.number)}
 
-    lines = [line("", "trial", [title(k) for k in [*keys, "reward"]])]
-    for name, trial in rows:
-        values = [trial.metrics.get(k) for k in keys] + [trial.reward]
-        lines.append(line(name, str(trial.number), ["" if v is None else f"{v:.4f}" for v in values]))
-        if base is None or trial is base:
-            continue
-        start = [base.metrics.get(k) for k in keys] + [base.reward]
-        gains = [None if v is None or b is None else gain(v, b) for v, b in zip(values, start, strict=True)]
-        lines.append(line("", "", ["" if g is None else signed(g[0]) for g in gains]))
-        lines.append(line("", "", ["" if g is None else percent(g[1]) for g in gains]))
+    cells = {t.number: _with_gains(values(t), None if base in (None, t) else values(base)) for _, t in rows}
+    wide = {k: max(len(head), *(len(c[k]) for c in cells.values())) for k, head in heads.items()}
+    lines = ["trial  " + "  ".join(head.ljust(wide[k]) for k, head in heads.items())]
+    for name, trial in rows:  # names come last: where a terminal is narrow, only they run over
+        shown = "  ".join(cells[trial.number][k].ljust(wide[k]) for k in heads)
+        lines.append(f"{trial.number:>5}  {shown}  {name}")
+    lines[0] = lines[0].rstrip()
     if base is None:
         lines.append("(no complete baseline in this history, so gains cannot be given)")
     return "\n".join(lines)
+
+
+def _with_gains(
+    values: Mapping[str, float | None], base: Mapping[str, float | None] | None
+) -> dict[str, str]:
+    """`0.5500 +10.0%`; without a percentage where the baseline has none."""
+    shown = {}
+    for key, value in values.items():
+        start = base.get(key) if base else None
+        text = "" if value is None else f"{value:.4f}"
+        if value is not None and start is not None:
+            absolute, relative = gain(value, start)
+            text += " same" if absolute == 0 else f" {signed(absolute)}"
+            text = text if absolute == 0 or relative is None else f"{value:.4f} {relative:+.1f}%"
+        shown[key] = text
+    return shown
 
 
 def write_csv(run_dir: str | Path, history: Sequence[Trial]) -> Path:
@@ -278,7 +307,7 @@ def status(run_dir: str | Path) -> str:
     training = f"; {duration(supernet.seconds)} training the supernet" if supernet else ""
     lines.append(f"time        {used}; {duration(cost.trial_seconds)} in trials{training}")
 
-    lines += ["", results_table(run.trials, run.objectives, baseline=run.has_baseline)]
+    lines += ["", results_table(run.trials, run.objectives, baseline=run.has_baseline, val=on_val(run))]
     if failed:
         lines += ["", "failed"] + [f"{t.number:>5}  {t.reason or 'no reason given'}" for t in failed[-5:]]
     return "\n".join(lines)

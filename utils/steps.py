@@ -201,11 +201,10 @@ STEPS: dict[str, Step] = {
         ),
         Step(
             "evaluate",
-            "the top k on val, with latency",
-            "steps:evaluate_top",
+            "the winners and the unsearched network on val, with latency, curves and pictures",
+            "findings:evaluate_top",
             _evaluate,
             record="evaluated",
-            column="evaluated",
         ),
         Step(
             "finetune",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from utils.drawing import difference, is_number, title
 from utils.history import Trial
+from utils.outcomes import KINDS, alike, best_outcome, on_val, outcomes, says_of
 from utils.progress import SupernetInfo, device_cost, later_spent, search_spent
 from utils.results import gain, highlights, percent, signed
 from utils.runs import (
@@ -21,6 +22,7 @@ from utils.runs import (
     device_hours,
     duration,
     later_trainings,
+    quality_of,
     read_json,
     reward_of,
     top_trials,
@@ -35,7 +37,8 @@ class Verdict:
     """Did the search beat the unsearched baseline?
 
     kind: `better` (some trial is nowhere worse and somewhere better), `trade` (only a higher reward),
-    `no`, or `open` when it cannot be said. trial: the one the sentence is about.
+    `doubt` (so it seemed, but val disagrees), `no`, or `open` when it cannot be said. trial: the one the
+    sentence is about.
     """
 
     kind: str
@@ -43,7 +46,21 @@ class Verdict:
     trial: Trial | None = None
 
 
+# (kind of weights, the trial's score on val, the baseline's with weights that were trained alike)
+OnVal = Sequence[tuple[str, float, float]]
+
+
+def verdict_of(run: Run) -> Verdict:
+    """The headline of a run: what the search's own scores say, and whether val agrees."""
+    found = verdict(run.trials, run.objectives, baseline=run.has_baseline)
+    base = run.baseline
+    if found.trial is None or base is None or found.trial is base:
+        return found
+    return with_val(found, base, run.objectives, alike(run, found.trial.number), says_of(run.shares_weights))
+
+
 def verdict(trials: Sequence[Trial], objectives: Objectives, *, baseline: bool = True) -> Verdict:
+    """What the scores say that the search went by, those on search_val."""
     done = [t for t in completed(trials) if all(k in t.metrics for k in objectives)]
     base = baseline_of(done) if baseline else None
     if not completed(trials):
@@ -59,7 +76,7 @@ def verdict(trials: Sequence[Trial], objectives: Objectives, *, baseline: bool =
     dominating = top_trials([t for t in searched if _dominates(t, base, objectives)])
     if dominating:
         best = dominating[0]
-        text = f"Yes: trial {best.number} has {_against(best, base, objectives)}."
+        text = f"Yes: trial {best.number} has {_against(best, base, objectives)}{HERE}."
         top = top_trials(searched, 1)[0]
         if top is not best:
             text += f" Best by reward is trial {top.number}: {_against(top, base, objectives)}."
@@ -68,11 +85,51 @@ def verdict(trials: Sequence[Trial], objectives: Objectives, *, baseline: bool =
     if reward_of(best) > reward_of(base):
         return Verdict(
             "trade",
-            f"Partly: trial {best.number} has a higher reward with {_against(best, base, objectives)}, "
+            f"Partly: trial {best.number} has a higher reward with {_against(best, base, objectives)}{HERE}, "
             "but no trial beats the baseline in every objective.",
             best,
         )
     return Verdict("no", "No: no trial reached the reward of the unsearched baseline.", best)
+
+
+HERE = " on search_val, which chose it"
+
+
+def with_val(
+    found: Verdict, base: Trial, objectives: Objectives, val: OnVal, says: Mapping[str, str]
+) -> Verdict:
+    """The verdict with what val says of it, which no search saw. Where the longest trained weights that both
+    have do not keep the gain, val disagrees, and that comes first."""
+    trial, quality = found.trial, quality_of(objectives)
+    assert trial is not None
+    if not val:
+        return replace(found, text=f"{found.text} Not yet compared on val, which the search never saw.")
+    parts = []
+    for kind, ours, theirs in val:
+        how = f"{says[kind]} " if says[kind] else ""
+        parts.append(f"{how}{number(ours)} against {number(theirs)} ({signed(ours - theirs)})")
+    seen = f"On val, which the search never saw, {title(quality)} is {', '.join(parts)}."
+    _, ours, theirs = val[-1]
+    seemed = trial.metrics[quality] - base.metrics[quality]
+    lost = ours <= theirs if seemed > 0 else ours < theirs
+    if found.kind not in ("better", "trade") or not lost:
+        return replace(found, text=f"{found.text} {seen}")
+    if found.kind == "trade" and seemed <= 0:  # it never claimed to be better
+        return replace(found, text=f"{found.text} {seen}")
+    said = found.text.replace("Yes: trial", "Trial", 1).replace("Partly: trial", "Trial", 1)
+    return Verdict("doubt", f"Val does not confirm it: {seen[:1].lower()}{seen[1:]} {said}", trial)
+
+
+def named_trials(
+    trials: Sequence[Trial], objectives: Objectives, top_k: int, *, baseline: bool = True
+) -> list[Trial]:
+    """All whom the headline and the tables speak of: the top k, the best in some way, the baseline, which
+    come in this order."""
+    base = baseline_of(trials) if baseline else None
+    about = verdict(trials, objectives, baseline=baseline).trial
+    named = [*top_trials(trials, top_k), *(t for _, t in highlights(trials, objectives, None))]
+    named += [t for t in (about, base) if t is not None]
+    return list({t.number: t for t in named}.values())
 
 
 def family_verdict(trials: Sequence[Trial], family: Sequence[Trial], objectives: Objectives) -> str:
@@ -122,34 +179,43 @@ def metric_keys(run: Run) -> list[str]:
 
 
 def highlight_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
-    """One row a trial; a trial that is best in two ways carries both names."""
-    base = run.baseline
-    named: dict[int, list[str]] = {}
-    for name, t in highlights(run.trials, run.objectives, base):
-        named.setdefault(t.number, []).append(name)
-    by_number = {t.number: t for t in run.complete}
-    return [
-        {
-            "names": ", ".join(names),
-            "number": n,
-            "cells": [cell(by_number[n], base, k, run.objectives) for k in [*keys, "reward"]],
-        }
-        for n, names in named.items()
-    ]
+    """One row a trial; a trial that is best in two ways carries both names. Behind the first of `keys` stands
+    what it scores on val, where any of the rows was scored there."""
+    base, val = run.baseline, on_val(run)
+    rows = highlights(run.trials, run.objectives, base)
+    shown = any(t.number in val for _, t in rows)
+    found = []
+    for names, t in rows:
+        cells = [cell(t, base, k, run.objectives) for k in [*keys, "reward"]]
+        if shown:
+            start = val.get(base.number) if base is not None and t is not base else None
+            cells.insert(1, value_cell(val.get(t.number), start))
+        found.append({"names": names, "number": t.number, "cells": cells})
+    return found
 
 
-def cell(t: Trial, base: Trial | None, key: str, objectives: Objectives) -> dict[str, str]:
-    """A value and what it gains on the baseline; `tone` says whether that is good or bad."""
-    value = t.reward if key == "reward" else t.metrics.get(key)
-    start = None if base is None else base.reward if key == "reward" else base.metrics.get(key)
-    if value is None or start is None or base is t:
+def row_titles(keys: list[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The headings of the columns of `highlight_rows`."""
+    titles = [title(k) for k in [*keys, "reward"]]
+    return [titles[0], "on val", *titles[1:]] if rows and len(rows[0]["cells"]) > len(titles) else titles
+
+
+def value_cell(value: float | None, start: float | None, less_is_better: bool = False) -> dict[str, str]:
+    """A value and its gain on `start`; `tone` says whether that is good or bad."""
+    if value is None or start is None:
         return {"value": number(value), "gain": "", "tone": ""}
     absolute, relative = gain(value, start)
-    less_is_better = objectives.get(key) == "min" or key in COSTS
     good = absolute < 0 if less_is_better else absolute > 0
     tone = "" if absolute == 0 else "good" if good else "bad"
     change = "no change" if absolute == 0 else percent(relative) or signed(absolute)
     return {"value": number(value), "gain": change, "tone": tone}
+
+
+def cell(t: Trial, base: Trial | None, key: str, objectives: Objectives) -> dict[str, str]:
+    """A metric, or `reward`, of a trial and what it gains on the baseline."""
+    value = t.reward if key == "reward" else t.metrics.get(key)
+    start = None if base is None else base.reward if key == "reward" else base.metrics.get(key)
+    return value_cell(value, None if base is t else start, objectives.get(key) == "min" or key in COSTS)
 
 
 def cards(run: Run) -> list[dict[str, str]]:
@@ -159,8 +225,9 @@ def cards(run: Run) -> list[dict[str, str]]:
     best = best_of(run.complete, quality)
     if best is not None:
         shown = cell(best, base, quality, run.objectives)
-        slice_ = " of a slice" if run.shares_weights else ""
-        found.append({"label": f"best {title(quality)}{slice_}", "note": f"trial {best.number}"} | shown)
+        note = f"trial {best.number}{', a slice' if run.shares_weights else ''}, on search_val"
+        found.append({"label": f"best {title(quality)}", "note": note} | shown)
+    found += _card_of_val(run)
     costs = [k for k, way in run.objectives.items() if way == "min"]
     if costs and base is not None and costs[0] in base.metrics and quality in base.metrics:
         able = [t for t in scored if costs[0] in t.metrics and t.metrics[quality] >= base.metrics[quality]]
@@ -179,6 +246,26 @@ def cards(run: Run) -> list[dict[str, str]]:
     label = "supernet and search took" if "supernet" in parts else "search took"
     found.append({"label": label, "value": duration(wall), "gain": "", "tone": "", "note": hours})
     return found
+
+
+def _card_of_val(run: Run) -> list[dict[str, str]]:
+    """What the trial of the headline scores on val, against the baseline with weights trained alike."""
+    trial = verdict_of(run).trial
+    if trial is None:
+        return []
+    pairs, own = alike(run, trial.number), outcomes(run).get(trial.number, {})
+    base = run.baseline
+    if base is not None and trial is not base and pairs:
+        kind, score, start = pairs[-1]
+        shown = value_cell(score, start)
+    else:
+        best = best_outcome(own, run.quality)
+        if best is None:
+            return []
+        kind, shown = best.kind, value_cell(best.metrics[run.quality], None)
+    how = says_of(run.shares_weights)[kind]
+    note = ", ".join(filter(None, [f"trial {trial.number}", how, own[kind].note]))
+    return [{"label": f"{title(run.quality)} on val", "note": note} | shown]
 
 
 def _hours(run: Run, parts: dict[str, Cost]) -> str:
@@ -257,58 +344,57 @@ def trial_rows(run: Run, keys: list[str], front: set[int]) -> list[dict[str, Any
 
 
 def final_rows(run: Run) -> list[dict[str, Any]]:
-    """The top k on their way from a slice to a network, and the unsearched baseline beside them.
+    """All that were scored on val: the top k by rank, others by trial, the unsearched baseline last.
 
-    `cells`: heading -> value, what it gains on the slice on val, and a note; only the columns that some of
-    them has. [] as long as none of them was scored on val.
+    `cells`: heading -> value, what it gains and a note; only the columns that some of them has. On val,
+    weights as the search had them are compared with the baseline's, longer trained ones with those before.
+    [] as long as none was scored on val.
     """
-    costs = [k for k in dict.fromkeys([*run.objectives, "params_m", "gflops"]) if k in COSTS]
-    files = [p for p in (run.folder / "top").glob("*.json") if p.stem.isdigit()]
-    top = {int(p.stem): read_json(p) for p in files}
-    ranked: list[tuple[int | str, dict[str, Any]]] = [
-        (rank, top[rank]) for rank in sorted(top) if isinstance(top[rank].get("trial"), int)
-    ]
-    there = [k for k in LATER if any(_later(r, k, run.quality) is not None for _, r in ranked)]
-    if not there:
+    found, base, key = outcomes(run), run.baseline, run.quality
+    of_number = {t.number: t for t in run.complete}
+    numbers = [n for n in found if n in of_number]
+    kinds = [k for k in KINDS if any(k in found[n] and key in found[n][k].metrics for n in numbers)]
+    if not kinds:
         return []
-    base = run.baseline
-    if base is not None and all(r["trial"] != base.number for _, r in ranked):
-        ranked.append(("unsearched", _record_of(run, base)))
+    costs = [k for k in dict.fromkeys([*run.objectives, "params_m", "gflops"]) if k in COSTS]
+    last = base.number if base else None
+    if last is not None and last not in numbers:
+        numbers.append(last)
+    ranks = {record.get("trial"): rank for rank, record in _records(run).items()}
     rows = []
-    for rank, record in ranked:
-        found = mapping(record.get("metrics"))
-        cells = {"slice, search_val": _final_cell(_known(found.get(run.quality)))}
-        of_slice = _later(record, "evaluated", run.quality) if _weights_of(record) == "trials" else None
-        for kind in there:
-            score, said = _later(record, kind, run.quality), mapping(record.get(kind))
-            if kind == "evaluated":
-                cell = _final_cell(score, note=WEIGHTS.get(_weights_of(record), ""))
-            else:
-                cell = _final_cell(score, of_slice, _training_note(said))
-            cells[LATER[kind]] = cell
-        values = [number(_known(found.get(k))) for k in costs]
-        rows.append({"rank": rank, "number": record["trial"], "costs": values, "cells": cells})
+    for n in sorted(numbers, key=lambda n: (n == last, ranks.get(n, len(ranks) + 1), n)):
+        scores = {k: _known(o.metrics.get(key)) for k, o in found.get(n, {}).items()}
+        cells = {"search_val": _final_cell(_known(of_number[n].metrics.get(key)))}
+        for kind in kinds:
+            note = found[n][kind].note if kind in found.get(n, {}) else ""
+            before = scores.get("trials") if kind != "trials" else None
+            if kind == "trials" and n != last and last in found and "trials" in found[last]:
+                before = found[last]["trials"].metrics.get(key)
+            cells[heading(kind, run.shares_weights)] = _final_cell(scores.get(kind), before, note)
+        values = [number(_known(of_number[n].metrics.get(k))) for k in costs]
+        rank = "unsearched" if n == last else ranks.get(n, "–")
+        rows.append({"rank": rank, "number": n, "costs": values, "cells": cells})
     return rows
 
 
-def _record_of(run: Run, trial: Trial) -> dict[str, Any]:
-    """What `top/N.json` would say of a trial that is not among the top k."""
-    record: dict[str, Any] = {"trial": trial.number, "metrics": trial.metrics}
-    for key, kind in (("finetuned", "finetune"), ("retrained", "retrain")):
-        result = later_trainings(run, kind).get(trial.number)
-        if result:
-            seeds = [result["seed"]] if "seed" in result else []
-            epochs = mapping(result.get("train")).get("epochs")
-            record[key] = {"metrics": result["metrics"], "epochs": epochs, "seeds": seeds}
-    return record
+def heading(kind: str, shares_weights: bool) -> str:
+    """`as a slice, val`, `retrained, val`, or `val` for the network as a trial trained it."""
+    return ", ".join(filter(None, [says_of(shares_weights)[kind], "val"]))
 
 
-LATER = {"evaluated": "evaluated, val", "finetuned": "fine-tuned, val", "retrained": "retrained, val"}
-WEIGHTS = {"trials": "as a slice", "finetune": "fine-tuned", "retrain": "retrained"}
+def final_title(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the table of `final_rows` is called, by the columns that it has."""
+    names = [h.removesuffix(", val") for h in (rows[0]["cells"] if rows else {}) if h.endswith(", val")]
+    if not any("slice" in name for name in names):
+        return "On images that the search never saw"
+    text = ", ".join(names)
+    return text[:1].upper() + text[1:]
 
 
-def _later(record: dict[str, Any], kind: str, quality: str) -> float | None:
-    return _known(mapping(mapping(record.get(kind)).get("metrics")).get(quality))
+def _records(run: Run) -> dict[int, dict[str, Any]]:
+    """rank -> `top/<rank>.json`."""
+    files = {int(p.stem): read_json(p) for p in (run.folder / "top").glob("*.json") if p.stem.isdigit()}
+    return dict(sorted(files.items()))
 
 
 def _final_cell(score: float | None, start: float | None = None, note: str = "") -> dict[str, str]:
@@ -321,20 +407,6 @@ def _final_cell(score: float | None, start: float | None = None, note: str = "")
 
 def _known(value: Any) -> float | None:
     return value if is_number(value) else None
-
-
-def _weights_of(record: dict[str, Any]) -> str:
-    """The folder of the weights that `evaluated` is of: trials, finetune or retrain."""
-    return str(mapping(record.get("evaluated")).get("weights") or "").split("/")[0]
-
-
-def _training_note(training: dict[str, Any]) -> str:
-    """`3 epochs, seed 0`, as far as it is known."""
-    epochs, seeds = training.get("epochs"), training.get("seeds")
-    parts = [f"{epochs} epoch{'s' * (epochs != 1)}"] if isinstance(epochs, int) else []
-    if isinstance(seeds, list) and seeds:
-        parts.append(f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}")
-    return ", ".join(parts)
 
 
 def rank_rows(report: RankReport) -> list[dict[str, Any]]:

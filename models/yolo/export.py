@@ -27,6 +27,7 @@ from models.weights import FORMAT
 from models.yolo.detector import YoloDetector
 from models.yolo.stock_yaml import expand
 from utils.errors import UserError
+from utils.model_card import ULTRALYTICS_VAL
 from utils.offline import quiet_ultralytics
 
 STOCK = ("torch.", "ultralytics.", "collections.OrderedDict", "__builtin__.set")
@@ -55,7 +56,7 @@ def _export_pt(
     else:
         notes = ["stock YOLO(...).train() keeps this architecture: the YAML inside says all of it"]
     # YOLO.val pads to rectangles with half a stride of grey around by default: mAP moves on small images.
-    notes.append("YOLO(...).val(data=..., rect=False) scores it as we do")
+    notes.append(ULTRALYTICS_VAL)
     return Exported(path, "pt", difference, sizes, notes, {"stock_train_keeps_it": not lost, "lost": lost})
 
 

@@ -43,7 +43,16 @@ from utils.plots import (
 from utils.report import write_report
 from utils.results import extend_top, results_table, status, write_top
 from utils.runs import read_run
-from utils.summary import family_verdict, number, retrained_rows, verdict
+from utils.summary import (
+    cards,
+    family_verdict,
+    highlight_rows,
+    number,
+    retrained_rows,
+    row_titles,
+    verdict,
+    verdict_of,
+)
 
 OBJECTIVES = {"map50_95": "max", "gflops": "min"}
 
@@ -266,7 +275,8 @@ def test_verdict() -> None:
     better = verdict(TRIALS, OBJECTIVES)
     assert (better.kind, better.trial) == ("better", TRIALS[2])
     assert better.text == (
-        "Yes: trial 2 has mAP50-95 0.5500 (+0.0500, +10.0 %) and GFLOPs 3 (-1.0000, -25.0 %). "
+        "Yes: trial 2 has mAP50-95 0.5500 (+0.0500, +10.0 %) and GFLOPs 3 (-1.0000, -25.0 %) on search_val, "
+        "which chose it. "
         "Best by reward is trial 1: mAP50-95 0.6000 (+0.1000, +20.0 %) and GFLOPs 5 (+1.0000, +25.0 %)."
     )
     assert verdict(TRIALS[:2], OBJECTIVES).kind == "trade"
@@ -274,6 +284,62 @@ def test_verdict() -> None:
     assert verdict(TRIALS[:1], OBJECTIVES).kind == "open"
     assert verdict(TRIALS[1:], OBJECTIVES).kind == "open"
     assert verdict([FAILED], OBJECTIVES).text == "No trial has completed, so there is nothing to compare yet."
+
+
+def on_val(run: Path, kind: str, scores: dict[int, float]) -> None:
+    """Scores on val as the steps leave them: evaluate, finetune or retrain."""
+    for number_, score in scores.items():
+        folder = run / kind / f"{number_:04d}"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({"metrics": {"map50_95": score}}))
+
+
+def test_the_headline_says_what_val_says(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", TRIALS)
+    assert verdict_of(read_run(run)).text.endswith("Not yet compared on val, which the search never saw.")
+    on_val(run, "evaluate", {0: 0.48, 2: 0.53})
+    found = verdict_of(read_run(run))
+    assert found.kind == "better"
+    assert found.text.endswith(
+        "On val, which the search never saw, mAP50-95 is 0.5300 against 0.4800 (+0.0500)."
+    )
+    cards_ = {card["label"]: card for card in cards(read_run(run))}
+    assert cards_["mAP50-95 on val"] == {
+        "label": "mAP50-95 on val",
+        "note": "trial 2",
+        "value": "0.5300",
+        "gain": "+10.4 %",
+        "tone": "good",
+    }
+    assert cards_["best mAP50-95"]["note"] == "trial 1, on search_val"
+    rows = highlight_rows(read_run(run), ["map50_95"])
+    assert [(r["number"], r["names"], r["cells"][1]["value"]) for r in rows] == [
+        (0, "baseline", "0.4800"),
+        (1, "best mAP, best reward", "–"),
+        (2, "knee of the front", "0.5300"),
+    ]
+    assert row_titles(["map50_95"], rows) == ["mAP50-95", "on val", "reward"]
+
+
+def test_where_val_disagrees_the_headline_begins_with_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", TRIALS)
+    on_val(run, "evaluate", {0: 0.48, 2: 0.53})
+    on_val(run, "retrain", {0: 0.61, 2: 0.60})  # trained longer, the gain is gone
+    found = verdict_of(read_run(run))
+    assert found.kind == "doubt"
+    assert found.text.startswith(
+        "Val does not confirm it: on val, which the search never saw, mAP50-95 is 0.5300 against 0.4800 "
+        "(+0.0500), retrained 0.6000 against 0.6100 (-0.0100). Trial 2 has mAP50-95 0.5500 (+0.0500"
+    )
+    assert "Yes" not in found.text and 'class="verdict doubt"' in write_report(run, png=False).read_text()
+
+
+def test_equal_on_val_is_no_gain_but_keeps_a_saving(tmp_path: Path) -> None:
+    gains, saves = trial(1, 0.55, 3.0), trial(1, 0.50, 3.0)
+    for winner, kind in ((gains, "doubt"), (saves, "better")):
+        run = make_run(tmp_path / kind, [trial(0, 0.50, 4.0), winner])
+        on_val(run, "evaluate", {0: 0.48, 1: 0.48})
+        assert verdict_of(read_run(run)).kind == kind
 
 
 def test_equal_to_the_baseline_is_not_better() -> None:
@@ -560,7 +626,7 @@ def test_a_classifiers_run_speaks_of_top_1_alone(tmp_path: Path, bare: bool) -> 
     assert list(shown.figures["importance"]) == ["reward", "top-1"]
     texts = [shown.text, json.dumps(shown.figures), status(run), write_model_card(run, 1).read_text()]
     table = results_table(read_run(run).trials, read_run(run).objectives).splitlines()
-    assert table[0].split()[:2] == ["trial", "top-1"] and table[2].startswith("best top-1 ")
+    assert table[0].split()[:2] == ["trial", "top-1"] and "  best top-1" in table[2]
     for text in [*texts, *table]:
         assert not re.search(r"\bm?map(50|\b)", text, re.I), text[:2000]
     card = texts[-1]

@@ -32,33 +32,33 @@ def trial(number: int, score: float, gflops: float, reward: float | None = None,
 FOUR = [trial(0, 0.50, 4.0), trial(1, 0.60, 5.0), trial(2, 0.55, 3.0, reward=0.65), trial(3, 0.40, 4.5)]
 
 
-def test_table_gives_each_row_its_gain_in_absolute_and_percent() -> None:
-    lines = [line.split() for line in results_table(FOUR, OBJECTIVES).splitlines()]
-    assert lines == [
-        ["trial", "mAP50-95", "GFLOPs", "reward"],
-        ["baseline", "0", "0.5000", "4.0000", "0.5000"],
-        ["best", "mAP", "1", "0.6000", "5.0000", "0.6000"],
-        ["+0.1000", "+1.0000", "+0.1000"],
-        ["+20.0", "%", "+25.0", "%", "+20.0", "%"],
-        ["best", "reward", "2", "0.5500", "3.0000", "0.6500"],
-        ["+0.0500", "-1.0000", "+0.1500"],
-        ["+10.0", "%", "-25.0", "%", "+30.0", "%"],
+def test_table_has_a_line_a_network_with_its_gains_in_percent() -> None:
+    assert results_table(FOUR, OBJECTIVES).splitlines() == [
+        "trial  mAP50-95       GFLOPs         reward",
+        "    0  0.5000         4.0000         0.5000         baseline",
         # the front is {1, 2}: two points have no knee, so the better one by the first objective stands
-        ["knee", "of", "the", "front", "1", "0.6000", "5.0000", "0.6000"],
-        ["+0.1000", "+1.0000", "+0.1000"],
-        ["+20.0", "%", "+25.0", "%", "+20.0", "%"],
+        "    1  0.6000 +20.0%  5.0000 +25.0%  0.6000 +20.0%  best mAP, knee of the front",
+        "    2  0.5500 +10.0%  3.0000 -25.0%  0.6500 +30.0%  best reward",
     ]
 
 
-def test_table_columns_line_up() -> None:
-    lines = results_table(FOUR, OBJECTIVES).splitlines()
-    assert len({len(line) for line in lines if not line.endswith("%")}) == 1
-    assert max(map(len, lines)) < 80
+def test_table_shows_what_val_says_beside_it() -> None:
+    lines = results_table(FOUR[:2], OBJECTIVES, val={0: 0.48, 1: 0.36}).splitlines()
+    assert lines[0].split() == ["trial", "mAP50-95", "on", "val", "GFLOPs", "reward"]
+    assert lines[1].split()[:3] == ["0", "0.5000", "0.4800"]
+    assert lines[2].split()[:5] == ["1", "0.6000", "+20.0%", "0.3600", "-25.0%"]
+    assert lines[2].endswith("best mAP, best reward, knee of the front") and len(lines) == 3
+
+
+def test_only_names_reach_beyond_a_narrow_terminal() -> None:
+    val = {t.number: 0.5 for t in FOUR}
+    for line in results_table(FOUR, OBJECTIVES, val=val).splitlines()[1:]:
+        assert max(line.rfind("%"), 0) < 80
 
 
 def test_table_without_a_baseline_says_so() -> None:
     assert "no complete baseline" in results_table(FOUR[1:], OBJECTIVES)
-    assert "baseline " not in results_table(FOUR, OBJECTIVES, baseline=False).splitlines()[1]
+    assert "baseline" not in results_table(FOUR, OBJECTIVES, baseline=False).splitlines()[1]
     failed = [Trial(0, {}, state="failed", reason="loss became NaN")]
     assert results_table(failed, OBJECTIVES) == "no trial completed (1 in the history)"
     assert results_table([], OBJECTIVES) == "no trial completed (0 in the history)"

@@ -23,7 +23,7 @@ from utils.report import write_report
 from utils.results import extend_top, status, write_top
 from utils.runs import device_hours, read_run, sampled
 from utils.steps import StepState, steps_line, steps_of
-from utils.summary import cost_rows, final_rows, rank_rows, supernet_facts
+from utils.summary import cost_rows, final_rows, final_title, rank_rows, supernet_facts
 from utils.supernet_report import (
     draw_rank,
     draw_supernet,
@@ -407,43 +407,56 @@ def test_the_way_from_a_slice_to_a_network(tmp_path: Path) -> None:
     run = supernet_run(tmp_path / "run", TRIALS)
     write_top(run, TRIALS, 2, space="s", data="d", imgsz=64)
     assert final_rows(read_run(run)) == []
-    assert "Sliced, fine-tuned" not in page(run).text
+    assert "the search never saw; the scores of" not in page(run).text
     handed_over(run)
-    first, second, unsearched = final_rows(read_run(run))
+    rows = final_rows(read_run(run))
+    first, second, unsearched = rows
+    assert final_title(rows) == "As a slice, fine-tuned"
     assert (unsearched["rank"], unsearched["number"]) == ("unsearched", 0)
     assert {k: c["value"] for k, c in unsearched["cells"].items()} == {
-        "slice, search_val": "0.5000",
-        "evaluated, val": "–",
+        "search_val": "0.5000",
+        "as a slice, val": "–",
         "fine-tuned, val": "0.5800",
     }
-    assert "top 2 and the unsearched baseline" in page(run).text
+    assert "As a slice, fine-tuned" in page(run).text
     assert (first["rank"], first["number"], first["costs"]) == (1, 1, ["5", "–"])
+    tuned = {"value": "0.6600", "gain": "+0.0900", "tone": "good", "note": "1 epoch, seed 0"}
     assert first["cells"] == {
-        "slice, search_val": {"value": "0.6000", "gain": "", "tone": "", "note": ""},
-        "evaluated, val": {"value": "0.5700", "gain": "", "tone": "", "note": "as a slice"},
-        "fine-tuned, val": {"value": "0.6600", "gain": "+0.0900", "tone": "good", "note": "1 epoch, seed 0"},
+        "search_val": {"value": "0.6000", "gain": "", "tone": "", "note": ""},
+        "as a slice, val": {"value": "0.5700", "gain": "", "tone": "", "note": ""},
+        "fine-tuned, val": tuned,
     }
     assert second["cells"]["fine-tuned, val"]["gain"] == "-0.0100"
     assert second["cells"]["fine-tuned, val"]["tone"] == "bad"
     later = {"metrics": {"map50_95": 0.7}, "epochs": 50, "seeds": [0, 1]}
-    extend_top(
-        run, 2, retrained=later, evaluated={"weights": "finetune/0002/last.pt", "metrics": {"map50_95": 0.53}}
-    )
+    evaluated = {"weights": "finetune/0002/last.pt", "metrics": {"map50_95": 0.53}}
+    extend_top(run, 2, retrained=later, evaluated=evaluated)
     first, second, _ = final_rows(read_run(run))
     assert first["cells"]["retrained, val"]["value"] == "–"
-    assert second["cells"]["evaluated, val"] == {
-        "value": "0.5300",
-        "gain": "",
-        "tone": "",
-        "note": "fine-tuned",
-    }
+    assert second["cells"]["as a slice, val"]["value"] == "–"  # nobody says so any more
     # without a score of its slice on val there is nothing to compare with
-    assert second["cells"]["retrained, val"] == {
-        "value": "0.7000",
-        "gain": "",
-        "tone": "",
-        "note": "50 epochs, seeds 0, 1",
+    alone = {"value": "0.7000", "gain": "", "tone": "", "note": "50 epochs, seeds 0, 1"}
+    assert second["cells"]["retrained, val"] == alone
+
+
+def test_a_search_that_trains_each_network_speaks_of_no_slices(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", TRIALS)
+    write_top(run, TRIALS, 2, space="models/yolov5n_nas.yaml", data="d", imgsz=64)
+    for kind, scores in (("evaluate", {0: 0.48, 1: 0.58, 2: 0.47}), ("retrain", {0: 0.70, 1: 0.72})):
+        for number, score in scores.items():
+            (run / kind / f"{number:04d}").mkdir(parents=True)
+            result = {"metrics": {"map50_95": score}, "train": {"epochs": 9}, "seed": 3}
+            (run / kind / f"{number:04d}" / "result.json").write_text(json.dumps(result))
+    rows = final_rows(read_run(run))
+    assert final_title(rows) == "On images that the search never saw"
+    assert [(r["rank"], r["number"]) for r in rows] == [(1, 1), (2, 2), ("unsearched", 0)]
+    assert {k: (c["value"], c["gain"], c["note"]) for k, c in rows[0]["cells"].items()} == {
+        "search_val": ("0.6000", "", ""),
+        "val": ("0.5800", "+0.1000", ""),
+        "retrained, val": ("0.7200", "+0.1400", "9 epochs, seed 3"),
     }
+    for text in (page(run).text, write_model_card(run, 1).read_text(), status(run)):
+        assert not re.search(r"\bslice", text, re.I), text
 
 
 def test_the_predictor_in_one_line(tmp_path: Path) -> None:
@@ -553,9 +566,9 @@ def test_the_page_of_a_whole_run(tmp_path: Path) -> None:
         "only its batch norm re-estimated on 256 training images",
         "Does the supernet rank architectures rightly?",
         "Every architecture, before and after its batch norm was re-estimated",
-        "Sliced, fine-tuned, trained alone",
+        "As a slice, fine-tuned",
         "Grey rings: 4 architectures scored before the search",
-        "best mAP50-95 of a slice",
+        "a slice, on search_val",
         "scored in the same way, as a slice of the supernet",
         "tau 0.67 [",
         "4 architectures trained by themselves for 3 epochs",
@@ -635,13 +648,15 @@ def test_the_model_card_says_where_the_weights_come_from(tmp_path: Path) -> None
     run = handed_over(scored(trained(supernet_run(tmp_path / "run", TRIALS))))
     text = write_model_card(run, 1).read_text()
     heads = [
-        "as a slice, in the search",
+        "as a slice, on search_val",
         "gain on the baseline",
-        "the slice, on val",
-        "after fine-tuning, on val",
+        "as a slice, on val",
+        "fine-tuned, on val",
+        "baseline fine-tuned, on val",
     ]
     assert f"| metric | {' | '.join(heads)} |" in text
-    assert "| mAP50-95 | 0.6000 | +20.0 % | 0.5700 | 0.6600 |" in text
+    assert "| mAP50-95 | 0.6000 | +20.0 % | 0.5700 | 0.6600 | 0.5800 |" in text
+    assert "On val, which the search never saw, fine-tuned: 0.6600, the baseline 0.5800." in text
     assert "In the search: its slice of the supernet, not trained by itself" in text
     assert "trained in 6 epochs (2 min 00 s)" in text and "re-estimated on 256 of these images." in text
     assert "From there: fine-tuned for 1 epoch on the full training split." in text
