@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from models.foreign_names import Alias, ClassRows
 from utils.distill import no_distillation
 from utils.errors import UserError
 
@@ -47,11 +48,15 @@ class Network(nn.Module):
         outputs: what `decode` gives, in order.
         candidates: boxes of an image that enter NMS, the best: untrained, it would spend seconds on noise.
         old_names: heads of names in older weight files -> what they are now.
+        aliases: what layers are called in other people's weight files; class_rows: layer -> how its rows hang
+            on classes. Both as models/foreign_names.py says.
     """
 
     outputs: tuple[str, ...] = ("boxes", "scores")
     candidates = 5000
     old_names: ClassVar[Mapping[str, str]] = {}
+    aliases: Sequence[Alias] = ()
+    class_rows: Mapping[str, ClassRows] = {}
 
     def __init__(self, nc: int, stride: int, coarsest: int | None = None) -> None:
         super().__init__()

@@ -11,8 +11,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +22,8 @@ import torch
 from nni.nas.space import current_model
 from torch import Tensor, nn
 
-from models.elastic.layers import Elastic, ModelSpace, choices, frozen, running
+from models.elastic.layers import Elastic, ModelSpace, PathChoice, choices, frozen, running
+from models.inherit import Account, inherit
 from models.networks import open_any_space
 from models.space import Arch, Space, Value
 from models.weights import WeightFile, load_weights, plain
@@ -133,6 +136,30 @@ def as_slice(file: WeightFile, net: nn.Module, arch: Mapping[str, Any]) -> Weigh
     meta = {**file.meta, "supernet": False, "sliced": True}
     state = {k: v.detach().cpu() for k, v in net.state_dict().items()}
     return replace(file, kind="slice of a supernet", state=state, arch=dict(arch), meta=meta)
+
+
+def inherit_supernet(supernet: Supernet, source: WeightFile | str | Path, into: str = "") -> Account:
+    """Start a supernet from trained weights: the largest network holds them, the most important channels
+    first, so that every slice has the best of them. Returns the account; see `models.inherit.inherit`.
+    """
+    before = supernet.arch
+    try:
+        poses = paths(supernet)
+        return inherit(supernet.net, source, into=into or supernet.space.name, sort=True, poses=poses)
+    finally:
+        supernet.set_arch(before)
+
+
+def paths(supernet: Supernet) -> list[Callable[[], object]]:
+    """What brings the largest network to run each path once, where paths have weights of their own."""
+    space, largest = supernet.space, supernet.space.largest()
+    weighty = [m for m in supernet.net.modules() if isinstance(m, PathChoice) and any(m.parameters())]
+    most = max([len(m.choice.values) for m in weighty], default=1)
+    archs = []
+    for i in range(most):
+        other = {v.label: v.values[min(i, len(v.values) - 1)] for m in weighty for v in m.choice.choices}
+        archs.append(space.canonical({**largest, **other}) if i else largest)
+    return [partial(supernet.set_arch, arch) for arch in archs]
 
 
 # Any network of elastic layers ----------------------------------------------------------------------------

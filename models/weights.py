@@ -8,15 +8,20 @@ wrote it need not be installed.
 from __future__ import annotations
 
 import io
+import json
 import pickle
+import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.space import Arch, Space
@@ -167,6 +172,8 @@ def read_weights(path: str | Path) -> WeightFile:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no weights {str(path)!r}; expected a .pt file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     content = _load(path)
     network = content
     if isinstance(content, dict):
@@ -182,6 +189,7 @@ def read_weights(path: str | Path) -> WeightFile:
         state = (
             {k: v for k, v in network.items() if isinstance(v, Tensor)} if isinstance(network, dict) else {}
         )
+        names = _names(content.get("names")) if isinstance(content, dict) else []
     if not state:
         raise UserError(
             f"{path} holds no weights; expected a state dict, an Ultralytics .pt or a file of ours"
@@ -195,6 +203,23 @@ def read_weights(path: str | Path) -> WeightFile:
         state, classes = {said["renamed"].get(k, k): v for k, v in state.items()}, {}
     about = {k: said[k] for k in SAID}
     return WeightFile(path, FORMAT, state, classes=classes, meta=said.get("meta", {}), **about)
+
+
+def _read_safetensors(path: Path) -> WeightFile:
+    """Its tensors, and the classes where its metadata have `names`, a list or a dict as JSON."""
+    try:
+        state = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            said = file.metadata() or {}
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise UserError(f"{path} is no whole weight file: {_first_line(error)}") from None
+    try:
+        names = _names(json.loads(said.get("names", "null")))
+    except ValueError:
+        names = []
+    if not state:
+        raise UserError(f"{path} holds no weights")
+    return WeightFile(path, "safetensors", state, names=names)
 
 
 def _names(value: Any) -> list[str]:
@@ -293,6 +318,9 @@ def _first_line(error: Exception) -> str:
 
 # Loading ----------------------------------------------------------------------------------------------------
 
+Naming = Callable[[str], str]  # a name in a file -> what it would be here
+Shapes = Mapping[str, Sequence[int]]
+POOR = 0.8  # of a file's tensors; where fewer have name and shape, it may be an export that was trained on
 LEAST = 0.1  # a file that fits less of a detector than this is of another network
 
 
@@ -306,7 +334,7 @@ def load_weights(detector: nn.Module, source: str | Path | WeightFile, *, whole:
     """
     file = source if isinstance(source, WeightFile) else read_weights(source)
     wanted = detector.state_dict()
-    state, classes = _in_our_names(file, detector)
+    state, classes = named(file, detector, {k: v.shape for k, v in wanted.items()})
     fits = [k for k, v in wanted.items() if k in state and state[k].shape == v.shape]
     elements = sum(v.numel() for v in wanted.values())
     account = LoadAccount(
@@ -335,43 +363,66 @@ def load_weights(detector: nn.Module, source: str | Path | WeightFile, *, whole:
     return account
 
 
-def _in_our_names(file: WeightFile, detector: Any) -> tuple[dict[str, Tensor], dict[str, tuple[str, str]]]:
-    """The file's tensors by our names, and (class in the file, class here) of each module both know.
+def named(
+    file: WeightFile, net: nn.Module, shapes: Shapes
+) -> tuple[dict[str, Tensor], dict[str, tuple[str, str]]]:
+    """A file's tensors by our names, and (class in the file, class here) of each module that both know.
 
-    Besides our own names we know those of our exports, whose rows are taken apart, so that what stock
-    Ultralytics made of an export can come back.
+    shapes: of all tensors of the network, by our names. A tensor that has none keeps its own.
     """
-    state, classes, hits = _match(file, detector, {})
-    net: Any = getattr(detector, "model", None)
-    if hits < len(detector.state_dict()) and hasattr(net, "yaml"):
-        apart = expand(net)
-        found = _match(file, apart.net, {new: f"model.{old}" for new, old in apart.renamed.items()})
-        if found[2] > hits:
-            state, classes, _ = found
-    return state, classes
-
-
-def _match(
-    file: WeightFile, net: nn.Module, rename: Mapping[str, str]
-) -> tuple[dict[str, Tensor], dict[str, tuple[str, str]], int]:
-    """As `_in_our_names` for one naming, and how many tensors then fit.
-
-    Networks are often wrapped once more (`module.`, `model.`) on one side: the best prefix is looked for.
-    """
-    ours = {name: tensor.shape for name, tensor in net.state_dict().items()}
-    heads = {""} | {k.split(".", 1)[0] + "." for k in file.state}
-    adds = {""} | {k.split(".", 1)[0] + "." for k in ours}
-
-    def moved(key: str, head: str, add: str) -> str:
-        return add + key[len(head) :] if key.startswith(head) else key
-
-    pairs = sorted(((h, a) for h in heads for a in adds), key=lambda p: (len(p[0] + p[1]), p))
-    hits = {p: sum(ours.get(moved(k, *p)) == v.shape for k, v in file.state.items()) for p in pairs}
-    best = max(pairs, key=hits.__getitem__)  # the shortest of equals
-    state = {rename.get(moved(k, *best), moved(k, *best)): v for k, v in file.state.items()}
+    naming = max(_namings(file, net, shapes), key=lambda naming: _hits(file.state, naming, shapes))
     here = {name: type(module).__name__ for name, module in net.named_modules(remove_duplicate=False)}
-    classes = {moved(k, *best): v for k, v in file.classes.items()}
-    return state, {k: (v, here[k]) for k, v in classes.items() if k in here}, hits[best]
+    classes = {naming(f"{k}.")[:-1]: v for k, v in file.classes.items()}
+    both = {k: (v, here[k]) for k, v in classes.items() if k in here}
+    return {naming(k): v for k, v in file.state.items()}, both
+
+
+def _namings(file: WeightFile, net: Any, shapes: Shapes) -> Iterator[Naming]:
+    """All ways to read the names of a file, the likeliest of equals first.
+
+    Networks are often wrapped once more (`module.`, `model.`) on one side. Besides our own names we know
+    those that a network has `aliases` for, and those of our exports, whose rows are taken apart, so that what
+    stock Ultralytics made of an export can come back.
+    """
+    heads, adds = ({""} | {k.split(".", 1)[0] + "." for k in names} for names in (file.state, shapes))
+    most = 0
+    for head, add in sorted(product(heads, adds), key=lambda p: (len(p[0] + p[1]), p)):
+        naming = _moved(head, add)
+        most = max(most, _hits(file.state, naming, shapes)[1])
+        yield naming
+    if most == len(shapes):
+        return
+    older = [(rf"{re.escape(old)}(.*)", rf"{new}\1") for old, new in getattr(net, "old_names", {}).items()]
+    aliases = [(re.compile(pattern), name) for pattern, name in (*getattr(net, "aliases", ()), *older)]
+    renamed: Mapping[str, str] = {}
+    if hasattr(getattr(net, "model", None), "yaml") and most < POOR * len(file.state):
+        renamed = {new: f"model.{old}" for new, old in expand(net.model).renamed.items()}
+    for head in sorted(heads, key=lambda head: (len(head), head)):
+        yield from [_translated(head, aliases)] if aliases else []
+        yield from [_renamed(head, renamed)] if renamed else []
+
+
+def _moved(head: str, add: str) -> Naming:
+    return lambda key: add + key[len(head) :] if key.startswith(head) else key
+
+
+def _renamed(head: str, names: Mapping[str, str]) -> Naming:
+    return lambda key: names.get(key.removeprefix(head), key)
+
+
+def _translated(head: str, aliases: Sequence[tuple[re.Pattern[str], str]]) -> Naming:
+    def naming(key: str) -> str:
+        bare = key.removeprefix(head)
+        matches = ((pattern.fullmatch(bare), name) for pattern, name in aliases)
+        return next((match.expand(name) for match, name in matches if match), key)
+
+    return naming
+
+
+def _hits(state: Mapping[str, Tensor], naming: Naming, shapes: Shapes) -> tuple[int, int]:
+    """How many tensors of ours have one of the name and number of dimensions there, how many of the shape."""
+    pairs = {n: (tuple(v.shape), tuple(shapes[n])) for k, v in state.items() if (n := naming(k)) in shapes}
+    return sum(len(a) == len(b) for a, b in pairs.values()), sum(a == b for a, b in pairs.values())
 
 
 def _check_whole(file: WeightFile, account: LoadAccount, classes: Mapping[str, tuple[str, str]]) -> None:

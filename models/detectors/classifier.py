@@ -13,6 +13,7 @@ from models.detector import Network, evaluating
 from models.elastic.blocks import LinearBlock
 from models.elastic.parts import Part
 from models.elastic.stages import Backbone
+from models.foreign_names import ClassRows, backbones
 from utils.distill import alpha_divergence, kl
 from utils.errors import unknown
 
@@ -31,10 +32,12 @@ class Classifier(Network):
     """Raw output: logits [B, nc]."""
 
     outputs = ("probabilities",)
+    aliases = (*backbones(), (r"fc\.(.*)", r"head.linear.\1"))
     old_names = {"stem.": "backbone.stem.", "stages.": "backbone.stages."}
 
     def __init__(self, backbone: Backbone, stride: int, nc: int, dropout: float = 0.0) -> None:
         super().__init__(nc, stride)
+        self.class_rows = {"head.linear": ClassRows()}
         self.backbone = backbone
         self.head = LinearBlock(backbone.widths[-1], nc, dropout)
         backbone.begin()

@@ -24,6 +24,7 @@ from models.elastic.dims import Dim
 from models.elastic.layers import ElasticConv2d, ElasticDepth
 from models.elastic.parts import Part
 from models.elastic.stages import Backbone, norm_of
+from models.foreign_names import ClassRows, backbones, fpn, retina_head
 from utils.distill import confidence, soft_scores, weighted
 from utils.errors import UserError
 
@@ -61,12 +62,15 @@ class RetinaNet(Network):
     in pixels; from the finest level to the coarsest, row by row, the anchors of a position together.
     """
 
+    aliases = (*backbones(), *fpn(), *retina_head())
+
     def __init__(
         self, backbone: Backbone, stride: int, neck: Part, head: Part, nc: int, options: Mapping[str, Any]
     ) -> None:
         laterals, levels = levels_of(neck, len(backbone.widths))
         strides = [stride >> (laterals - 1) << i for i in range(levels)]
         super().__init__(nc, stride, strides[-1])
+        self.class_rows = {"cls.predict": ClassRows()}
         norm = norm_of(options)
         backbone.begin()
         self.backbone = backbone

@@ -51,6 +51,7 @@ class Elastic(MutableModule):
     """
 
     dims: tuple[Dim, ...] = ()
+    vanishes: bool = False  # extracted, its only running child stands in its place
     held: dict[Any, Any] | None = None  # the last slices, inside `held` and `direct_gradients`
     direct: bool = False  # inside `direct_gradients`
 
@@ -475,6 +476,8 @@ class ElasticLinear(Elastic, nn.Linear):
 class ElasticDepth(Elastic, nn.Sequential):
     """The first `depth` of its blocks, one after the other."""
 
+    any_may_be_last = True
+
     def __init__(self, blocks: Iterable[nn.Module], depth: Size) -> None:
         blocks = list(blocks)
         super(MutableModule, self).__init__(*blocks)
@@ -510,6 +513,8 @@ class ElasticDepth(Elastic, nn.Sequential):
 
 class PathChoice(Elastic):
     """One of several modules; the others do not run, and get no gradient."""
+
+    vanishes = True
 
     def __init__(self, choice: Choice, candidates: Mapping[Value, nn.Module]) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from models.detector import Batch, Detections, Network
+from models.foreign_names import ClassRows
 from models.space import Arch, pick
 from models.yolo.parse import C3Options, ConvOptions, Row
 from utils.distill import confidence, soft_scores, weighted
@@ -51,6 +52,8 @@ class YoloDetector(Network):
         super().__init__(model.model[-1].nc, int(model.stride.max()))
         self.model = model
         self.model.args = copy.copy(DEFAULT_CFG)  # the loss reads its gains here
+        last = len(model.model) - 1
+        self.class_rows = {f"model.model.{last}.cv3.{i}.2": ClassRows() for i in range(len(model.stride))}
         if names is not None:
             self.names = list(names)
 

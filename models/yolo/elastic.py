@@ -67,6 +67,8 @@ class ElasticNASConv(Elastic):
     out: channels out, where they may vary as well (inside a C3).
     """
 
+    vanishes = True
+
     def __init__(self, options: ConvOptions, out: Dim | None = None) -> None:
         super().__init__()
         self.options, o = options, options

@@ -1,0 +1,396 @@
+"""Which channels of a network belong together, found by watching one forward pass.
+
+    channels = watch(net)
+    channels.of["stages.0.1.branch.0.conv.weight"]  # the channels that it makes, and those that it reads
+    channels.order(state)  # of each set of channels, the most important first
+
+What adds two maps, norms one, scales it channel by channel (squeeze-and-excitation) or convolves it group by
+group ties their channels together; a concatenation puts sets of channels side by side. Whatever is not known
+to leave channels as they are (a reshape in a head, an operator of somebody's own) makes the channels that
+enter it `fixed`: they keep their order. So a network that nobody thought of is handled, only less well.
+(Pruning finds its groups so: DepGraph, arXiv 2301.12900.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import lcm, prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# Operators of torch by what they do to channels, which are dimension 1. A trailing _ (in place) says nothing.
+KEEP = {
+    "relu",
+    "silu",
+    "hardtanh",
+    "leaky_relu",
+    "hardswish",
+    "gelu",
+    "mish",
+    "sigmoid",
+    "hardsigmoid",
+    "elu",
+}
+KEEP |= {"tanh", "softplus", "clone", "detach", "alias", "_to_copy", "clamp", "clamp_min", "native_dropout"}
+KEEP |= {"max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "roi_align", "constant_pad_nd"}
+KEEP |= {"upsample_nearest2d", "upsample_bilinear2d", "_upsample_nearest_exact2d"}
+TIE = {"add", "sub", "mul", "div", "maximum", "minimum"}
+NORM = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm"}
+SIZES_ONLY = "feats"  # an entry of Ultralytics' raw output that is read for the sizes of its maps alone
+SIDE = 32  # pixels of the image that is passed through, at least
+
+
+@dataclass(eq=False)
+class Axis:
+    """A set of channels with one order, in everything that holds them.
+
+    width: how many, in the network that was watched.
+    fixed: their order means something outside (classes), or nobody knows whether it does.
+    blocks: weights of grouped convolutions: the channels of a group stay together.
+    """
+
+    width: int
+    fixed: bool = False
+    blocks: list[str] = field(default_factory=list)
+    tied: Axis | None = None
+
+    def whole(self) -> Axis:
+        """The axis that this one was tied to, at last."""
+        axis = self
+        while axis.tied is not None:
+            axis = axis.tied
+        return axis
+
+    def tie(self, other: Axis) -> None:
+        """Make both one."""
+        mine, theirs = self.whole(), other.whole()
+        if mine is not theirs:
+            mine.fixed |= theirs.fixed
+            mine.blocks += theirs.blocks
+            theirs.tied = mine
+
+    def block(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """How many neighbours stay together in weights of these shapes."""
+        return lcm(*(shapes[name][1] for name in self.blocks if name in shapes))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """An axis as a part of a dimension; each channel fills `repeat` places in a row (a flattened map)."""
+
+    axis: Axis
+    repeat: int = 1
+
+
+Segments = tuple[Segment, ...]
+
+
+@dataclass
+class Channels:
+    """What a forward pass shows of a network.
+
+    of: parameter or buffer -> the segments of its first dimension and, of a weight, of its second. None where
+        nothing is known of a dimension (colours, what comes out of a reshape).
+    grouped: weights of grouped convolutions: their second dimension is one group of what they read.
+    norms: weight of a convolution -> (weight, running variance, eps) of each norm that follows it.
+    sums: what made the two sides of every addition: names of weights of convolutions or norms, else None.
+    """
+
+    of: dict[str, tuple[Segments | None, ...]] = field(default_factory=dict)
+    grouped: set[str] = field(default_factory=set)
+    norms: dict[str, list[tuple[str, str, float]]] = field(default_factory=dict)
+    sums: list[tuple[str | None, str | None]] = field(default_factory=list)
+
+    def widths(self, shapes: Mapping[str, Sequence[int]]) -> dict[Axis, int]:
+        """How many channels every axis has in tensors of these shapes, which may be another network's.
+
+        Where they disagree, most of them are believed. An axis that none speaks of is absent.
+        """
+        votes: dict[Axis, dict[int, int]] = {}
+        for name, dims in self.of.items():
+            shape = shapes.get(name, ())[: 1 if name in self.grouped else 2]
+            for segments, size in zip(dims, shape, strict=False):
+                if segments is not None and len(segments) == 1 and size % segments[0].repeat == 0:
+                    count, width = votes.setdefault(segments[0].axis.whole(), {}), size // segments[0].repeat
+                    count[width] = count.get(width, 0) + 1
+        return {axis: max(count, key=count.__getitem__) for axis, count in votes.items()}
+
+    def order(self, state: Mapping[str, Tensor]) -> dict[Axis, Tensor]:
+        """For each axis that is not fixed, the numbers of its channels in `state`, the most important first.
+
+        A channel is as important as the weights that make it are long, times the scale that batch norm gives
+        it: the norm of its filters once batch norm is folded into them. All layers of an axis count alike.
+        """
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        widths = self.widths(shapes)
+        scores = {axis: torch.zeros(n) for axis, n in widths.items() if not axis.fixed}
+        for name, dims in self.of.items():
+            if name not in state or state[name].dim() < 2 or dims[0] is None:
+                continue
+            parts = [(s.axis.whole(), widths.get(s.axis.whole(), 0) * s.repeat) for s in dims[0]]
+            if sum(size for _, size in parts) != len(state[name]):
+                continue
+            lengths = self._lengths(name, state).split([size for _, size in parts])
+            for (axis, size), length in zip(parts, lengths, strict=True):
+                if axis in scores and size == widths[axis]:
+                    scores[axis] += length / length.mean().clamp_min(1e-12)
+        return {axis: _descending(score, axis.block(shapes)) for axis, score in scores.items()}
+
+    def _lengths(self, name: str, state: Mapping[str, Tensor]) -> Tensor:
+        """The norm of each filter, times what batch norm multiplies it by; the mean over several norms."""
+        length = state[name].float().flatten(1).norm(dim=1)
+        factors = []
+        for weight, variance, eps in self.norms.get(name, ()):
+            if weight in state and variance in state and len(state[weight]) == len(length):
+                factors.append(state[weight].float().abs() / (state[variance].float() + eps).sqrt())
+        return length * torch.stack(factors).mean(0) if factors else length
+
+
+def _descending(scores: Tensor, block: int) -> Tensor:
+    if len(scores) % block:
+        return torch.arange(len(scores))
+    best = scores.view(-1, block).sum(1).argsort(descending=True, stable=True)
+    return (best[:, None] * block + torch.arange(block)).flatten()
+
+
+def watch(net: Any, poses: Iterable[Callable[[], object]] = (lambda: None,)) -> Channels:
+    """The channels of a network, which stays as it is: one image of zeros is passed through in eval mode.
+
+    poses: called one after the other, each before such a pass: what brings an elastic network, its layers at
+        their largest, to run one path after the other.
+    """
+    watcher, modes = _Watcher(net), [(m, m.training) for m in net.modules()]
+    hooks = [
+        block.register_forward_hook(watcher.alike(chain))
+        for chain in net.modules()
+        if getattr(chain, "any_may_be_last", False)
+        for block in chain.children()
+    ]
+    first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    stride = getattr(net, "stride", SIDE)
+    side = max(SIDE, stride if isinstance(stride, int) else SIDE)
+    image = first.weight.new_zeros(1, first.weight.size(1), side, side)
+    net.eval()
+    try:
+        for pose in poses:
+            pose()
+            watcher.last.clear()
+            with torch.no_grad(), watcher:
+                raw = net.raw(image) if hasattr(net, "raw") else net(image)
+            watcher.fix(_leaves(raw))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
+    return watcher.channels
+
+
+def _leaves(raw: Any) -> list[Any]:
+    """The tensors of a raw output that are read."""
+    if isinstance(raw, dict):
+        return [leaf for key, value in raw.items() if key != SIZES_ONLY for leaf in _leaves(value)]
+    if isinstance(raw, list | tuple):
+        return [leaf for value in raw for leaf in _leaves(value)]
+    return [raw]
+
+
+class _Tag(NamedTuple):
+    """What is known of a map: its channels, and the weight of the convolution or norm that made it."""
+
+    segments: Segments
+    maker: str | None = None
+
+
+class _Watcher(TorchDispatchMode):
+    """Sees every operator of a forward pass, and writes down what it does to channels."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.channels = Channels()
+        self.names = {id(t): name for name, t in net.state_dict(keep_vars=True).items()}
+        self.tags: dict[int, _Tag] = {}
+        self.turned: dict[int, str] = {}  # transposed weights of linear layers
+        self.last: dict[nn.Module, list[Any]] = {}  # outputs of the block before, where any may be the last
+        self.alive: list[Any] = []  # everything that `tags` speaks of by its id
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.alive.append((args, out))
+        name = func.overloadpacket.__name__.removesuffix("_")
+        y = out[0] if isinstance(out, tuple | list) and name in KEEP | NORM else out
+        own = self.names.get(id(args[0])) if args else None
+        if own is not None and name == "t":
+            self.turned[id(y)] = own
+        elif own is not None and isinstance(y, Tensor) and y.shape == args[0].shape:
+            self.names[id(y)] = own  # all of it, sliced
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if not any(id(t) in self.tags for t in inputs) and name != "convolution":
+            return out
+        tag = self._tag(name, args, y)
+        if tag is None:
+            self.fix(inputs)
+        elif isinstance(tag, list):
+            for part, segments in zip(out, tag, strict=True):
+                self.tags[id(part)] = _Tag(segments)
+        else:
+            self.tags[id(y)] = tag
+        return out
+
+    def alike(self, chain: nn.Module) -> Callable[..., None]:
+        """A hook for the blocks of a chain that may be cut anywhere: what one makes is read as another's."""
+
+        def hook(block: nn.Module, args: Any, out: Any) -> None:
+            for before, now in zip(self.last.get(chain, ()), _leaves(out), strict=False):
+                if id(before) in self.tags and id(now) in self.tags:
+                    self._tied(self.tags[id(before)].segments, self.tags[id(now)].segments)
+            self.last[chain] = _leaves(out)
+
+        return hook
+
+    def fix(self, tensors: Iterable[Any]) -> None:
+        """The channels of these keep their order."""
+        for t in tensors:
+            for segment in self.tags[id(t)].segments if id(t) in self.tags else ():
+                segment.axis.whole().fixed = True
+
+    def _tag(self, name: str, args: Any, y: Any) -> _Tag | list[Segments] | None:
+        """Of what an operator returns; None where nothing is known of it."""
+        if name == "convolution":
+            return self._convolution(*args)
+        if name == "cat":
+            return self._cat(*args)
+        if name == "addmm" and id(args[2]) in self.turned:
+            return self._linear(*args)
+        mine = self.tags.get(id(args[0])) if args and isinstance(args[0], Tensor) else None
+        if name in TIE:
+            return self._tie(name, args[0], args[1])
+        if mine is None:
+            return None
+        if name in KEEP:
+            return mine if y.shape[:2] == args[0].shape[:2] else None
+        if name in NORM:
+            return self._norm(mine, *args)
+        if name == "mean" and len(args) > 1 and all(d % args[0].dim() > 1 for d in args[1]):
+            return mine
+        if name in ("view", "_unsafe_view", "reshape"):
+            return self._view(mine, args[0], y)
+        if name in ("split", "split_with_sizes") and args[2:3] == (1,):
+            return _parts(mine.segments, [t.size(1) for t in y])
+        if name == "slice" and args[1] == 1:
+            start, end = args[2] or 0, min(args[3], args[0].size(1))
+            sizes = [start, end - start, args[0].size(1) - end]
+            found = _parts(mine.segments, sizes)
+            return None if found is None else _Tag(found[1])
+        return None
+
+    def _convolution(self, x: Tensor, w: Tensor, b: Any, *settings: Any) -> _Tag | None:
+        name, tag, groups = self.names.get(id(w)), self.tags.get(id(x)), settings[-1]
+        if name is None or settings[3]:  # a weight that was computed, or a transposed convolution
+            return None
+        read = None if tag is None else tag.segments
+        if groups == 1:
+            return self._made(name, w, b, read)
+        self.channels.grouped.add(name)
+        if read is None or w.size(0) != x.size(1) or (len(read) > 1 and w.size(1) > 1):
+            if tag is not None:
+                self.fix([x])
+            made = self._made(name, w, b, None)
+            made.segments[0].axis.whole().fixed = True
+            return made
+        if w.size(1) > 1:
+            read[0].axis.whole().blocks.append(name)
+        return self._made(name, w, b, read, read)
+
+    def _made(
+        self, name: str, w: Tensor, b: Any, read: Segments | None, makes: Segments | None = None
+    ) -> _Tag:
+        """Of what a weight makes: channels of its own, or those that it `makes`."""
+        known = self.channels.of.get(name)
+        if known is None:
+            made = makes or (Segment(Axis(w.size(0))),)
+            self.channels.of[name] = (made, read)
+            if b is not None and id(b) in self.names:
+                self.channels.of[self.names[id(b)]] = (made,)
+            return _Tag(made, name)
+        for before, now in zip(known, (makes, read), strict=True):  # a layer that is used again
+            if before is not None and now is not None:
+                self._tied(before, now)
+        assert known[0] is not None
+        return _Tag(known[0], name)
+
+    def _linear(self, b: Any, x: Tensor, turned: Tensor) -> _Tag:
+        tag, name = self.tags.get(id(x)), self.turned[id(turned)]
+        return self._made(name, turned.t(), b, None if tag is None else tag.segments)
+
+    def _norm(self, mine: _Tag, x: Tensor, *args: Any) -> _Tag:
+        names = [self.names.get(id(t)) for t in args[:4] if t is not None]
+        for name in names:
+            if name is not None:
+                known = self.channels.of.setdefault(name, (mine.segments,))[0]
+                assert known is not None
+                self._tied(known, mine.segments)
+        if len(names) == 4 and names[0] and names[3] and mine.maker:
+            norms = self.channels.norms.setdefault(mine.maker, [])
+            norms.append((names[0], names[3], args[-1] if isinstance(args[-1], float) else 1e-5))
+        return _Tag(mine.segments, names[0] if names else None)
+
+    def _tie(self, name: str, a: Any, b: Any) -> _Tag | None:
+        left, right = (self.tags.get(id(t)) if isinstance(t, Tensor) else None for t in (a, b))
+        for tag, other in ((left, b), (right, a)):
+            if tag is not None and (not isinstance(other, Tensor) or other.numel() == 1):
+                return _Tag(tag.segments)
+        if left is None or right is None:
+            return None
+        if name == "add":
+            self.channels.sums.append((left.maker, right.maker))
+        if 1 in (a.size(1), b.size(1)):  # one map for all channels
+            return _Tag((left if b.size(1) == 1 else right).segments)
+        self._tied(left.segments, right.segments)
+        return _Tag(left.segments)
+
+    def _tied(self, a: Segments, b: Segments) -> None:
+        if [(s.axis.width, s.repeat) for s in a] == [(s.axis.width, s.repeat) for s in b]:
+            for mine, theirs in zip(a, b, strict=True):
+                mine.axis.tie(theirs.axis)
+            return
+        for segment in (*a, *b):
+            segment.axis.whole().fixed = True
+
+    def _cat(self, tensors: Sequence[Tensor], dim: int = 0) -> _Tag | None:
+        tags = [self.tags.get(id(t)) for t in tensors]
+        known = [t for t in tags if t is not None]
+        if len(known) < len(tags):
+            return None
+        if dim == 1:
+            return _Tag(tuple(s for t in known for s in t.segments))
+        for tag in known[1:]:
+            self._tied(known[0].segments, tag.segments)
+        return known[0] if dim % tensors[0].dim() > 1 else None
+
+    def _view(self, mine: _Tag, x: Tensor, y: Tensor) -> _Tag | None:
+        if y.dim() >= 2 and y.shape[:2] == x.shape[:2]:
+            return mine
+        area = prod(x.shape[2:])
+        if y.dim() == 2 and y.shape == (x.size(0), x.size(1) * area):
+            return _Tag(tuple(Segment(s.axis, s.repeat * area) for s in mine.segments))
+        return None
+
+
+def _parts(segments: Segments, sizes: Sequence[int]) -> list[Segments] | None:
+    """The segments cut into parts of these sizes; None where a cut does not fall between two of them."""
+    found, left = [], list(segments)
+    for size in sizes:
+        part: list[Segment] = []
+        while size > 0 and left:
+            size -= left[0].axis.width * left[0].repeat
+            part.append(left.pop(0))
+        if size:
+            return None
+        found.append(tuple(part))
+    return found
