@@ -9,7 +9,7 @@ from typing import Any
 
 from data.images import leads_out
 from data.text import SPLIT_WORDS, read_lines, read_text
-from utils.errors import UserError, did_you_mean, unknown
+from utils.errors import UserError, did_you_mean, printable, unknown
 from utils.yaml_text import load_yaml, short
 
 # Keys that a user may misspell with effect; other unknown keys (authors, dates) are nobody's business.
@@ -113,7 +113,7 @@ def licence_of(card: dict[str, Any], folder: Path) -> str:
     if not stated and isinstance(roboflow, dict):
         stated = roboflow.get("license")
     if stated:
-        return short(stated, 200).strip("'")
+        return printable(stated) if isinstance(stated, str) else short(stated)
     for name in ("LICENSE", "LICENSE.txt", "LICENCE", "LICENSE.md"):
         file = folder / name
         if file.is_file() and not leads_out(file, folder):

@@ -27,19 +27,8 @@ SUFFIXES = {
 }  # fmt: skip
 # What lies beside images for a reason: labels, lists, descriptions, and the caches that Ultralytics leaves.
 COMPANIONS = {
-    "",
-    ".cache",
-    ".csv",
-    ".data",
-    ".json",
-    ".md",
-    ".names",
-    ".npy",
-    ".txt",
-    ".xml",
-    ".yaml",
-    ".yml",
-}
+    "", ".cache", ".csv", ".data", ".json", ".md", ".names", ".npy", ".txt", ".xml", ".yaml", ".yml",
+}  # fmt: skip
 # Folders of copies and thumbnails that a Mac, a Synology and Windows leave; hidden ones need no list.
 LEFTOVERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}
 # Formats whose header and tail settle that they decode, under the names that lead to the same decoder.

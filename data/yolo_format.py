@@ -112,9 +112,18 @@ def _places(card: dict[str, Any], split: str, root: Path, path: Path, account: A
         if not place.is_dir() and place.suffix != ".txt":
             raise UserError(
                 f"data {path}: {split}: {place} is neither a folder of images nor a .txt list of them"
+                f"{_unpacked_link(place)}"
             )
         places.append(place)
     return places
+
+
+def _unpacked_link(place: Path) -> str:
+    """A hint where a link to a folder was written as a text, as git and zip do where there are no links."""
+    text = read_text(place) if place.stat().st_size < 1000 else ""
+    if len(text.splitlines()) == 1 and os.path.isdir(place.parent / text.strip()):
+        return "; it holds the path of a folder, a link that was unpacked as text: make it one again (ln -s)"
+    return ""
 
 
 def _find(text: str, *folders: Path) -> Path | None:
@@ -182,7 +191,7 @@ def _count_unread(files: dict[Path, Path | None], places: list[Path], root: Path
         unread |= new
     stems = {image.stem for image in unread.union(files)}
     for folder in sorted({file.parent for file in files.values() if file}):
-        for name in sorted(os.listdir(folder)):
+        for name in sorted(os.listdir(folder)) if not leads_out(folder, root) else ():
             stem, suffix = os.path.splitext(name)
             known = stem in stems or stem.lower() in NO_LABELS or is_hidden(name)
             if suffix == ".txt" and not known:

@@ -12,7 +12,7 @@ from data.text import read_lines, split_of
 from data.yolo_labels import find_label, numbers_of
 
 NAMES = ("obj.names", "*.names", "classes.txt", "labels.txt", "predefined_classes.txt", "names.txt")
-LOOKED_AT = 20  # images of a folder, to tell whether it has labels
+LOOKED_AT = 200  # images of a folder, to tell whether it has labels
 
 
 def card_for(folder: Path) -> str | None:

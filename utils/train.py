@@ -134,7 +134,10 @@ def train(
 
             row = {"epoch": epoch + 1, **watch.close(), "lr": lr}
             if epoch == 0 and labels == 0:
-                raise TrainingFailed("there is not one label in the training images: nothing to learn from")
+                raise TrainingFailed(
+                    "there is not one label in the training images: nothing to learn from "
+                    "(boxes of 2 pixels or less at the size of training are dropped)"
+                )
             due = (epoch + 1) % settings.val_every == 0 or epoch + 1 == settings.epochs
             if evaluate and due and lead:
                 state.metrics = evaluate(ema.detector, epoch + 1 == settings.epochs)

@@ -273,6 +273,19 @@ def test_no_line_of_a_file_that_a_link_leads_to_is_shown(tmp_path):
     assert "hidden" not in fails(root / "data.yaml", tmp_path)
 
 
+def test_a_link_that_was_unpacked_as_text_is_recognised(tmp_path):
+    root = yolo_set(tmp_path)
+    (root / "images" / "more").write_text("../labels")
+    card(root, CARD.replace("images/train", "[images/train, images/more]"))
+    message = fails(root, tmp_path)
+    assert (
+        "images/more is neither a folder of images nor a .txt list of them; it holds the path of a folder"
+        in message
+    )
+    (root / "images" / "more").write_text("../gone")
+    assert fails(root, tmp_path).endswith("nor a .txt list of them")
+
+
 def test_what_belongs_to_no_split_is_counted(tmp_path):
     root = yolo_set(tmp_path)
     for file in ("images/extra/a.jpg", "images/extra/deep/b.jpg", "images/.thumbs/c.jpg"):
