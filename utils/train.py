@@ -174,6 +174,8 @@ class Watch:
             self.check()
 
     def check(self) -> None:
+        if self.checked == len(self.rows):  # an epoch may end just after a look
+            return
         recent = torch.stack(self.rows[self.checked :])[:, 0]
         if not recent.isfinite().all():
             step = int((~recent.isfinite()).nonzero()[0])

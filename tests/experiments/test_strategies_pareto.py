@@ -105,6 +105,44 @@ def test_without_mutation_every_gene_comes_from_a_parent():
     assert any(found.parents)
 
 
+def test_the_first_population_fans_out_from_the_baseline_or_is_drawn():
+    default = Line().default()
+    near = [searcher(population_size=8).ask() for _ in range(2)]
+    assert near == [default, default]  # the first of n is redrawn with probability 0
+    found = searcher(population_size=10)
+    apart = [sum(v != default[k] for k, v in found.ask().items()) for _ in range(10)]
+    assert apart[0] == 0 and sum(apart[:3]) <= 4 and sum(apart[-3:]) >= 12  # 12 labels of 4 values
+    drawn = searcher(start="random")
+    rng = np.random.default_rng(0)
+    assert [drawn.ask() for _ in range(3)] == [drawn.space.random(rng) for _ in range(3)]
+
+
+def test_once_begun_it_draws_when_children_bring_nothing_new(monkeypatch):
+    monkeypatch.setattr("experiments.strategies.pareto.VARIATIONS", 0)
+    found = searcher(population_size=4)
+    for number in range(4):
+        arch = found.ask()
+        found.tell(Trial(number, arch, *scored(arch)))
+    monkeypatch.setattr(found.space, "random", lambda rng: {"drawn": 1}, raising=False)
+    assert found.ask() == {"drawn": 1} and found.parents == ()
+
+
+def test_crossover_takes_each_gene_from_either_with_equal_chances():
+    space, rng = Line(), np.random.default_rng(0)
+    mother, father = dict.fromkeys(space.choices, 0), dict.fromkeys(space.choices, 1)
+    children = np.array([list(space.cross(mother, father, rng).values()) for _ in range(1000)])
+    assert np.all(abs(children.mean(0) - 0.5) < 0.06)  # of each label, four standard deviations
+    assert np.all(abs(np.corrcoef(children.T) - np.eye(12)) < 0.15)  # one by one, not all at once
+
+
+def test_children_have_one_parent_where_nothing_is_crossed():
+    found = searcher(population_size=4, crossover_prob=0.0)
+    for number in range(12):
+        arch = found.ask()
+        assert len(found.parents) == (number >= 4)
+        found.tell(Trial(number, arch, *scored(arch)))
+
+
 def test_asking_several_times_before_telling():
     found, open_trials, seen = searcher(), [], set()
     for number in range(40):

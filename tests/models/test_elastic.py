@@ -474,6 +474,9 @@ def test_dims():
     assert combine(lambda a, b: a, w, e).needs({"w": 48}) == []  # it does not really depend on e
     assert fixed(3)({}) == 3 and dim("w", 48, 64) == w != dim("v", 48, 64)
     assert [divisible(v) for v in (1, 11, 12, 20, 50)] == [8, 16, 16, 24, 48]
+    assert [divisible(v) for v in (99, 100, 107, 108, 103.9)] == [96, 104, 104, 112, 104]  # to the nearest
+    assert [divisible(v) for v in (17.7, 17.8, 26.6, 26.7)] == [16, 24, 24, 32]  # 16 / .9 and 24 / .9
+    assert [divisible(v, 16) for v in (3, 23, 103, 104)] == [16, 32, 96, 112]
 
 
 def test_a_width_that_hangs_on_too_many_genes():

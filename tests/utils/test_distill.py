@@ -39,6 +39,26 @@ def test_alpha_divergence_has_the_gradient_of_its_definition(alpha):
     torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("alpha", "value"),
+    [
+        # p = (.25, .75), q = (.5, .5), ratios (.5, 1.5): - sum q x slope x ln q = ln 2 x the mean slope
+        (-1.0, (-2 + 0.5 - 2 / 3 + 0.5) / 2),  # slope = ratio^-1 / -1 + 1 / (-1 x -2)
+        (0.0, (math.log(0.5) - 1 + math.log(1.5) - 1) / 2),  # ln ratio - 1
+        (0.5, (2 * 0.5**0.5 - 4 + 2 * 1.5**0.5 - 4) / 2),  # ratio^.5 / .5 + 1 / (.5 x -.5)
+        (1.0, (0.5 + 1.5) / 2),  # ratio
+        (2.0, (0.25 / 2 + 0.5 + 2.25 / 2 + 0.5) / 2),  # ratio^2 / 2 + 1 / (2 x 1)
+    ],
+)
+def test_alpha_divergence_s_value_by_hand(alpha, value):
+    student, teacher = torch.zeros(1, 2), torch.tensor([[0.0, math.log(3.0)]])
+    found = alpha_divergence(student, teacher, alpha, alpha, clip=1e9)
+    assert found.item() == pytest.approx(value * math.log(2), rel=1e-5)
+    if alpha == 2:  # clipped to 2, only the larger power is less
+        clipped = alpha_divergence(student, teacher, alpha, alpha, clip=2.0)
+        assert clipped.item() == pytest.approx((0.25 / 2 + 0.5 + 2 / 2 + 0.5) / 2 * math.log(2), rel=1e-5)
+
+
 def test_each_row_takes_the_larger_divergence():
     rows = [alpha_divergence(STUDENT[i : i + 1], TEACHER[i : i + 1]) for i in range(5)]
     torch.testing.assert_close(alpha_divergence(STUDENT, TEACHER), torch.stack(rows).mean())

@@ -4,7 +4,7 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from utils.history import History, Trial, arch_key
+from utils.history import History, Trial, append_line, arch_key
 
 
 def test_identity_ignores_the_order_of_keys():
@@ -32,6 +32,19 @@ def test_a_line_torn_by_a_crash_is_left_out_and_the_next_is_whole(tmp_path):
         file.write('{"number": 1, "arch": {"a"')
     history.append(Trial(2, {"a": 2}))
     assert [t.number for t in history.load()] == [0, 2]
+
+
+def test_whole_lines_are_appended_as_they_are_and_only_a_torn_one_gets_an_end(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    for line in ("{}", "1", ""):
+        append_line(path, line)
+    assert path.read_bytes() == b"{}\n1\n\n"
+    path.write_bytes(b"1\n2")
+    append_line(path, "3")
+    assert path.read_bytes() == b"1\n2\n3\n"
+    path.write_bytes(b"1")
+    append_line(path, "2")
+    assert path.read_bytes() == b"1\n2\n"
 
 
 def test_foreign_lines_and_unknown_keys_are_tolerated(tmp_path):

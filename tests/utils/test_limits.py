@@ -5,7 +5,7 @@ import pytest
 
 from models.space import Choice, LabelledSpace
 from utils.errors import UserError
-from utils.limits import Limit, broken, check_limits, parse_limits, steer, violation
+from utils.limits import Limit, _downhill, broken, check_limits, parse_limits, steer, violation
 
 
 class Blocks(LabelledSpace):
@@ -103,6 +103,22 @@ def test_limits_that_no_arch_meets_are_named_with_the_nearest_values():
         check({"gflops": ">= 29", "params_m": "<= 84"})
     with pytest.raises(UserError, match="the nearest has latency_ms 10"):
         check({"latency_ms": "<= 9"}, cost=lambda arch: {"latency_ms": float(sum(arch.values()))})
+
+
+def test_going_downhill_takes_the_best_step_and_stops_at_the_foot():
+    asked = []
+
+    def total(arch):
+        asked.append(arch)
+        return max(0.0, sum(arch.values()) - 18.5)
+
+    space = Blocks()
+    foot = _downhill(space, space.default(), total)
+    assert sum(foot.values()) == 18 and len(asked) == 1 + 2 * 20  # two steps of ten choices with two others
+    asked.clear()
+    assert _downhill(space, foot, total) == foot and asked == [foot]  # nothing to gain: nothing is priced
+    asked.clear()
+    assert _downhill(space, space.default(), lambda arch: 1.0) == space.default()  # no step helps
 
 
 def test_steering_ends_within_the_limits_and_changes_nothing_that_is():

@@ -228,6 +228,7 @@ def test_status_of_a_killed_run(tmp_path: Path) -> None:
         " --resume"
     )
     assert "3 of 24: 3 complete, 0 failed, 2 unfinished; 2 infeasible" in text
+    assert not any(line.startswith("running") for line in text.splitlines())  # nothing does
     assert "baseline" in text and "best mAP" in text
     assert len(text.splitlines()) < 40
 
@@ -240,6 +241,8 @@ def test_status_of_a_live_run_names_what_runs(tmp_path: Path) -> None:
     assert f"running, process {os.getpid()}" in text
     assert "running     9" in text
     assert "    7  out of memory" in text
+    (run / "asked.jsonl").write_text('{"number": 8}\n')
+    assert not any(line.startswith("running") for line in status(run).splitlines())  # between two trials
 
 
 def test_a_pid_that_was_given_to_a_later_process_is_not_ours(tmp_path: Path) -> None:

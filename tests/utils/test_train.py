@@ -282,6 +282,48 @@ def test_bf16_trains_and_keeps_the_boxes_exact():
     assert net.conv.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("batches", range(1, 51))
+def test_an_epoch_may_have_any_number_of_batches(batches, accumulate):
+    """The losses are looked at every 16 batches, and what is left of them at the end: which may be none."""
+    data = loader(batch=1, n=batches)
+    result = train(
+        Toy(norm=False), data, settings=settings(epochs=1, accumulate=accumulate, lr=1e-9, warmup_epochs=0)
+    )
+    assert result.steps == math.ceil(batches / accumulate)
+    net = Toy(norm=False)
+    with torch.no_grad():
+        losses = [net.loss({"img": batch["img"].float() / 255})["fit"].item() for batch in data]
+    for row in result.curve:
+        assert row["loss/fit"] == pytest.approx(sum(losses) / batches, rel=1e-4)
+
+
+@pytest.mark.parametrize("batches", [16, 33])
+def test_a_bad_loss_is_found_wherever_in_the_epoch_it_is(batches):
+    class Bad(Toy):
+        calls = bad = 0
+
+        def loss(self, batch: dict) -> dict[str, Tensor]:
+            self.calls += 1
+            losses = super().loss(batch)
+            return {**losses, "fit": losses["fit"] * math.nan} if self.calls == self.bad else losses
+
+    for bad in {1, 16, min(17, batches), batches}:
+        net = Bad(norm=False)
+        net.bad = bad
+        with pytest.raises(TrainingFailed, match=f"loss became nan at epoch 1, step {bad};"):
+            train(net, loader(batch=1, n=batches), settings=settings(epochs=2))
+
+
+def test_trials_supernets_retraining_and_rank_share_this_loop():
+    """Nobody else steps an optimizer: not even in a comment, but for the docstring that shows how."""
+    root = Path(__file__).parents[2]
+    files = [p for room in ("utils", "models", "experiments") for p in (root / room).rglob("*.py")]
+    ours = [p for p in files if not {"benchmarks", "examples"} & set(p.parts)]
+    stepping = {p.relative_to(root).as_posix() for p in ours if "optimizer.step()" in p.read_text()}
+    assert stepping == {"utils/train.py", "utils/sandwich.py"}
+
+
 # ---------------------------------------------------------------- checkpoint and resume
 
 
