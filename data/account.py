@@ -52,6 +52,7 @@ KEPT = {
 }
 # Boxes that nobody meant to write; of those that are dropped for other reasons, somebody did.
 BAD = ("unreadable", "degenerate", "outside")
+LONGEST = 300  # characters of a place that are shown
 
 
 @dataclass
@@ -76,6 +77,7 @@ class Account:
         assert reason in REASONS or reason in KEPT, reason
         if n:
             places, where = self.places.setdefault(reason, {}), printable(where)
+            where = where if len(where) <= LONGEST else f"{where[: LONGEST - 60]}...{where[-60:]}"
             places[where] = places.get(where, 0) + int(n)
 
     def say(self, notice: str) -> None:

@@ -90,7 +90,7 @@ def read_card(card: dict[str, Any], path: Path) -> Reading:
         s: root / str(card[s]) for s in ("train", "search_train", "search_val", "val", "test") if card.get(s)
     }
     for split, file in files.items():
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise UserError(f"data {path}: {split}: {file} does not exist{how_to_get(card, file)}")
     name, licence = str(card.get("name") or path.stem), licence_of(card, root)
     return _read(files, card["names"], root, name, licence, [path], Account())
@@ -184,7 +184,7 @@ def _images(content: CocoFile, file: Path, account: Account) -> tuple[dict[str, 
         if key is None:
             account.note("broken entry", f"entry {number} of images")
             continue
-        name, size = str(entry.file_name).strip().replace("\\", "/"), size_of(entry)
+        name, size = os.path.normpath(str(entry.file_name).strip().replace("\\", "/")), size_of(entry)
         if key in listed[name]:
             account.note("listed twice", name)
             continue
@@ -222,17 +222,19 @@ def _boxes(
         if not isinstance(entry, BoxEntry):
             account.note("unreadable", _shown(entry, number))
             continue
-        where = f"annotation {number if entry.id is None else entry.id}"
         key, category = id_of(entry.image_id), id_of(entry.category_id)
-        cls = ids.get(names.get(category, "")) if category is not None else None
+        name = None if category is None else names.get(category)
+        cls = None if name is None else ids.get(name)
         if key in shared:
-            account.note("no owner", where)
+            account.note("no owner", f"image_id {key!r}")
         elif key is None or key not in found:
-            account.note("no image", f"{where} (image_id {entry.image_id!r})")
+            account.note("no image", f"image_id {entry.image_id!r}")
         elif entry.iscrowd not in (None, 0, "0", "", "false", "False"):
-            account.note("crowd", where)
+            account.note("crowd", f"annotation {number if entry.id is None else entry.id}")
         elif cls is None:
-            account.note("unknown class", f"{where} (category_id {entry.category_id!r})")
+            account.note(
+                "unknown class", f"category_id {entry.category_id!r} ({name or 'not in categories'})"
+            )
         else:
             found[key].append((entry.bbox, cls))
     return found

@@ -157,7 +157,7 @@ def find_source(source: str | Path) -> Path:
     """The absolute path of a data source; cards of ours (data/digits.yaml) are found from any folder."""
     path = Path(os.path.expanduser(source))
     for candidate in (path, REPO / path):
-        if candidate.exists():
+        if os.path.exists(candidate):
             return Path(os.path.abspath(candidate))
     raise UserError(
         f"data {str(source)!r} does not exist; give a YOLO data set YAML, a Pascal VOC folder, a COCO JSON, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from data.text import read_text
@@ -44,7 +45,7 @@ def load_hyp(path: str | Path) -> dict[str, float]:
     Raises UserError for a missing file, text that is not YAML, an unknown key (did you mean), a value out
     of range.
     """
-    file = next((p for p in (Path(path), REPO / path) if p.is_file()), None)
+    file = next((p for p in (Path(path), REPO / path) if os.path.isfile(p)), None)
     if file is None:
         raise UserError(f"hyp file {str(path)!r} does not exist; data/hyps/ holds {', '.join(shipped())}")
     given = load_yaml(read_text(file), f"hyp file {path}") or {}

@@ -7,6 +7,7 @@ folder, and XML files that are named otherwise than their images.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -165,7 +166,7 @@ def read_card(card: dict[str, Any], path: Path) -> Reading:
             inner, _, name = str(item).rpartition("/")
             folder = root / inner
             file = folder / "ImageSets" / "Main" / f"{name}.txt"
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise UserError(f"data {path}: {split}: {file} does not exist{how_to_get(card, folder)}")
             if folder not in folders:
                 folders[folder] = _open(folder, account)

@@ -96,8 +96,8 @@ def test_images_that_share_an_id_get_none_of_its_boxes(tmp_path):
     assert boxes == {f"{i}.jpg": 1 for i in (3, 4, 5)}
     assert reading.account.places == {
         "shared id": {"1.jpg": 1, "2.jpg": 1},
-        "no owner": {"annotation 11": 1},
-        "no image": {"annotation 12 (image_id 2)": 1},
+        "no owner": {"image_id 1": 1},
+        "no image": {"image_id 2": 1},
     }
     data["images"][3]["id"] = "3"  # now four of five
     with pytest.raises(
@@ -112,7 +112,10 @@ def test_images_that_share_an_id_get_none_of_its_boxes(tmp_path):
 
 def test_several_entries_of_one_image_are_one_image_with_all_boxes(tmp_path):
     data = content()
-    data["images"] += [{"id": 20, "file_name": "1.jpg", "width": 128, "height": 96}, dict(data["images"][2])]
+    data["images"] += [
+        {"id": 20, "file_name": "./1.jpg", "width": 128, "height": 96},
+        dict(data["images"][2]),
+    ]
     data["annotations"].append({"id": 99, "image_id": 20, "category_id": 1, "bbox": [64, 48, 64, 48]})
     reading, boxes = found(write(tmp_path, data))
     assert boxes == ALL | {"1.jpg": 2}
@@ -139,6 +142,13 @@ def test_one_bad_box_is_counted_and_left_out(tmp_path, box):
         UserError, match="3 of 4 boxes in split 'train' cannot be used; dropped: 3 x unreadable"
     ):
         found(write(tmp_path, data))
+
+
+def test_a_class_without_a_name_takes_no_box_of_an_unknown_one(tmp_path):
+    data = content(categories=[{"id": 1, "name": ""}, {"id": 3, "name": "emu"}])
+    reading, boxes = found(write(tmp_path, data))
+    assert list(boxes.values()) == [0, 1, 0, 1]
+    assert reading.account.places == {"unknown class": {"category_id 2 (not in categories)": 2}}
 
 
 @pytest.mark.parametrize("entry", [None, 3, "x", [], {}, [1, 2], {"bbox": []}])

@@ -78,6 +78,9 @@ def test_sources_that_are_not_there_or_nothing_we_know(tmp_path):
             ["VOC2007/ImageSets/Main/trainval.txt does not exist"],
         ),
         ("format: coco\ntrain: a.json\nnames: [a]", ["train: ", "a.json does not exist"]),
+        (f"format: coco\ntrain: {'x' * 5000}", ["train: ", "x does not exist"]),
+        (f"format: voc\ntrain: {'x' * 5000}", ["train: ", "x.txt does not exist"]),
+        ('train: images/train\nval: "a\\nb"\nnames: [cat, dog]', ["val: ", "a\\nb does not exist"]),
     ],
 )
 def test_cards(tmp_path, text, says):

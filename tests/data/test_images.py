@@ -240,3 +240,15 @@ def test_the_account_counts_by_kind_and_file():
         r"dropped: 1 x outside (box entirely outside its image): we\udce9ird\x1b[31m\n.txt",
     ]
     assert account.why(["outside", "corrupt image"]).startswith("; dropped: 1 x outside")
+
+
+def test_a_link_to_itself_is_no_image_and_stops_nobody(tmp_path):
+    file = saved(tmp_path / "a.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "loop").symlink_to("loop")
+    before = fingerprint([tmp_path])
+    assert [f for f in list_images(tmp_path) if probe(f)] == [file]
+    saved(tmp_path / "b.jpg")
+    assert fingerprint([tmp_path]) != before
+    with pytest.raises(UserError, match="gone cannot be opened: No such file"):
+        list_images(tmp_path / "gone")

@@ -386,3 +386,10 @@ def test_what_a_linked_list_holds_is_not_shown(tmp_path):
     assert reading.account.places == {"missing image": {"ImageSets/Main/train.txt line 2": 1}}
     assert not any("password" in line for line in reading.account.lines())
     assert "classes.txt is a link that leads out of the folder, and not read" in reading.account.notices
+
+
+def test_a_long_line_is_cut_where_it_is_shown(tmp_path):
+    make_set(tmp_path, ["a", "b"])
+    lists(tmp_path, train=f"a\n{'x' * 50_000}\n", val="b\n")
+    place = next(iter(found(tmp_path)[0].account.places["missing image"]))
+    assert len(place) < 400 and place.startswith("xxx") and "..." in place
