@@ -129,6 +129,7 @@ def evaluate(
     weights: Path | None = None,
     split: str = "val",
     out: Path | None = None,
+    space: Path | None = None,
 ) -> None:
     """mAP, parameters, GFLOPs and latency of one architecture with its weights.
 
@@ -139,10 +140,11 @@ def evaluate(
         weights: default those of its trial.
         split: val, search_val, or test where the data have one.
         out: a JSON file for the result.
+        space: detector YAML, where ARCH is the bare dict that NNI exports.
     """
     from experiments.handover import evaluate_arch
 
-    evaluate_arch(arch, _with_data(overrides, data), weights=weights, split=split, out=out)
+    evaluate_arch(arch, _with_data(overrides, data), weights=weights, split=split, out=out, space_file=space)
 
 
 @app.command
@@ -153,6 +155,7 @@ def retrain(
     out: Path | None = None,
     weights: Path | None = None,
     resume: bool = False,
+    space: Path | None = None,
 ) -> None:
     """Train one architecture on all of train: last.pt, best.pt, result.json, log.csv in OUT.
 
@@ -163,10 +166,11 @@ def retrain(
         out: a new folder; default runs/retrain-<run>-<N>.
         weights: to start from instead of from scratch; any .pt whose tensors fit by name and shape.
         resume: go on with OUT after an interruption.
+        space: detector YAML, where ARCH is the bare dict that NNI exports.
     """
     from experiments.handover import retrain as train
 
-    train(arch, _with_data(overrides, data), out=out, weights=weights, resume=resume)
+    train(arch, _with_data(overrides, data), out=out, weights=weights, resume=resume, space_file=space)
 
 
 @app.command
@@ -177,6 +181,7 @@ def finetune(
     data: str | None = None,
     out: Path | None = None,
     resume: bool = False,
+    space: Path | None = None,
 ) -> None:
     """A short training from WEIGHTS at a tenth of the learning rate. See retrain.
 
@@ -185,7 +190,7 @@ def finetune(
     """
     from experiments.handover import finetune as train
 
-    train(arch, weights, _with_data(overrides, data), out=out, resume=resume)
+    train(arch, weights, _with_data(overrides, data), out=out, resume=resume, space_file=space)
 
 
 @app.command
@@ -198,6 +203,7 @@ def export(
     imgsz: Pixels | None = None,
     data: str | None = None,
     threads: Annotated[int, whole(1, 1024)] = 1,
+    space: Path | None = None,
 ) -> None:
     """One architecture for other tools; re-loaded and compared before it is called saved.
 
@@ -209,10 +215,13 @@ def export(
         imgsz: default that of its search.
         data: for batch norm, where the weights are a supernet's; default those of its search.
         threads: of the runtime whose latency is printed.
+        space: detector YAML, where ARCH is the bare dict that NNI exports.
     """
     from experiments.handover import export_arch
 
-    export_arch(arch, format, weights=weights, out=out, imgsz=imgsz, data=data, threads=threads)
+    export_arch(
+        arch, format, weights=weights, out=out, imgsz=imgsz, data=data, threads=threads, space_file=space
+    )
 
 
 @app.command

@@ -95,15 +95,19 @@ class Found:
         raise UserError(f"{self.path} has no weights beside it; give them by --weights FILE.pt")
 
 
-def find(arch_file: Path) -> Found:
-    """Read an architecture file and check it against its space. UserError for whatever is wrong."""
-    record = load_arch_file(arch_file)
+def find(arch_file: Path, space: Path | None = None) -> Found:
+    """Read an architecture file and check it against its space. UserError for whatever is wrong.
+
+    space: of an architecture as NNI exports it, which names none.
+    """
+    record = load_arch_file(arch_file, None if space is None else str(space))
     run = arch_file.resolve().parent.parent
     inside = arch_file.resolve().parent.name == "top" and (run / "experiment.yaml").is_file()
     said = Path(record["space"]).expanduser()
     # A run keeps a copy of its space, which outlives the file it was made of.
     places = [run / "space" / said.name] if inside else []
     places += [arch_file.parent / said, said, ROOT / said, arch_file.parent / said.name]
+    places = places if space is None else [said, ROOT / said]
     path = next((p for p in places if p.is_file()), None)
     if path is None:
         raise UserError(f"{arch_file}: its space {record['space']!r} does not exist; put it beside the file")
@@ -145,6 +149,8 @@ def settle(
             raise UserError(f"{item!r} has no meaning here; known: {', '.join(KEYS[:-1])} and train.*")
     if "data" not in raw and not any(item.startswith("data=") for item in overrides):
         raise UserError(f"{found.path} does not say what data it is for; give --data DATA")
+    if "imgsz" not in raw and not any(item.startswith("imgsz=") for item in overrides):
+        raise UserError(f"{found.path} does not say its image size; give imgsz=PIXELS")
     exp = check_experiment(apply_overrides(raw, overrides), source=str(found.path))
     side = found.arch.get("resolution", exp.imgsz)
     if exp.imgsz != side:
@@ -181,6 +187,7 @@ def retrain(
     out: Path | None = None,
     weights: Path | None = None,
     resume: bool = False,
+    space_file: Path | None = None,
 ) -> dict[str, Any]:
     """Train one architecture on the full train split; returns the content of `OUT/result.json`.
 
@@ -196,7 +203,7 @@ def retrain(
     if weights is not None:
         # The bias warm-up unlearns the prior of an untrained head; a trained one it would only disturb.
         changes["warmup_bias_lr"] = 0.0
-    return _train("retrain", find(arch_file), overrides, changes, out, weights, resume)
+    return _train("retrain", find(arch_file, space_file), overrides, changes, out, weights, resume)
 
 
 def finetune(
@@ -206,6 +213,7 @@ def finetune(
     *,
     out: Path | None = None,
     resume: bool = False,
+    space_file: Path | None = None,
 ) -> dict[str, Any]:
     """As `retrain`, short and gentle: from `weights`, a quarter of the epochs at a tenth of the lr.
 
@@ -214,7 +222,7 @@ def finetune(
     """
     from utils.settings import TrainSettings
 
-    found = find(arch_file)
+    found = find(arch_file, space_file)
     settle(found, overrides, name="finetune")  # mistakes are answered before torch is imported
     from models.weights import read_weights
 
@@ -379,6 +387,7 @@ def evaluate_arch(
     weights: Path | None = None,
     split: str = "val",
     out: Path | None = None,
+    space_file: Path | None = None,
 ) -> dict[str, Any]:
     """Quality on a split, params, GFLOPs and latency of one trained architecture; `out`: a JSON to write.
 
@@ -386,7 +395,7 @@ def evaluate_arch(
     training images. overrides: data=, imgsz=, device=, ...
     UserError when the weights are of another network or the classes are not those of the data.
     """
-    found = find(arch_file)
+    found = find(arch_file, space_file)
     if out is not None and out.exists():
         raise UserError(f"{out} exists and is never overwritten; give another --out")
     exp = settle(found, overrides, name="evaluate")
@@ -545,6 +554,7 @@ def export_arch(
     imgsz: int | None = None,
     threads: int = 1,
     data: str | None = None,
+    space_file: Path | None = None,
 ) -> Exported:
     """Write a trained architecture for other tools; see models/export.py for the formats and what is checked.
 
@@ -553,7 +563,7 @@ def export_arch(
     the file says it is for.
     UserError when `out` exists, or when the weights are of another network.
     """
-    found = find(arch_file)
+    found = find(arch_file, space_file)
     source = weights or found.weights()
     if out is not None and out.exists():
         raise UserError(f"{out} exists and is never overwritten; give another name by --out")
@@ -575,6 +585,9 @@ def export_arch(
         overrides = [f"data={json.dumps(data)}"] if data else []
         exp = settle(found, [*overrides, *([f"imgsz={imgsz}"] if imgsz else [])], name="export")
         around = found, exp, data_of(found, exp)
+    side = imgsz or found.arch.get("resolution") or found.record["imgsz"] or file.imgsz
+    if side is None:
+        raise UserError(f"neither {arch_file} nor its weights say the image size; give --imgsz PIXELS")
     names = around[2].names if around else file.names or _names_of_data(found)
     space = open_any_space(found.space, nc=file.nc or len(names))
     detector, _ = trained(space, found.arch, source, names, around)
@@ -584,7 +597,7 @@ def export_arch(
         format,
         space=space,
         arch=found.arch,
-        imgsz=imgsz or int(found.arch.get("resolution", found.record["imgsz"])),
+        imgsz=int(side),
         names=names,
         data=data or found.record.get("data"),
         threads=threads,

@@ -214,9 +214,11 @@ def _set_aside(folder: Path, rank: int, trial: Any) -> None:
             path.rename(folder / f"{rank}.{owner}{path.suffix}")
 
 
-def load_arch_file(path: str | Path) -> dict[str, Any]:
+def load_arch_file(path: str | Path, space: str | None = None) -> dict[str, Any]:
     """Read `top/N.json`. Needs `schema`, `space`, `arch` and `imgsz`; the rest is filled with empty values.
     In the place of `arch` may stand United-Perception's `subnet_settings`, which only the space can read.
+
+    space: of a file that holds nothing but label: value, as NNI exports architectures; `imgsz` is None then.
 
     UserError, one line, for anything that is not such a file.
     """
@@ -239,6 +241,16 @@ def load_arch_file(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{name!r} holds a list of {len(record)}; give one architecture, like top/1.json")
     if not isinstance(record, dict):
         raise UserError(f"{name!r} holds {type(record).__name__} {short(record)}; expected a JSON object")
+    if record and not record.keys() & {"schema", "space", "arch", "subnet_settings"}:
+        if space is None:
+            raise UserError(
+                f"{name!r} says no space; if it holds an architecture as NNI exports it, give --space YAML"
+            )
+        _check_arch(name, record)
+        bare = {"schema": SCHEMA, "space": space, "arch": record, "imgsz": None}
+        return {"metrics": {}, "reward": None, "trial": None, "data": None, "versions": {}} | bare
+    if space is not None and record:
+        raise UserError(f"{name!r} names its own space, {record.get('space')!r}: leave --space out")
     arch = "subnet_settings" if "arch" not in record and "subnet_settings" in record else "arch"
     missing = [k for k in ("schema", "space", arch, "imgsz") if k not in record]
     if missing:
@@ -252,13 +264,17 @@ def load_arch_file(path: str | Path) -> dict[str, Any]:
     _check(name, "imgsz", record["imgsz"], int, "a whole number of pixels")
     if record["imgsz"] <= 0:
         raise UserError(f"{name!r} has imgsz {record['imgsz']}; it must be above 0")
-    for label, value in record.get("arch", {}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise UserError(f"{name!r}: arch value of {label!r} is {value!r}; expected a number or a text")
+    _check_arch(name, record.get("arch", {}))
     empty: dict[str, Any] = {"metrics": {}, "reward": None, "trial": None, "data": None, "versions": {}}
     record = empty | record
     _check(name, "metrics", record["metrics"], dict, "an object of name: number")
     return record
+
+
+def _check_arch(name: str, arch: Mapping[str, Any]) -> None:
+    for label, value in arch.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise UserError(f"{name!r}: arch value of {label!r} is {value!r}; expected a number or a text")
 
 
 def _check(name: str, key: str, value: Any, kind: type, expected: str) -> None:
