@@ -548,6 +548,14 @@ class PathChoice(Elastic):
         return candidates[sample.get(choice.label, choice.values[0])]
 
 
+def path(dim: Dim, make: Callable[[Any], nn.Module]) -> nn.Module:
+    """What `make` gives for each value of a dim that is one choice, or for its only value."""
+    if not dim.labels:
+        return make(dim.values[0])
+    (choice,) = dim.choices
+    return PathChoice(choice, {value: make(value) for value in choice.values})
+
+
 def frozen(module: Module, sample: Mapping[str, Any]) -> Module:
     """A plain copy of `module` at `sample`: what is elastic sliced out, the rest copied, no storage shared.
 
