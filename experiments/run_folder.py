@@ -4,6 +4,7 @@ experiment.yaml   the experiment as it was resolved    space/         the detect
 asked.jsonl       archs in the order of submission     history.jsonl  finished trials, one JSON line each
 own/             copies of your evaluator and reward
 trials/0007/      weights.pt, log.csv of one trial     meta.json      data, costs of the baseline, versions
+evaluate/0007/    what was scored on val, for reports (experiments/findings.py)
 top_models.json  top/1.json 1.pt ...  results.csv  report.html  log.txt
 """
 

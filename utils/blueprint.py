@@ -113,11 +113,8 @@ def _kind(block: dict[str, Any]) -> str:
     facts, kind = block["facts"], str(block.get("kind", ""))
     many = facts.get("bottlenecks", facts.get("blocks"))
     if many is not None:
-        return (
-            f"{many} {'blocks' if 'blocks' in facts else 'bottlenecks'}"
-            if kind in ("stage", "blocks")
-            else f"{kind} x {many}"
-        )
+        counted = f"{many} block{'s' * (many != 1)}"
+        return counted if "blocks" in facts else f"{kind} x {many}"
     return " ".join([kind, *(str(facts[k]) for k in ("kernel", "act") if k in facts)])
 
 

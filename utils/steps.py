@@ -200,13 +200,6 @@ STEPS: dict[str, Step] = {
             time="then retraining",
         ),
         Step(
-            "evaluate",
-            "the winners and the unsearched network on val, with latency, curves and pictures",
-            "findings:evaluate_top",
-            _evaluate,
-            record="evaluated",
-        ),
-        Step(
             "finetune",
             "slices of the top k taken out and trained on for a short time",
             "steps:finetune_top",
@@ -217,6 +210,13 @@ STEPS: dict[str, Step] = {
             record="finetuned",
             column="fine-tuned",
             time="then fine-tuning",
+        ),
+        Step(
+            "evaluate",
+            "the winners and the unsearched network on val, with latency, curves and pictures",
+            "findings:evaluate_top",
+            _evaluate,
+            record="evaluated",
         ),
         Step(
             "rank",

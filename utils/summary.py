@@ -108,7 +108,7 @@ def with_val(
     for kind, ours, theirs in val:
         how = f"{says[kind]} " if says[kind] else ""
         parts.append(f"{how}{number(ours)} against {number(theirs)} ({signed(ours - theirs)})")
-    seen = f"On val, which the search never saw, {title(quality)} is {', '.join(parts)}."
+    seen = f"On val, which the search never saw: {title(quality)} {', '.join(parts)}."
     _, ours, theirs = val[-1]
     seemed = trial.metrics[quality] - base.metrics[quality]
     lost = ours <= theirs if seemed > 0 else ours < theirs

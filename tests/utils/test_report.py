@@ -301,7 +301,7 @@ def test_the_headline_says_what_val_says(tmp_path: Path) -> None:
     found = verdict_of(read_run(run))
     assert found.kind == "better"
     assert found.text.endswith(
-        "On val, which the search never saw, mAP50-95 is 0.5300 against 0.4800 (+0.0500)."
+        "On val, which the search never saw: mAP50-95 0.5300 against 0.4800 (+0.0500)."
     )
     cards_ = {card["label"]: card for card in cards(read_run(run))}
     assert cards_["mAP50-95 on val"] == {
@@ -328,7 +328,7 @@ def test_where_val_disagrees_the_headline_begins_with_it(tmp_path: Path) -> None
     found = verdict_of(read_run(run))
     assert found.kind == "doubt"
     assert found.text.startswith(
-        "Val does not confirm it: on val, which the search never saw, mAP50-95 is 0.5300 against 0.4800 "
+        "Val does not confirm it: on val, which the search never saw: mAP50-95 0.5300 against 0.4800 "
         "(+0.0500), retrained 0.6000 against 0.6100 (-0.0100). Trial 2 has mAP50-95 0.5500 (+0.0500"
     )
     assert "Yes" not in found.text and 'class="verdict doubt"' in write_report(run, png=False).read_text()
