@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from utils.errors import UserError
+
 # How the subsets of a data set are called, in names of folders and files, in lower case.
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -34,9 +36,12 @@ def read_text(file: Path, fits: Callable[[str], int] | None = None) -> str:
     """The text of a file, without its byte order mark.
 
     UTF-8 if it can be that; else the encoding whose text `fits` gives the highest number (how many known
-    names it holds), the first of `OTHERS` where all are equal.
+    names it holds), the first of `OTHERS` where all are equal. UserError for a file that cannot be read.
     """
-    raw = file.read_bytes()
+    try:
+        raw = file.read_bytes()
+    except OSError as e:
+        raise UserError(f"{file} cannot be read: {e.strerror}") from None
     try:
         return raw.decode(mark_of(raw) or "utf-8")
     except UnicodeDecodeError:

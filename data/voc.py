@@ -203,9 +203,15 @@ def _annotations(folder: Path) -> Path | None:
 
 def _subfolders(folder: Path, called: tuple[str, ...] | None = None) -> list[Path]:
     """The folders in a folder, by name; or those `called` so, in that order."""
-    if not folder.is_dir():
+    try:
+        with os.scandir(folder) as entries:  # asks no file what it is: a folder of a million images is quick
+            found = sorted(
+                Path(e.path)
+                for e in entries
+                if not is_hidden(e.name) and (os.path.isdir(e.path) if e.is_symlink() else e.is_dir())
+            )
+    except OSError:  # no folder, or none that can be opened
         return []
-    found = sorted(p for p in folder.iterdir() if not is_hidden(p.name) and p.is_dir())
     if called is None:
         return found
     return sorted((p for p in found if p.name.lower() in called), key=lambda p: called.index(p.name.lower()))

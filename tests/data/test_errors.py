@@ -8,6 +8,7 @@ import pytest
 
 from data.dataset import open_dataset
 from data.hyp import KEYS, load_hyp, shipped
+from data.text import read_text
 from tests.data.make import coco_json, image, voc_xml, yolo_set
 from utils.errors import UserError
 
@@ -126,6 +127,11 @@ def test_voc(tmp_path):
     voc_xml(root, "a", (10, 10), [("dog", 0, 0, 5, 5)])
     (root / "classes.txt").write_text("dog\ncat\ndog\n")
     fails(tmp_path, root, "classes.txt: class name 'dog' stands twice")
+
+
+def test_a_text_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be read: Is a directory"):
+        read_text(tmp_path)
 
 
 def test_coco(tmp_path):
