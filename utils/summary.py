@@ -8,7 +8,7 @@ from typing import Any
 
 from utils.drawing import difference, is_number, title
 from utils.history import Trial
-from utils.outcomes import KINDS, alike, best_outcome, on_val, outcomes, says_of
+from utils.outcomes import KINDS, TRAININGS, alike, best_outcome, on_val, outcomes, says_of
 from utils.progress import SupernetInfo, device_cost, later_spent, search_spent
 from utils.results import gain, highlights, percent, signed
 from utils.runs import (
@@ -110,7 +110,8 @@ def with_val(
         parts.append(f"{how}{number(ours)} against {number(theirs)} ({signed(ours - theirs)})")
     seen = f"On val, which the search never saw: {title(quality)} {', '.join(parts)}."
     _, ours, theirs = val[-1]
-    seemed = trial.metrics[quality] - base.metrics[quality]
+    # a run without an accuracy among its objectives may have trials without one
+    seemed = trial.metrics.get(quality, 0.0) - base.metrics.get(quality, 0.0)
     lost = ours <= theirs if seemed > 0 else ours < theirs
     if found.kind not in ("better", "trade") or not lost:
         return replace(found, text=f"{found.text} {seen}")
@@ -291,9 +292,10 @@ def top_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
         weights = f"trials/{t.number:04d}/weights.pt"
         if f"{rank}.pt" not in files and (run.folder / weights).exists():
             files["slice" if run.shares_weights else "weights"] = weights
-        tuned = f"finetune/{t.number:04d}/last.pt"
-        if (run.folder / tuned).exists():
-            files["fine-tuned"] = tuned
+        for step in TRAININGS:
+            later = f"{step.folder}/{t.number:04d}/last.pt"
+            if (run.folder / later).exists():
+                files[step.column] = later
         rows.append(
             {
                 "rank": rank,

@@ -334,6 +334,26 @@ def test_where_val_disagrees_the_headline_begins_with_it(tmp_path: Path) -> None
     assert "Yes" not in found.text and 'class="verdict doubt"' in write_report(run, png=False).read_text()
 
 
+def test_the_headline_of_a_search_for_a_cost_alone(tmp_path: Path) -> None:
+    """No accuracy among the objectives, and trials without one."""
+    cheap = [replace(trial(n, 0.5, 4.0 - n), metrics={"gflops": 4.0 - n}) for n in (0, 1)]
+    run = make_run(tmp_path / "run", cheap)
+    experiment = yaml.safe_load((run / "experiment.yaml").read_text())
+    experiment["search"]["objectives"] = {"gflops": "min"}
+    (run / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    on_val(run, "evaluate", {0: 0.48, 1: 0.47})
+    found = verdict_of(read_run(run))
+    assert found.kind == "doubt" and "0.4700 against 0.4800 (-0.0100)" in found.text
+
+
+def test_every_weight_file_of_a_winner_is_linked(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", TRIALS)
+    for kind in ("finetune", "retrain"):
+        (run / kind / "0001").mkdir(parents=True)
+        (run / kind / "0001" / "last.pt").write_text("x")
+    assert {"finetune/0001/last.pt", "retrain/0001/last.pt"} <= set(page(run).addresses)
+
+
 def test_equal_on_val_is_no_gain_but_keeps_a_saving(tmp_path: Path) -> None:
     gains, saves = trial(1, 0.55, 3.0), trial(1, 0.50, 3.0)
     for winner, kind in ((gains, "doubt"), (saves, "better")):
