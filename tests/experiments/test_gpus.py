@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import time
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from experiments import rank
 from experiments.gpus import check_indices, gpus_to_share, hand_out, training_device
 from tests.experiments.node import run_in_node
 from utils.errors import UserError
@@ -129,6 +135,24 @@ service.start()
 def test_while_there_is_no_room_for_a_trial_the_manager_rests(tmp_path, repaired):
     (asked,) = run_in_node(tmp_path, IMPATIENT, repaired=repaired)
     assert asked == 2 if repaired else asked > 20
+
+
+def seen_by(run_dir: str, what: int) -> tuple[str, str]:
+    time.sleep(0.3)
+    return os.environ["CUDA_VISIBLE_DEVICES"], os.environ["NAS_DEVICE"]
+
+
+def test_trainings_of_rank_share_the_gpus_out(monkeypatch, tmp_path):
+    """Forked here instead of spawned: the imports would take most of the test."""
+    monkeypatch.setattr(rank, "prepare", lambda run_dir: None)
+    monkeypatch.setattr(rank, "gpus_of", lambda job: ("3", "GPU-8f6a"))
+    monkeypatch.setattr(rank, "train_one", seen_by)
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(rank.multiprocessing, "get_context", lambda kind: fork)
+    search = SimpleNamespace(concurrency=3)
+    run = SimpleNamespace(path=tmp_path, experiment=SimpleNamespace(search=search))
+    seen = list(rank.trained(run, list(range(6))))
+    assert len(seen) == 6 and set(seen) == {("3", "cuda"), ("GPU-8f6a", "cuda")}
 
 
 @pytest.fixture

@@ -189,6 +189,45 @@ def test_two_at_a_time_each_runs_and_reports_its_own_architecture(search, tmp_pa
     assert len(logs) == 8 and all("printed by the trial" in text for text in logs)
 
 
+PYNVML = """
+def nvmlInit(): pass
+def nvmlShutdown(): pass
+def nvmlDeviceGetCount(): return {count}
+"""
+
+
+@pytest.mark.parametrize(
+    ("count", "at_a_time", "visible", "gpus"),
+    [(1, 1, None, {"0"}), (2, 2, "3,GPU-8f6a", {"3", "GPU-8f6a"})],
+    ids=["one-one", "two-two"],
+)
+def test_trials_start_and_share_the_gpus_that_torch_sees(
+    search, shared_warm_process, tmp_path, monkeypatch, count, at_a_time, visible, gpus
+):
+    """A machine with one GPU, one trial at a time: stock NNI starts none. Its pynvml is a stand-in."""
+    (tmp_path / "stand-in").mkdir()
+    (tmp_path / "stand-in" / "pynvml.py").write_text(PYNVML.format(count=count))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stand-in"))
+    monkeypatch.syspath_prepend(tmp_path / "stand-in")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    arguments = {"folder": str(tmp_path / "out"), "seconds": 0.3 * (at_a_time - 1)}
+    outcome, trials, _ = search(
+        toy_space.evaluate,
+        Random(seed=0),
+        max_trials=3,
+        concurrency=at_a_time,
+        gpus_per_trial=1,
+        device="cuda",
+        arguments=arguments,
+    )
+    assert (outcome.status, len(trials)) == ("finished", 3)
+    assert {trial["gpu"][0] for trial in trials} == gpus
+    assert {trial["gpu"][1] for trial in trials} == {"cuda"}
+
+
 def test_what_goes_wrong_in_a_trial_fails_that_trial_only(search, shared_warm_process):
     """Eight architectures, seven ways to go wrong; the hanging one does not listen to SIGINT."""
     watched = Watched()
@@ -409,6 +448,19 @@ def test_nnictl_knows_the_search(search, shared_warm_process, tmp_path):
         ({"training_service": {"machine_lst": []}}, "did you mean 'machine_list'"),
         ({"training_service": {"machine_list": []}}, "at least one"),
         ({"training_service": {"machine_list": ["gpu1"]}}, "'gpu1' is not"),
+        (
+            {"training_service": {"machine_list": [{"host": "a", "user": "b", "port": "ssh"}]}},
+            "port of 'a' is 'ssh'; a number from 1 to 65535 is needed",
+        ),
+        (
+            {"training_service": {"machine_list": [{"host": "a", "user": "b", "gpu_indices": "x"}]}},
+            "machine_list.gpu_indices: 'x' is no list",
+        ),
+        ({"training_service": {"platform": "local", "gpu_indices": [0, 0]}}, "[0, 0] is no list"),
+        (
+            {"training_service": {"machine_list": [{"host": "a", "user": "b"}], "gpu_indices": [0]}},
+            "is for platform: local; each machine has its own",
+        ),
         ({"training_service": {"machine_list": [{"host": "gpu1"}]}}, "a machine needs 'user', got only host"),
         ({"training_service": {"machine_list": [{"host": "a", "usr": "b"}]}}, "did you mean 'user'"),
         (
@@ -448,6 +500,7 @@ def test_other_machines_are_put_in_nnis_words(tmp_path):
     )
     config = build_config(runtime).canonical_copy()
     assert config.nni_manager_ip == "192.0.2.1"
+    assert "NAS_DEVICE=cuda" in config.trial_command, "cuda:1 of the experiment is cuda:0 to a trial there"
     assert config.training_service.platform == "remote" and config.training_service.trial_gpu_number == 1
     (configured,) = config.training_service.machine_list
     assert {name: getattr(configured, name) for name in machine} == {**machine, "ssh_key_file": str(key)}

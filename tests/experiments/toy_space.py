@@ -51,6 +51,7 @@ def evaluate(model: torch.nn.Module, folder: str, seconds: float = 0.0) -> None:
         cuda=torch.cuda.is_initialized(),
         preloaded=WARMED,
         trial=nni.get_trial_id(),
+        gpu=[os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "NAS_DEVICE")],
         random=torch.rand(()).item(),
     )
     print("printed by the trial")
