@@ -27,9 +27,7 @@ def clone(tmp_path):
     folder = tmp_path / "yolov5"
     for name in PACKAGES:
         (folder / name).mkdir(parents=True)
-        (folder / name / "__init__.py").write_text(
-            f"raise ImportError('this is the {name} of another project')"
-        )
+        (folder / name / "__init__.py").write_text(f"raise ImportError('{name} of another project')")
     return folder
 
 
@@ -44,7 +42,7 @@ def behind_proxies(monkeypatch):
 
 
 def test_a_search_beside_a_clone_of_yolov5_and_behind_proxies(tiny, clone, behind_proxies, monkeypatch):
-    """In its folder, with it on PYTHONPATH; the manager, the warm process and the trials see both as we do."""
+    """In its folder, with it on PYTHONPATH; the manager, the warm process and the trials see both too."""
     experiment = yaml.safe_load(tiny.read_text())
     experiment["search"] |= {"engine": "nni", "max_trials": 2}
     for key in ("space", "data"):
