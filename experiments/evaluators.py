@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 import traceback
@@ -36,6 +37,9 @@ from utils.precision import choose_precision
 from utils.rewards import COST_KEYS, build_reward
 from utils.settings import TrainSettings
 from utils.train import TrainingFailed, train
+
+log = logging.getLogger(__name__)
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -258,16 +262,22 @@ def wanted_costs(exp: Experiment) -> set[str]:
 def calibration(job: Job) -> Calibration:
     """What the latency reference takes on this machine, measured once a run and kept in its folder."""
     path = job.run.path / "latency.json"
-    if not path.is_file():
-        calibrate(job.exp.imgsz, job.device).save(path)
+    if path.is_file():
+        try:
+            return Calibration.load(path)
+        except UserError as error:
+            log.warning("%s; measured anew", error)
+    calibrate(job.exp.imgsz, job.device).save(path)
     return Calibration.load(path)
 
 
 def baseline_costs(job: Job) -> dict[str, float]:
     """Costs of the unsearched network, measured once a run: what `target: baseline` stands for."""
-    if "baseline_costs" not in job.run.meta:
-        job.run.update_meta(baseline_costs=costs(job, job.space.default()))
-    return job.run.meta["baseline_costs"]
+    known = job.run.meta.get("baseline_costs")
+    if not (isinstance(known, dict) and known and all(isinstance(v, int | float) for v in known.values())):
+        known = costs(job, job.space.default())
+        job.run.update_meta(baseline_costs=known)
+    return known
 
 
 def reward_of(job: Job) -> Callable[[dict[str, float]], float]:
@@ -291,11 +301,12 @@ def note_facts(job: Job) -> None:
 def precision_of(job: Job) -> str:
     """`train.precision` with `auto` decided once a run, for the unsearched network: what is compared must be
     computed alike."""
-    if "precision" not in job.run.meta:
+    known = job.run.meta.get("precision")
+    if known not in PRECISIONS:
         net = build(job.space, job.space.default())
-        chosen = choose_precision(job.exp.train.precision, job.device, net, job.exp.imgsz)
-        job.run.update_meta(precision=chosen)
-    return job.run.meta["precision"]
+        known = choose_precision(job.exp.train.precision, job.device, net, job.exp.imgsz)
+        job.run.update_meta(precision=known)
+    return known
 
 
 def threads_of(exp: Experiment) -> int:

@@ -28,7 +28,7 @@ from experiments.run_folder import RunFolder, cache_beside
 from models.networks import open_any_space
 from models.space import Arch, Space
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import own_json, write_text
 from utils.history import arch_key
 from utils.outcomes import best_weights
 from utils.results import load_arch_file
@@ -264,7 +264,11 @@ def _train(
     plan["split_seed"] = split_seed
     if resume:
         run = RunFolder.open(folder)
-        before = json.loads((folder / "plan.json").read_text()) if (folder / "plan.json").is_file() else None
+        before = own_json(folder / "plan.json")
+        if not before:
+            raise UserError(
+                f"cannot resume {folder}: it has no readable plan.json, which says what it trains"
+            )
         if before != plan:
             raise UserError(
                 f"cannot resume {folder}: it is not the {kind} of {found.path} with these weights"
@@ -275,12 +279,18 @@ def _train(
         open_splits(exp, cache_beside(folder), split_seed)  # mistakes are answered before there is a folder
         run = RunFolder.create(folder, exp, ANOTHER_OUT)
         write_text(folder / "plan.json", json.dumps(plan, indent=2) + "\n")
-    if (folder / "result.json").is_file():
+    finished = own_json(folder / "result.json", is_result)
+    if finished:
         print(f"{folder} is finished already")
-        return json.loads((folder / "result.json").read_text())
+        return finished
     with locked(run), running(run):
         job = open_job(run, split_seed)
         return train_in_full(job, found.arch, run.path, weights, kind=kind, calibration=found.calibration)
+
+
+def is_result(value: Mapping[str, Any]) -> bool:
+    """Whether a result.json says what was trained and what came out."""
+    return all(isinstance(value.get(key), dict) for key in ("train", "metrics"))
 
 
 def train_in_full(

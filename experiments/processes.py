@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from utils.errors import UserError
-from utils.json_text import parse_json
+from utils.files import own_json
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +76,20 @@ def save_records(path: Path, facts: dict[str, Any], records: list[ProcessRecord]
 
 
 def load_records(path: Path) -> tuple[dict[str, Any], list[ProcessRecord]]:
-    """What `save_records` wrote; nothing if there is no such file or it is not readable."""
-    try:
-        raw = parse_json(path.read_bytes())
-        records = [ProcessRecord(**r) for r in raw.pop("processes", [])]
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}, []
-    return raw, records
+    """What `save_records` wrote; nothing if there is no such file or it is damaged."""
+    raw = own_json(path, _is_record)
+    return raw, [ProcessRecord(**record) for record in raw.pop("processes", [])]
+
+
+def _is_record(raw: dict[str, Any]) -> bool:
+    kinds = {"role": str, "pid": int, "started": float, "marker": str}
+    lists = [raw.get(key, []) for key in ("experiments", "processes")]
+    return all(isinstance(each, list) for each in lists) and all(
+        isinstance(record, dict)
+        and record.keys() == kinds.keys()
+        and all(isinstance(record[key], kind) for key, kind in kinds.items())
+        for record in lists[1]
+    )
 
 
 def stop_leftovers(path: Path) -> None:

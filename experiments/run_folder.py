@@ -26,7 +26,7 @@ from experiments.config import (
     with_own_files,
 )
 from utils.errors import UserError
-from utils.files import write_bytes, write_text
+from utils.files import own_json, write_bytes, write_text
 from utils.history import Arch, History, arch_key, read_lines
 from utils.json_text import parse_json
 from utils.settings import AUTO
@@ -112,9 +112,13 @@ class RunFolder:
             known = f"; runs in {path.parent}: {', '.join(runs)}" if runs else ""
             raise UserError(f"{path} is no run folder (it holds no experiment.yaml){known}")
         raw = read_yaml_mapping(path / "experiment.yaml", "experiment")
+        if not isinstance(raw.get("space"), str):
+            raise UserError(f"{path / 'experiment.yaml'} is damaged: its key 'space' names no file")
         raw["space"] = str(path.resolve() / "space" / Path(raw["space"]).name)
         for copy in (path.resolve() / "own").glob("*/*.py"):
-            raw["search"][copy.parent.name]["name"] = str(copy)
+            block = raw["search"].get(copy.parent.name) if isinstance(raw.get("search"), dict) else None
+            if isinstance(block, dict):
+                block["name"] = str(copy)
         return cls(path.resolve(), check_experiment(raw, str(path / "experiment.yaml")))
 
     def resume_with(self, wanted: Experiment, remedy: str = ANOTHER_RUN) -> None:
@@ -173,8 +177,7 @@ class RunFolder:
 
     @property
     def meta(self) -> dict[str, Any]:
-        path = self.path / "meta.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return own_json(self.path / "meta.json")
 
     def update_meta(self, **values: Any) -> None:
         write_text(self.path / "meta.json", json.dumps(self.meta | values, indent=2) + "\n")
@@ -186,9 +189,12 @@ class RunFolder:
         """(number, parents) of an architecture that was submitted; every arch is submitted once in a run."""
         key = arch_key(arch)
         for line in read_lines(self.path / "asked.jsonl"):
-            entry = parse_json(line)
-            if arch_key(entry["arch"]) == key:
-                return entry["number"], tuple(entry.get("parents") or ())
+            try:
+                entry = parse_json(line)
+                if arch_key(entry["arch"]) == key:
+                    return int(entry["number"]), tuple(entry.get("parents") or ())
+            except (ValueError, TypeError, KeyError):
+                continue  # torn by a crash
         raise AssertionError(f"arch was never asked for: {key}")
 
 

@@ -143,7 +143,7 @@ def write_results(job: Job) -> None:
         space=exp.space,
         data=exp.data,
         imgsz=exp.imgsz,
-        versions=run.meta["versions"],
+        versions=run.meta.get("versions"),
     )
     for rank, trial in enumerate(top_trials(trials, exp.search.top_k), start=1):
         extend_top(run.path, rank, **job.space.spelled(trial.arch))

@@ -6,7 +6,6 @@ All are done trial by trial and can be interrupted: what is finished is found ag
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.config import finetune_settings, retrain_settings
-from experiments.handover import Found, find, one_line, train_in_full, trained
+from experiments.handover import Found, find, is_result, one_line, train_in_full, trained
 from experiments.run_folder import RunFolder
 from utils.errors import UserError
+from utils.files import own_json
 from utils.history import History, Trial
 from utils.outcomes import best_weights
 from utils.results import extend_top
@@ -99,8 +99,8 @@ def _trained_in(
 ) -> dict[str, Any]:
     """The result in `folder` if it is of the same schedule, else a training there."""
     file = folder / "result.json"
-    if file.is_file():
-        before = json.loads(file.read_text())
+    before = own_json(file, is_result)
+    if before:
         if before["train"] == job.exp.train.model_dump(mode="json"):
             return before
         for path in folder.iterdir():  # another schedule was asked for: ours to replace, we made it

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
+
+from utils.errors import Malformed
+from utils.json_text import parse_json
+
+log = logging.getLogger(__name__)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -30,6 +36,26 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(neighbour, path)
     finally:
         neighbour.unlink(missing_ok=True)
+
+
+def own_json(path: Path, usable: Callable[[dict[str, Any]], bool] = lambda value: True) -> dict[str, Any]:
+    """What a JSON file of ours holds; {} without it.
+
+    One that is damaged, or whose object is not `usable`, counts as missing: it is set aside as NAME.damaged,
+    and a line says so. What such files hold can be found out again.
+    """
+    try:
+        value = parse_json(path.read_bytes())
+        if isinstance(value, dict) and usable(value):
+            return value
+    except FileNotFoundError:
+        return {}
+    except (OSError, Malformed):
+        pass
+    with suppress(OSError):
+        os.replace(path, path.with_name(path.name + ".damaged"))
+    log.warning("%s is damaged and counts as missing; it is kept as %s.damaged", path, path.name)
+    return {}
 
 
 @contextmanager

@@ -124,9 +124,16 @@ class Calibration:
     @classmethod
     def load(cls, path: Path) -> Calibration:
         try:
-            return cls(**parse_json(path.read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path} is not a latency calibration: {error}") from error
+            made = cls(**parse_json(path.read_bytes()))
+            if not isinstance(made.reference_ms, int | float) or not made.reference_ms > 0:
+                raise ValueError(f"reference_ms is {made.reference_ms!r}")
+            if not all(type(n) is int and n > 0 for n in (made.imgsz, made.batch, made.threads)):
+                raise ValueError("imgsz, batch and threads are whole numbers")
+            torch.device(made.device)
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} is not a latency calibration: {reason}") from error
+        return made
 
 
 def reference_net() -> nn.Module:

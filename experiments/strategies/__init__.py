@@ -22,7 +22,7 @@ import numpy as np
 
 from models.space import Space
 from utils.errors import UserError, unknown
-from utils.files import write_text
+from utils.files import own_json, write_text
 from utils.history import Arch, Trial
 from utils.limits import Limit, steer, violation
 from utils.pareto import as_costs, crowding, sort_fronts
@@ -343,7 +343,8 @@ def _first_budget(run_dir: Path, name: str, budget: int) -> int:
     diverge.
     """
     path = run_dir / "strategy.json"
-    if path.is_file():
-        return int(json.loads(path.read_text())["budget"])
+    before = own_json(path, lambda facts: type(facts.get("budget")) is int and facts["budget"] > 0)
+    if before:
+        return int(before["budget"])
     write_text(path, json.dumps({"name": name, "budget": budget}) + "\n")
     return budget

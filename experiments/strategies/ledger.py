@@ -92,6 +92,7 @@ class Ledger(StrategyMiddleware):
         self._read_bytes = 0
         self.read_history()
         self._asked = _read_asked(self._asked_path)
+        self._restore_asked(run_dir)
         numbers = [asked.number for asked in self._asked.values()] + [t.number for t in self.results.values()]
         self._next_number = 1 + max(numbers, default=-1)
 
@@ -106,6 +107,34 @@ class Ledger(StrategyMiddleware):
         self._started: dict[str, float] = {}
         self._events: deque[tuple[Any, ModelStatus]] = deque()  # filled by the engine's thread
         self._reported: dict[Any, Any] = {}  # filled by the engine's thread: model -> final metric
+
+    def _restore_asked(self, run_dir: Path) -> None:
+        """Write down anew what asked.jsonl has lost and the history knows, so that trials keep their numbers.
+
+        What the strategy had been told of before it asked is taken from the times: what had ended by then.
+        """
+        lost = [trial for trial in self.results.values() if trial.key not in self._asked]
+        told: set[int] = set()
+        for trial in sorted(self.results.values(), key=lambda t: t.number) if lost else ():
+            ended = sorted(
+                (t.started + t.seconds, t.number)
+                for t in self.results.values()
+                if t.number not in told
+                and t.number < trial.number
+                and t.started + t.seconds <= trial.started + 1e-3
+            )
+            after = tuple(number for _, number in ended)
+            told |= set(after)
+            if trial.key not in self._asked:
+                asked = Asked(trial.number, trial.arch, trial.parents, after)
+                append_line(self._asked_path, json.dumps(asked.__dict__))
+                self._asked[trial.key] = asked
+        if lost:
+            log.warning("asked.jsonl lacked %d trials of the history; they are written down anew", len(lost))
+            known = {asked.number for asked in self._asked.values()}
+            for path in run_dir.glob("trials/[0-9]*/checkpoint.pt"):  # of trials whose arch nobody knows now
+                if path.parent.name.isdigit() and int(path.parent.name) not in known:
+                    path.unlink()
 
     # What the engine reports, in its thread.
 

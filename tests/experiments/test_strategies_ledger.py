@@ -216,6 +216,39 @@ def test_torn_lines_are_left_out(tmp_path):
     assert [t.number for t in trials(tmp_path)] == list(range(6))
 
 
+@pytest.mark.parametrize("name", ["random", "evolution", "pareto", "tpe"])
+@pytest.mark.parametrize("lost", [slice(None), slice(2, 4)], ids=["all", "some"])
+def test_what_asked_jsonl_has_lost_is_rebuilt_from_the_history(tmp_path, caplog, name, lost):
+    """The resumed search is the uninterrupted one, with the same numbers."""
+    search(tmp_path / "whole", name, budget=12)
+    search(tmp_path / "cut", name, budget=12, kill_at=8)
+    path = tmp_path / "cut" / "asked.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    known = len(trials(tmp_path / "cut"))
+    del lines[:known][lost]
+    kept = [line for i, line in enumerate(lines[:known]) if i not in range(known)[lost]]
+    path.write_text("".join(kept))
+    stale = tmp_path / "cut" / "trials" / "0099" / "checkpoint.pt"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of an arch that nobody knows")
+    search(tmp_path / "cut", name, budget=12)
+    whole, cut = ([(t.number, t.arch) for t in trials(tmp_path / run)] for run in ("whole", "cut"))
+    assert cut == whole
+    assert f"asked.jsonl lacked {known - len(kept)} trials" in caplog.text
+    assert "proposes other archs" not in caplog.text and not stale.exists()
+    assert sorted(line["number"] for line in asked(tmp_path / "cut")) == list(range(12))
+
+
+@pytest.mark.parametrize("garbage", [b"{", b"[1]", b"\xff\xfe", b'{"budget": "x"}', b"[" * 100_000])
+def test_a_damaged_strategy_json_counts_as_missing(tmp_path, caplog, garbage):
+    search(tmp_path, "evolution", budget=4)
+    (tmp_path / "strategy.json").write_bytes(garbage)
+    search(tmp_path, "evolution", budget=6)
+    assert [t.number for t in trials(tmp_path)] == list(range(6))
+    assert "strategy.json is damaged and counts as missing" in caplog.text
+    assert (tmp_path / "strategy.json.damaged").read_bytes() == garbage
+
+
 def test_without_a_baseline(tmp_path):
     search(tmp_path, "random", baseline=False, budget=5)
     assert len(trials(tmp_path)) == 5
