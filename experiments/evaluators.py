@@ -183,7 +183,8 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
         curve.append(row)
         log.log(int(row["epoch"]), row)
         if job.task.quality in row:
-            report_intermediate(row[job.task.quality])
+            shown = {key: row[key] for key in ("epoch", "loss")}
+            report_intermediate(row[job.task.quality], shown)
 
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"

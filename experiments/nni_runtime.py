@@ -304,7 +304,10 @@ class VisibleModelSpace(SimplifiedModelSpace):
 
     def _dump(self) -> dict[str, Any]:
         parameters = super()._dump()
-        return {**(self.sample or {}), **parameters} if still_defective("hidden_choices") else parameters
+        if not still_defective("hidden_choices"):
+            return parameters
+        # Where this key is, the page's graph has axes for what it holds and for nothing else.
+        return {**(self.sample or {}), "mutation_summary": self.sample or {}, **parameters}
 
 
 class SafeChannel(TunerCommandChannel):

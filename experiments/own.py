@@ -110,7 +110,7 @@ def _data(job: Job, arch: Arch) -> Data:
 def _report(job: Job, curve: list[dict[str, float]], log: Any, value: float, **more: float) -> None:
     """One point of the curve: into the trial's log.csv, its line of history and NNI's page."""
     row = {"epoch": len(curve) + 1, job.task.quality: float(value), **more}
-    report_intermediate(float(value))
+    report_intermediate(float(value), {"epoch": row["epoch"], **more})
     curve.append(row)
     if log is not None:
         log.log(len(curve), row)

@@ -27,9 +27,10 @@ from utils.errors import UserError
 from utils.history import History, Trial
 from utils.limits import parse_limits
 from utils.pareto import pareto_front
+from utils.progress import running_trials, search_left
 from utils.report import write_report
 from utils.results import extend_top, results_table, write_csv, write_top
-from utils.runs import completed, top_trials
+from utils.runs import Run, completed, duration, read_run, top_trials
 from utils.summary import named_trials
 
 REPORT_EVERY = 60.0  # seconds between two reports while a search runs
@@ -53,6 +54,7 @@ def search(run: RunFolder) -> None:
         run_dir=run.path,
         name=exp.name,
         engine=exp.search.engine,
+        max_trials=max(1, exp.search.max_trials - len(completed_or_failed(run))),
         max_seconds=exp.search.max_seconds,
         max_trial_seconds=exp.search.max_trial_seconds,
         concurrency=exp.search.concurrency,
@@ -77,6 +79,11 @@ def search(run: RunFolder) -> None:
     if not completed(trials):
         reasons = [t.reason for t in trials if t.state == "failed"]
         raise UserError(f"no trial completed; the last one failed: {reasons[-1] if reasons else 'none ran'}")
+
+
+def completed_or_failed(run: RunFolder) -> list[Trial]:
+    """What counts against the budget: all but what was never trained."""
+    return [t for t in run.history.load() if t.state != "infeasible"]
 
 
 def evaluator_of(job: Job) -> Callable[..., None]:
@@ -186,6 +193,8 @@ def follow(job: Job) -> Iterator[None]:
                     seen.add(trial.key)
                     bar.write(one_line(trial))
                     bar.update(trial.state != "infeasible")
+                if not bar.disable:
+                    bar.set_postfix_str(progress_line(read_run(run.path)))
                 if new and time.monotonic() - written > REPORT_EVERY:
                     keep_weights_of_the_best(job, run.history.load())
                     write_report(run.path)
@@ -198,6 +207,14 @@ def follow(job: Job) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
+
+
+def progress_line(run: Run) -> str:
+    """Where the search and each running trial are, for the progress bar."""
+    running = running_trials(run)
+    left = search_left(run, running)
+    parts = [] if left is None else [f"about {duration(left)} left"]
+    return " | ".join([*parts, *(trial.line(run.quality) for trial in running)])
 
 
 def one_line(trial: Trial) -> str:

@@ -15,10 +15,13 @@ def current_arch() -> dict[str, Any] | None:
     return None if parameter is None else dict(parameter.sample)
 
 
-def report_intermediate(value: float) -> None:
-    """One point of the learning curve. Raises ValueError unless finite, which fails this trial only."""
+def report_intermediate(value: float, more: Mapping[str, float] | None = None) -> None:
+    """One point of the learning curve, with `more` (epoch, loss) beside it in the web UI. Raises ValueError
+    unless the value is finite, which fails this trial only."""
+    point = {"default": _finite("intermediate result", value)}
+    point |= {k: float(v) for k, v in (more or {}).items() if math.isfinite(v)}
     if nni.get_current_parameter() is not None:
-        nni.report_intermediate_result(_finite("intermediate result", value))
+        nni.report_intermediate_result(point if len(point) > 1 else point["default"])
 
 
 def report_final(reward: float, metrics: Mapping[str, float] | None = None) -> None:

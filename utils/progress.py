@@ -1,16 +1,17 @@
-"""How far the supernet of a run has come, live, finished or killed, and what the run took."""
+"""How far the supernet and the trials of a run have come, live, finished or killed; what the run took."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.drawing import is_number
-from utils.history import History
-from utils.runs import Cost, Run, read_json, sampled, search_cost
+from utils.drawing import is_number, title
+from utils.history import History, read_lines
+from utils.json_text import parse_json
+from utils.runs import Cost, Run, duration, read_json, sampled, search_cost
 
 # The archs of a step of a supernet's training.
 KINDS = {"max": "largest", "random": "random", "min": "smallest"}
@@ -89,6 +90,90 @@ def _log(path: Path) -> list[dict[str, float]]:
                 continue
         rows.append(values)
     return rows
+
+
+# Trials that run -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrialProgress:
+    """A trial that has begun and has no line of history, as its log.csv tells it.
+
+    epoch, of: finished epochs of how many, None = unknown; loss: of the last one
+    score: the last quality on search_val; seconds: of training until that epoch's end
+    """
+
+    number: int
+    epoch: int = 0
+    of: int | None = None
+    loss: float | None = None
+    score: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until its end at the pace so far; None before its first epoch."""
+        if not self.epoch or self.of is None or not self.seconds:
+            return None
+        return self.seconds / self.epoch * max(0, self.of - self.epoch)
+
+    def line(self, quality: str) -> str:
+        """`trial 3: epoch 4/6, loss 1.93, mAP50-95 .31, 12 s left`."""
+        if not self.epoch:
+            return f"trial {self.number}: begun"
+        parts = [f"epoch {self.epoch}" + (f"/{self.of}" if self.of else "")]
+        parts += [f"loss {self.loss:.3g}"] if self.loss is not None else []
+        parts += [f"{title(quality)} {self.score:.4f}"] if self.score is not None else []
+        parts += [f"{duration(self.left)} left"] if self.left is not None else []
+        return f"trial {self.number}: {', '.join(parts)}"
+
+
+def in_flight(run: Run) -> list[int]:
+    """Numbers that were handed out (`asked.jsonl`) and have no line of history."""
+    done = {t.number for t in run.trials}
+    asked = []
+    for line in read_lines(run.folder / "asked.jsonl"):
+        try:
+            asked.append(parse_json(line)["number"])
+        except (ValueError, TypeError, KeyError):
+            continue
+    return sorted(n for n in set(asked) if isinstance(n, int) and n not in done)
+
+
+def running_trials(run: Run) -> list[TrialProgress]:
+    """How far each trial without a line of history has come."""
+    ours = run.search.get("evaluator") is None and not run.shares_weights
+    of = count(run, "train", "epochs") if ours else None
+    found = []
+    for number in in_flight(run):
+        rows = [r for r in _log(run.folder / "trials" / f"{number:04d}" / "log.csv") if "epoch" in r]
+        if not rows:
+            found.append(TrialProgress(number, 0, of))
+            continue
+        last = rows[-1]
+        score = next((r[run.quality] for r in reversed(rows) if run.quality in r), None)
+        seconds = last.get("seconds", 0.0)
+        found.append(TrialProgress(number, int(last["epoch"]), of, last.get("loss"), score, seconds))
+    return found
+
+
+def search_left(run: Run, running: Sequence[TrialProgress]) -> float | None:
+    """Seconds until the search has spent its budget of trials, or of time, at the pace of those that ended or
+    run; None where nothing tells."""
+    budget, at_a_time = run.search.get("max_trials"), run.search.get("concurrency")
+    ended = [t.seconds for t in run.trials if t.seconds > 0]
+    guesses = [p.seconds + p.left for p in running if p.left is not None]
+    each = ended or guesses
+    left = None
+    if isinstance(budget, int) and each:
+        mean = sum(each) / len(each)
+        spent = sum(min(p.seconds, mean) for p in running)
+        left = max(0.0, (budget - len(run.trials)) * mean - spent) / max(1, at_a_time or 1)
+    limit, cost = run.search.get("max_seconds"), search_cost(run.trials)
+    if is_number(limit) and cost.wall_seconds is not None:
+        by_time = max(0.0, limit - cost.wall_seconds)
+        left = by_time if left is None else min(left, by_time)
+    return left
 
 
 def _series(epochs: list[int], values: list[Any]) -> list[tuple[int, float]]:

@@ -13,14 +13,13 @@ from typing import Any
 from utils.drawing import title
 from utils.errors import Malformed, UserError
 from utils.files import write_text
-from utils.history import Trial, read_lines
+from utils.history import Trial
 from utils.json_text import parse_json
 from utils.outcomes import on_val
 from utils.pareto import knee
-from utils.progress import KINDS, SupernetInfo, supernet_info
+from utils.progress import KINDS, SupernetInfo, running_trials, search_left, supernet_info
 from utils.runs import (
     Objectives,
-    Run,
     baseline_of,
     best_of,
     duration,
@@ -290,7 +289,7 @@ def status(run_dir: str | Path) -> str:
     """One screen on a live, finished or killed run: state, steps, trials of the budget, time, best so far."""
     run = read_run(run_dir)
     failed = [t for t in run.trials if t.state == "failed"]
-    running = _in_flight(run)
+    running = running_trials(run)
     alive = process_alive(run.meta)
     cost = search_cost(run.trials)
     state = run_state(run) or "unknown (no run.json)"
@@ -313,15 +312,17 @@ def status(run_dir: str | Path) -> str:
     if running:
         counts.append(f"{len(running)} {'running' if alive else 'unfinished'}")
     lines.append(f"trials      {done}: {', '.join(counts)}; {len(run.infeasible)} infeasible")
-    if running and alive:
-        lines.append(f"running     {', '.join(map(str, running))}")
+    for trial in running if alive else ():
+        lines.append(f"running     {trial.line(run.quality)}")
+    left = search_left(run, running) if alive and len(run.trials) < (budget or 0) else None
 
     limit = run.search.get("max_seconds")
     unknown = cost.wall_seconds is None and run.trials
     wall = "unknown" if unknown else duration(cost.wall_seconds or 0.0)
     used = f"{wall} of {duration(limit)}" if isinstance(limit, int | float) else wall
     training = f"; {duration(supernet.seconds)} training the supernet" if supernet else ""
-    lines.append(f"time        {used}; {duration(cost.trial_seconds)} in trials{training}")
+    until = f"; about {duration(left)} left to search" if left is not None else ""
+    lines.append(f"time        {used}; {duration(cost.trial_seconds)} in trials{training}{until}")
 
     lines += ["", results_table(run.trials, run.objectives, baseline=run.has_baseline, val=on_val(run))]
     if failed:
@@ -347,15 +348,3 @@ def supernet_line(info: SupernetInfo | None, alive: bool = False) -> str:
         if latest in dict(points)
     ]
     return text + (f"; {title(info.quality)} at epoch {latest}: {', '.join(scores)}" if scores else "")
-
-
-def _in_flight(run: Run) -> list[int]:
-    """Numbers that were handed out (`asked.jsonl`) and have no line of history."""
-    done = {t.number for t in run.trials}
-    asked = []
-    for line in read_lines(run.folder / "asked.jsonl"):
-        try:
-            asked.append(parse_json(line)["number"])
-        except (ValueError, TypeError, KeyError):
-            continue
-    return sorted(n for n in set(asked) if isinstance(n, int) and n not in done)

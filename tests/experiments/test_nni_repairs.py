@@ -12,7 +12,7 @@ import pytest
 from experiments import nni_runtime as runtime
 from experiments.nni_runtime import SafeChannel, SafeEngine, SafeSequentialEngine, VisibleModelSpace
 from tests.experiments import toy_space
-from tests.experiments.node import run_in_node
+from tests.experiments.node import HOME, run_in_node
 from tests.experiments.toy_space import ToySpace
 
 # isort: split
@@ -210,6 +210,14 @@ def test_the_in_process_engine_survives_bad_results(tmp_path):
         "ValueError: it reported a result without default, not a finite number",
     ]
     assert nni.get_current_parameter() is None
+
+
+def test_the_hyper_parameter_graph_has_the_choices_and_nothing_else(engines):
+    """NNI's page takes every top-level key of a trial's parameters for an axis, unless there is this one."""
+    parameters = json.loads(nni.dump(frozen(ARCHS[0])))
+    assert parameters["mutation_summary"] == ARCHS[0] == {k: parameters[k] for k in ARCHS[0]}
+    page = next((HOME / "static" / "static" / "js").glob("main.*.js")).read_text()
+    assert '="mutation_summary"' in page
 
 
 def test_repairs_step_aside_when_a_later_nni_is_fixed(engines, monkeypatch):

@@ -12,7 +12,7 @@ import yaml
 
 import hello_nas
 from data.hyp import load_hyp
-from experiments import evaluators
+from experiments import evaluators, search
 from experiments.config import load_experiment
 from experiments.evaluators import prepare
 from experiments.handover import find
@@ -264,6 +264,21 @@ def test_what_trains_says_its_augmentation_and_a_longer_retraining_has_its_own(t
     assert run(tiny, "search.max_trials=1", "retrain.epochs=60", "--steps", "search,retrain") == 130
     assert "default.yaml, chosen for 1 epochs" in capsys.readouterr().out
     assert seen["retrain"] == load_hyp("data/hyps/scratch-low.yaml")
+
+
+def test_the_page_knows_how_many_trials_there_will_be_also_of_a_resumed_run(tiny, monkeypatch):
+    asked = []
+
+    def remember(space, evaluator, arguments, strategy, runtime):
+        asked.append(runtime.max_trials)
+        return real(space, evaluator, arguments, strategy, runtime)
+
+    real = search.run_search
+    monkeypatch.setattr(search, "run_search", remember)
+    assert run(tiny, "search.max_trials=2") == 0
+    assert run(tiny, "search.max_trials=3", "--resume") == 0
+    assert asked == [2, 1]
+    assert len(History(tiny.parent / "runs/tiny/history.jsonl").load()) == 3
 
 
 def test_help_and_mistakes_import_nothing_heavy():

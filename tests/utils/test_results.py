@@ -239,7 +239,7 @@ def test_status_of_a_live_run_names_what_runs(tmp_path: Path) -> None:
     (run / "asked.jsonl").write_text('{"number": 8}\n{"number": 9}\n')
     text = status(run)
     assert f"running, process {os.getpid()}" in text
-    assert "running     9" in text
+    assert "running     trial 9: begun" in text
     assert "    7  out of memory" in text
     (run / "asked.jsonl").write_text('{"number": 8}\n')
     assert not any(line.startswith("running") for line in status(run).splitlines())  # between two trials
