@@ -41,6 +41,7 @@ from utils import measure
 from utils.errors import UserError
 from utils.evaluate import evaluate, to_original
 from utils.history import Trial
+from utils.report import write_report
 from utils.results import load_arch_file, write_top
 
 SPACE = {
@@ -372,6 +373,13 @@ def test_retrain_evaluate_and_export_the_top(searched):
     assert record["evaluated"]["weights"] == "retrain/0001/last.pt"
     assert record["evaluated"]["metrics"]["map50_95"] == pytest.approx(retrained, abs=1e-6)
     assert {p.name for p in (searched.path / "retrain").iterdir()} == {"0000", "0001"}  # and the baseline
+    there = searched.path / "evaluate/0001"
+    seen = json.loads((there / "findings.json").read_text())
+    assert seen["weights"] == "retrain/0001/last.pt" and seen["metrics"] == record["evaluated"]["metrics"]
+    assert {f"{p['file']}" for p in seen["pictures"]} == {p.name for p in there.glob("*.jpg")} != set()
+    blocks = json.loads((there / "network.json").read_text())["blocks"]
+    assert blocks[-1]["kind"] == "Detect" and len(blocks) == len(SPACE["backbone"] + SPACE["head"])
+    assert "What it finds" in write_report(searched.path, png=False).read_text()
     assert record["exported"]["pt"]["max_difference"] == 0.0
     assert same(bits(searched.path / "top/1.pt"), strip(bits(searched.path / "retrain/0001/last.pt")))
 
