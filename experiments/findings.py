@@ -82,8 +82,9 @@ def evaluate_trial(job: Job, trial: Trial, reference: Calibration) -> dict[str, 
         return None
     result, seen = looked.get(best) or look(job, arch, best, reference)
     samples = job.dataset.splits["val"]
-    for picture in folder.glob("*.jpg"):  # of an earlier evaluation: ours
-        picture.unlink()
+    for picture in folder.glob("*.jpg"):
+        if picture.stem.isdigit():  # of an earlier evaluation: ours
+            picture.unlink()
     findings = {
         "schema": SCHEMA,
         "trial": trial.number,
