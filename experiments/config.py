@@ -104,7 +104,10 @@ class SearchSettings(Strict):
     top_k: int = Field(3, ge=1, le=100_000, description="architectures exported, with their weights")
     baseline: bool = Field(True, description="run the unsearched default of the space as trial 0")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of train the search is scored on")
-    training_service: dict[str, Any] | None = Field(None, description="NNI training service, default local")
+    training_service: dict[str, Any] | None = Field(
+        None,
+        description="{platform: local, gpu_indices: [0, 1]}, or remote with a machine_list as NNI takes it",
+    )
 
 
 class SupernetSettings(Strict):

@@ -116,14 +116,9 @@ class Ledger(StrategyMiddleware):
         lost = [trial for trial in self.results.values() if trial.key not in self._asked]
         told: set[int] = set()
         for trial in sorted(self.results.values(), key=lambda t: t.number) if lost else ():
-            ended = sorted(
-                (t.started + t.seconds, t.number)
-                for t in self.results.values()
-                if t.number not in told
-                and t.number < trial.number
-                and t.started + t.seconds <= trial.started + 1e-3
-            )
-            after = tuple(number for _, number in ended)
+            earlier = [t for t in self.results.values() if t.number < trial.number and t.number not in told]
+            ends = sorted((t.started + t.seconds, t.number) for t in earlier)
+            after = tuple(number for end, number in ends if end <= trial.started + 1e-3)  # floats lose bits
             told |= set(after)
             if trial.key not in self._asked:
                 asked = Asked(trial.number, trial.arch, trial.parents, after)

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 import hello_nas
+from experiments.config import Experiment
 from experiments.processes import load_records
+from experiments.run_folder import RunFolder
 from utils.files import own_json
 from utils.history import History
 
@@ -46,7 +48,7 @@ def test_records_of_processes_that_make_no_sense_name_none(tmp_path, facts):
 
 @pytest.fixture
 def finished(tiny):
-    """A run whose search and retraining are done, with a latency."""
+    """A run whose search is done, latency included."""
     arguments = ["run", str(tiny), "search.measure=[latency_ms]", "--run-dir", "run", "--no-ui"]
     assert hello_nas.main([*arguments, "search.top_k=1", "search.baseline=false"]) == 0
     return tiny.parent / "run"
@@ -86,7 +88,7 @@ def test_a_run_goes_on_whatever_of_its_files_is_damaged(finished, capsys, caplog
 @pytest.mark.parametrize(
     "content", [*GARBAGE.values(), b'{"pid": "x", "started": [], "state": 5, "versions": 3}']
 )
-def test_status_and_view_of_a_damaged_run_are_no_traceback(tmp_path, capsys, name, content):
+def test_the_status_of_a_damaged_run_is_no_traceback(tmp_path, capsys, name, content):
     (tmp_path / "history.jsonl").write_text(
         '{"number": 0, "arch": {"a": 1}, "state": "complete", "reward": 1.0}\n'
     )
@@ -117,3 +119,11 @@ def test_a_damaged_experiment_yaml_is_one_line(tiny, capsys, change):
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: ") and "\n" not in said and "experiment.yaml" in said
     assert os.listdir(folder)
+
+
+def test_a_torn_line_of_asked_jsonl_stops_no_trial(tmp_path):
+    whole = ['{"number": 0, "arch": {"a": 1}}', '{"number": 2, "arch": {"a": 2}, "parents": [0]}']
+    lines = [whole[0], '{"number": 1, "ar', "[]", "{}", whole[1]]
+    (tmp_path / "asked.jsonl").write_text("\n".join(lines) + "\n")
+    run = RunFolder(tmp_path, Experiment(name="x", space="x.yaml"))
+    assert run.asked({"a": 2}) == (2, (0,))

@@ -135,6 +135,25 @@ def test_when_the_manager_is_gone_nobody_waits(engines):
     assert not ours.budget_available() and not ours.idle_worker_available()
 
 
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        ({"status": "NO_MORE_TRIAL"}, None),
+        ({"status": "DONE"}, None),
+        ({"status": "ERROR", "errors": ["Job\nerror"]}, "Job error"),
+    ],
+)
+def test_a_manager_that_takes_no_more_trials_ends_the_search_in_a_line(engines, monkeypatch, answer, failure):
+    """What is running may end, where it still can."""
+    _, (ours, models) = engines
+    monkeypatch.setattr(runtime, "rest", SimpleNamespace(get=lambda *args: answer))
+    assert not ours.budget_available() and ours.cut_short
+    assert ours.failure == failure
+    waits = answer["status"] == "NO_MORE_TRIAL"
+    assert ours.gone is not waits
+    assert {m.status for m in models} == {ModelStatus.Training if waits else ModelStatus.Interrupted}
+
+
 def test_an_error_of_the_strategy_reaches_the_main_thread(engines):
     _, (ours, _) = engines
 

@@ -225,7 +225,6 @@ def test_what_asked_jsonl_has_lost_is_rebuilt_from_the_history(tmp_path, caplog,
     path = tmp_path / "cut" / "asked.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     known = len(trials(tmp_path / "cut"))
-    del lines[:known][lost]
     kept = [line for i, line in enumerate(lines[:known]) if i not in range(known)[lost]]
     path.write_text("".join(kept))
     stale = tmp_path / "cut" / "trials" / "0099" / "checkpoint.pt"
