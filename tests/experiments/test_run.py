@@ -182,6 +182,18 @@ MISTAKES = {
     "an unknown logger": (["loggers=[tensorbord]"], "did you mean 'tensorboard'?"),
     "data that are none": (["data=thin_nas.yaml"], "thin_nas.yaml"),
     "a port that does not exist": (["search.engine=nni", "--port", "70000"], "Must be <= 65535"),
+    "a training service that is none": (
+        ["search.engine=nni", "search.training_service={platform: remte}"],
+        "did you mean 'remote'?",
+    ),
+    "another machine that lacks its user": (
+        ["search.engine=nni", "search.training_service={machine_list: [{host: gpu1}]}"],
+        "a machine needs 'user'",
+    ),
+    "GPUs that are not there": (
+        ["search.engine=nni", "search.training_service={gpu_indices: [64]}"],
+        "CUDA",
+    ),
     "a stranger's word": (["oops"], "'oops' is neither a file nor key=value"),
 }
 
