@@ -96,6 +96,13 @@ def test_a_square_picture_is_asked_which_way_it_was_turned(tmp_path):
         assert probe(tmp_path / "a.jpg") == Probe((40, 40), (40, 40), orientation)
 
 
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_a_turned_picture_of_any_format_is_as_its_decoder_has_it(tmp_path, suffix):
+    turned = image(tmp_path / f"a.{suffix}", 60, 40, orientation=6)
+    shape = read_pixels(turned).shape[:2]
+    assert probe(turned).upright == shape and (suffix == "webp" or shape == (60, 40))
+
+
 def test_pictures_beyond_pils_limit_are_images(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # the limit is twice that, and a warning before it
     for suffix in ("jpg", "png", "tif"):
@@ -193,8 +200,9 @@ def test_an_object_whose_image_goes_bad_is_skipped_too(tmp_path):
     [
         ([0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.2, 0.2], {}),
         # 100 wide, 50 high: half a pixel is .005 of the width and .01 of the height
-        ([1.0, 0.5, 0.008, 0.2], [0.998, 0.5, 0.004, 0.2], {}),
-        ([1.0, 0.5, 0.012, 0.2], [0.997, 0.5, 0.006, 0.2], {"clipped": 1}),
+        ([1.0, 0.5, 0.0098, 0.2], [0.99755, 0.5, 0.0049, 0.2], {}),
+        ([1.0, 0.5, 0.0102, 0.2], [0.99745, 0.5, 0.0051, 0.2], {"clipped": 1}),
+        ([0.5, 0.5, 1.001, 0.2], [0.5, 0.5, 1.0, 0.2], {}),
         ([0.5, 0.0, 0.2, 0.018], [0.5, 0.0045, 0.2, 0.009], {}),
         ([0.5, 0.0, 0.2, 0.022], [0.5, 0.0055, 0.2, 0.011], {"clipped": 1}),
         ([0.5, 0.5, 1.0000019, 1.0], [0.5, 0.5, 1.0000019, 1.0], {}),  # as six digits round
