@@ -317,4 +317,4 @@ def test_broken_data_sets(valid, form):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("form", FORMATS)
 def test_many_broken_data_sets(valid, form):
-    fuzz(valid, form, max_examples=3000)
+    fuzz(valid, form, max_examples=1000)
