@@ -267,8 +267,8 @@ def report(run_dir: Path, /, *others: Path, baselines: Path | None = None, out: 
         baselines: the run folder of experiments/baselines.yaml, to draw its line beside the trials.
         out: a new file for the comparison; default comparison.html in RUN_DIR.
     """
-    from utils.compare import write_comparison
-    from utils.report import write_report
+    from utils.report.compare import write_comparison
+    from utils.report.report import write_report
 
     if others:
         if baselines is not None:
@@ -295,7 +295,7 @@ def keys(block: str = "") -> None:
 @app.command
 def status(run_dir: Path) -> None:
     """One screen on a live, finished or killed run, given by its folder or its name below runs/."""
-    from utils.results import status as describe
+    from utils.report.results import status as describe
 
     print(describe(_run_folder(run_dir)))
 
@@ -303,7 +303,7 @@ def status(run_dir: Path) -> None:
 @app.command
 def view(run_dir: Path, port: Port = 8083) -> None:
     """The NNI web UI of a finished run again, until Ctrl-C. The run is given as to `status`."""
-    from experiments.nni_runtime import view as serve
+    from experiments.engine.nni_runtime import view as serve
 
     serve(_run_folder(run_dir), port)
 

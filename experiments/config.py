@@ -20,8 +20,8 @@ from pydantic.fields import FieldInfo
 
 from data.hyp import load_hyp
 from utils.errors import Malformed, UserError, did_you_mean, unknown
-from utils.settings import AUTO, Distil, TrainSettings
 from utils.steps import STEPS
+from utils.training.settings import AUTO, Distil, TrainSettings
 from utils.yaml_text import load_yaml, parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent

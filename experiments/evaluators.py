@@ -17,11 +17,11 @@ import torch
 from data.dataset import Dataset
 from data.hyp import load_hyp
 from experiments.config import Experiment
-from experiments.gpus import gpus_to_share, training_device
+from experiments.engine.gpus import gpus_to_share, training_device
+from experiments.engine.trial import report_final, report_intermediate
 from experiments.inputs import open_data, open_space
 from experiments.run_folder import RunFolder
 from experiments.tasks import TASKS, Task
-from experiments.trial import report_final, report_intermediate
 from models.networks import build
 from models.nni_space import ArchSpace
 from models.space import Space
@@ -31,12 +31,12 @@ from utils.cores import hint_if_busy, threads_each
 from utils.errors import UserError
 from utils.history import Arch, Trial
 from utils.limits import broken, parse_limits
-from utils.loggers import open_loggers
-from utils.measure import Calibration, calibrate, device_info, latency, resolve_device
-from utils.precision import choose_precision
 from utils.rewards import COST_KEYS, build_reward
-from utils.settings import TrainSettings
-from utils.train import TrainingFailed, train
+from utils.training.loggers import open_loggers
+from utils.training.measure import Calibration, calibrate, device_info, latency, resolve_device
+from utils.training.precision import choose_precision
+from utils.training.settings import TrainSettings
+from utils.training.train import TrainingFailed, train
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("fp32", "bf16", "fp16")

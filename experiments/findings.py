@@ -23,14 +23,14 @@ from experiments.handover import measure, one_line, trained
 from experiments.run_folder import RunFolder
 from models.outline import outline
 from utils.errors import UserError
-from utils.examine import Examined
 from utils.files import write_bytes, write_text
 from utils.history import Trial
-from utils.measure import Calibration
-from utils.outcomes import best_weights, on_val
-from utils.results import extend_top, results_table
-from utils.runs import quality_of, read_json, read_run
-from utils.summary import named_trials
+from utils.report.outcomes import best_weights, on_val
+from utils.report.results import extend_top, results_table
+from utils.report.runs import quality_of, read_json, read_run
+from utils.report.summary import named_trials
+from utils.training.examine import Examined
+from utils.training.measure import Calibration
 
 SCHEMA = 1
 SPREAD, WRONG = 4, 4  # pictures drawn evenly from val, and those with the most mistakes
@@ -41,7 +41,7 @@ def evaluate_top(run: RunFolder) -> None:
     """Score on val whom the report names: the top k, the best in some way, and the unsearched baseline.
 
     Each with the weights that the search scored, so that both scores can be compared, and with its best ones
-    (utils/outcomes.py), of which `evaluated` in `top/N.json` speaks.
+    (utils/report/outcomes.py), of which `evaluated` in `top/N.json` speaks.
     """
     job = prepare(str(run.path))
     search = job.exp.search

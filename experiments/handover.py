@@ -30,9 +30,9 @@ from models.space import Arch, Space
 from utils.errors import UserError
 from utils.files import own_json, write_text
 from utils.history import arch_key
-from utils.outcomes import best_weights
-from utils.results import load_arch_file
-from utils.runs import read_run
+from utils.report.outcomes import best_weights
+from utils.report.results import load_arch_file
+from utils.report.runs import read_run
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from experiments.tasks import Task
     from models.exported import Exported
     from models.weights import WeightFile
-    from utils.measure import Calibration
+    from utils.training.measure import Calibration
 
 RESULT_SCHEMA = 1
 KEYS = ("data", "imgsz", "device", "seed", "threads", "train")  # of an experiment, that mean something here
@@ -220,7 +220,7 @@ def finetune(
     From a supernet's weights, or those of a slice of one, which are nearly trained: a tenth of the epochs of
     the supernet, and hardly a warm-up.
     """
-    from utils.settings import TrainSettings
+    from utils.training.settings import TrainSettings
 
     found = find(arch_file, space_file)
     settle(found, overrides, name="finetune")  # mistakes are answered before torch is imported
@@ -313,9 +313,9 @@ def train_in_full(
     from experiments.evaluators import costs, loaders, threads_of
     from models.supernet import as_slice, sliced
     from models.weights import load_weights, read_weights, save_weights
-    from utils.loggers import open_loggers
-    from utils.measure import device_info
-    from utils.train import train
+    from utils.training.loggers import open_loggers
+    from utils.training.measure import device_info
+    from utils.training.train import train
 
     exp, names, task, side = job.exp, job.dataset.names, job.task, job.side(arch)
     if kind == "finetune":
@@ -453,7 +453,7 @@ def measure(
 
     from experiments.evaluators import threads_of
     from experiments.tasks import TASKS
-    from utils.measure import count_flops, count_params, device_info, latency, resolve_device
+    from utils.training.measure import count_flops, count_params, device_info, latency, resolve_device
 
     device, side = resolve_device(exp.device), int(arch.get("resolution", exp.imgsz))
     torch.set_num_threads(threads_of(exp))
@@ -512,7 +512,7 @@ def trained(
         raise UserError(NEEDS_IMAGES.format(weights))
 
     from experiments.tasks import TASKS
-    from utils.measure import resolve_device
+    from utils.training.measure import resolve_device
 
     found, exp, dataset = around
     device, side = resolve_device(exp.device), int(arch.get("resolution", exp.imgsz))
@@ -534,7 +534,7 @@ def training_images(
     import torch
 
     from data.dataset import mixed
-    from utils.batch import prepare
+    from utils.training.batch import prepare
 
     chosen = mixed(dataset.splits["train"], n)
     parts = math.ceil(len(chosen) / (2 * batch))  # batch norm counts each batch alike: none is a remainder

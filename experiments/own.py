@@ -28,15 +28,15 @@ from typing import Any
 import torch
 
 from experiments.config import EVALUATOR_GETS
+from experiments.engine.trial import report_intermediate
 from experiments.evaluators import Job, costs, loaders, threads_of
-from experiments.trial import report_intermediate
 from models.weights import save_weights
-from utils.batch import prepare as ready
 from utils.history import Arch
-from utils.loggers import open_loggers
 from utils.plugin import load_function, wanted, where
-from utils.settings import TrainSettings
-from utils.train import TrainingFailed
+from utils.training.batch import prepare as ready
+from utils.training.loggers import open_loggers
+from utils.training.settings import TrainSettings
+from utils.training.train import TrainingFailed
 
 
 @dataclass(frozen=True)

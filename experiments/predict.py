@@ -164,7 +164,7 @@ def open_network(weights: Path, device: str, imgsz: int | None) -> tuple[Any, in
     from experiments.handover import trained
     from models.networks import open_any_space
     from models.weights import read_weights
-    from utils.measure import resolve_device
+    from utils.training.measure import resolve_device
 
     file = read_weights(weights)
     if file.arch is None or file.space is None:

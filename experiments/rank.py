@@ -22,6 +22,8 @@ import torch
 from tqdm.auto import tqdm
 
 from experiments.config import rank_settings
+from experiments.engine.gpus import hand_out
+from experiments.engine.warm_server import die_with_parent
 from experiments.evaluators import (
     Job,
     gpus_of,
@@ -30,17 +32,15 @@ from experiments.evaluators import (
     train_and_measure,
     with_schedule,
 )
-from experiments.gpus import hand_out
 from experiments.run_folder import RunFolder
 from experiments.supernet import score_slice, trained_supernet
-from experiments.warm_server import die_with_parent
 from models.sampling import spread
 from models.space import Arch
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import History, Trial, arch_key
-from utils.rank import RankRow, Tau, draw_rank, rank_info
-from utils.train import TrainingFailed
+from utils.report.rank import RankRow, Tau, draw_rank, rank_info
+from utils.training.train import TrainingFailed
 
 SLICES = ("supernet", "uncalibrated")
 
@@ -92,7 +92,7 @@ def finite(value: Any) -> Any:
 
 
 def row_of(row: dict[str, Any], how: str) -> RankRow:
-    """One arch for utils/rank.py, with its score as a slice: `supernet`, or `uncalibrated`."""
+    """One arch for utils/report/rank.py, with its score as a slice: `supernet`, or `uncalibrated`."""
     alone = tuple(row["standalone"].values())
     return RankRow(row["number"], row[how], alone, row["params_m"], row["gflops"])
 

@@ -17,20 +17,20 @@ from typing import Any
 from numpy.random import default_rng
 
 from experiments.config import EVALUATOR_GETS, Experiment, load_experiment, own_files
-from experiments.gpus import gpus_to_share
+from experiments.engine.gpus import gpus_to_share
+from experiments.engine.processes import check_port, stop_leftovers
+from experiments.engine.runtime_settings import check_training_service
 from experiments.inputs import check_box_sizes, open_data, open_space
-from experiments.processes import check_port, stop_leftovers
 from experiments.run_folder import NO_UI, RunFolder, WebUi, cache_beside
-from experiments.runtime_settings import check_training_service
 from experiments.sample import draw
 from models.networks import open_any_space
 from utils.errors import UserError, unknown
 from utils.files import printed_to, write_text
 from utils.limits import check_limits, parse_limits
-from utils.loggers import check_loggers
 from utils.plugin import check_arguments, load_function
 from utils.rewards import COST_KEYS, QUALITIES, QUALITY_KEYS, check_reward, task_objectives
 from utils.steps import STEPS
+from utils.training.loggers import check_loggers
 
 
 def run_experiment(
@@ -84,7 +84,7 @@ def run_steps(run: RunFolder) -> None:
     finally:
         # After a Ctrl-C or an error too, and with the state as it is now.
         if run.history.path.is_file() or (run.path / "supernet" / "log.csv").is_file():
-            from utils.report import write_report
+            from utils.report.report import write_report
 
             write_report(run.path)
 
@@ -171,7 +171,7 @@ def check_machines(exp: Experiment, ui: WebUi) -> None:
     indices = service.get("gpu_indices")
     if exp.device in ("auto", "cpu") and indices is None:
         return
-    from utils.measure import resolve_device  # imports torch
+    from utils.training.measure import resolve_device  # imports torch
 
     if resolve_device(exp.device).type == "cuda" or indices is not None:
         gpus_to_share(exp.device, indices)
@@ -179,7 +179,7 @@ def check_machines(exp: Experiment, ui: WebUi) -> None:
 
 def report(run: RunFolder) -> None:
     """A model card for each of the top k; the report itself is written at the end of every run."""
-    from utils.model_card import write_model_card
+    from utils.report.model_card import write_model_card
 
     for path in run.path.glob("top/[0-9]*.json"):
         write_model_card(run.path, int(path.stem))

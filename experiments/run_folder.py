@@ -29,8 +29,8 @@ from utils.errors import UserError
 from utils.files import own_json, write_bytes, write_text
 from utils.history import Arch, History, arch_key, read_lines
 from utils.json_text import parse_json
-from utils.settings import AUTO
 from utils.steps import STEPS
+from utils.training.settings import AUTO
 
 # What may change between a run and its resumption: how long, how wide and where it runs, not what it means.
 MAY_CHANGE = (

@@ -18,10 +18,10 @@ from experiments.run_folder import RunFolder, cache_beside
 from models.networks import describe, open_any_space
 from models.sampling import in_range
 from models.space import Choice, Space, Value
-from utils.drawing import ACCENT, BASE, png
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Arch, arch_key
+from utils.report.drawing import ACCENT, BASE, png
 
 FINER = 16  # times as many places are looked at, where several of them are the same arch
 

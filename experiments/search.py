@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from experiments.engine.nni_runtime import SearchRuntime, run_search
 from experiments.evaluators import (
     Job,
     baseline_costs,
@@ -19,7 +20,6 @@ from experiments.evaluators import (
     prepare,
     say_if_busy,
 )
-from experiments.nni_runtime import SearchRuntime, run_search
 from experiments.run_folder import RunFolder
 from experiments.strategies import build_strategy
 from models.nni_space import model_space
@@ -27,11 +27,11 @@ from utils.errors import UserError
 from utils.history import History, Trial
 from utils.limits import parse_limits
 from utils.pareto import pareto_front
-from utils.progress import running_trials, search_left
-from utils.report import write_report
-from utils.results import extend_top, results_table, write_csv, write_top
-from utils.runs import Run, completed, duration, read_run, top_trials
-from utils.summary import named_trials
+from utils.report.progress import running_trials, search_left
+from utils.report.report import write_report
+from utils.report.results import extend_top, results_table, write_csv, write_top
+from utils.report.runs import Run, completed, duration, read_run, top_trials
+from utils.report.summary import named_trials
 
 REPORT_EVERY = 60.0  # seconds between two reports while a search runs
 

@@ -18,9 +18,9 @@ from experiments.run_folder import RunFolder
 from utils.errors import UserError
 from utils.files import own_json
 from utils.history import History, Trial
-from utils.outcomes import best_weights
-from utils.results import extend_top
-from utils.runs import quality_of
+from utils.report.outcomes import best_weights
+from utils.report.results import extend_top
+from utils.report.runs import quality_of
 
 if TYPE_CHECKING:
     from experiments.evaluators import Job
@@ -156,7 +156,7 @@ def train_family(run: RunFolder) -> None:
     """
     from experiments.evaluators import note_facts, prepare, reward_of, train_and_measure
     from experiments.inputs import open_space
-    from utils.train import TrainingFailed
+    from utils.training.train import TrainingFailed
 
     exp, job = run.experiment, prepare(str(run.path))
     if not exp.family:

@@ -46,19 +46,19 @@ from models.sampling import BestOf, Sampler, Stratified, spread, subnets
 from models.space import Arch, Space
 from models.supernet import Supernet, calibrate, extract, load_supernet
 from models.weights import load_weights, read_weights, save_weights
-from utils.batch import prepare as ready
-from utils.batch import resized
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import History, Trial, arch_key
-from utils.lessons import Lesson, SandwichLesson
-from utils.loggers import open_loggers
-from utils.measure import device_info
-from utils.plots import pareto_info, save_pareto_png
-from utils.precision import leave_group, make_fabric
-from utils.results import write_csv
+from utils.report.plots import pareto_info, save_pareto_png
+from utils.report.results import write_csv
 from utils.rewards import COST_KEYS
-from utils.train import train
+from utils.training.batch import prepare as ready
+from utils.training.batch import resized
+from utils.training.lessons import Lesson, SandwichLesson
+from utils.training.loggers import open_loggers
+from utils.training.measure import device_info
+from utils.training.precision import leave_group, make_fabric
+from utils.training.train import train
 
 LIVE_IMAGES = 64  # that batch norm is re-estimated on while training goes on
 BATCH_PIXELS = 2**19  # in a batch of slices, where that is more than training takes

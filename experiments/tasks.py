@@ -11,9 +11,9 @@ import torch
 from data.class_loader import make_class_loader
 from data.loader import make_loader
 from data.pixels import CROPS, PIXELS, Pixels
-from utils.evaluate import QUICK, evaluate
-from utils.evaluate_classes import evaluate_classes
-from utils.examine import Examined, examine_classifier, examine_detector
+from utils.training.evaluate import QUICK, evaluate
+from utils.training.evaluate_classes import evaluate_classes
+from utils.training.examine import Examined, examine_classifier, examine_detector
 
 
 @dataclass(frozen=True)

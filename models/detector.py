@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from models.foreign_names import Alias, ClassRows
-from utils.distill import no_distillation
 from utils.errors import UserError
+from utils.training.distill import no_distillation
 
 
 class Batch(TypedDict):

@@ -28,7 +28,7 @@ from models.space import Arch, Space
 from models.yolo.stock_yaml import expand
 from utils.errors import UserError
 from utils.files import write_bytes
-from utils.measure import device_info
+from utils.training.measure import device_info
 
 FORMAT = "hello_nas weights"
 SCHEMA = 1

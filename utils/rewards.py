@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.drawing import png
 from utils.errors import UserError, unknown
 from utils.plugin import check_arguments, load_function, wanted, where
+from utils.report.drawing import png
 
 Metrics = Mapping[str, float]
 COST_KEYS = ("gflops", "params_m", "latency_ms")

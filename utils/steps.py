@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.history import History, read_lines
-from utils.progress import block, count, supernet_info
-from utils.runs import Run, read_json, run_state
+from utils.report.progress import block, count, supernet_info
+from utils.report.runs import Run, read_json, run_state
 
 Parts = tuple[bool, int, int | None]  # done, and parts and of as StepState has them
 UNKNOWN: Parts = (False, 0, None)  # a step of another version: listed, and not known to be done

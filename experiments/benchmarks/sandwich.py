@@ -4,8 +4,8 @@
 
 The step runs [max, random, random, min] on one batch, a forward and a backward pass each. Its parts are the
 same passes of the four networks taken out of the supernet, as plain torch modules. Both add to gradients that
-are there already (`utils.optimize.Flat`), neither updates weights. Timed in pairs, one after the other, on
-the same archs, several draws of them; ratio: median over all pairs.
+are there already (`utils.training.optimize.Flat`), neither updates weights. Timed in pairs, one after the
+other, on the same archs, several draws of them; ratio: median over all pairs.
 
     step        `sandwich_step` with `direct_gradients`, without distillation
     hooks       the same without `direct_gradients`, as DDP needs it
@@ -42,10 +42,10 @@ from tqdm import tqdm  # noqa: E402
 from models.elastic.gradients import direct_gradients  # noqa: E402
 from models.sampling import subnets  # noqa: E402
 from models.supernet import Supernet  # noqa: E402
-from utils.batch import prepare  # noqa: E402
-from utils.optimize import Flat  # noqa: E402
-from utils.sandwich import Pupil, sandwich_step  # noqa: E402
-from utils.settings import Distil  # noqa: E402
+from utils.training.batch import prepare  # noqa: E402
+from utils.training.optimize import Flat  # noqa: E402
+from utils.training.sandwich import Pupil, sandwich_step  # noqa: E402
+from utils.training.settings import Distil  # noqa: E402
 
 CASES = {
     "yolo64": ("models/yolov5n_nas.yaml", 64, 16),

@@ -28,7 +28,7 @@ import torch  # noqa: E402
 from experiments.benchmarks.sandwich import CLASSES, objects, ready  # noqa: E402
 from models.networks import build, open_any_space  # noqa: E402
 from utils.cores import cores  # noqa: E402
-from utils.precision import choose_precision  # noqa: E402
+from utils.training.precision import choose_precision  # noqa: E402
 
 ENOUGH = 20.0  # seconds, for one setting of one round
 STEPS = 10

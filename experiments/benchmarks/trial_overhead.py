@@ -28,7 +28,7 @@ from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.experiment import NasExperiment, NasExperimentConfig
 from nni.nas.strategy import Random
 from experiments.benchmarks.trial_overhead_space import OverheadSpace, report
-from experiments.processes import free_port
+from experiments.engine.processes import free_port
 
 class Timed(Random):
     def _run(self):
@@ -49,7 +49,7 @@ print("SECONDS", seconds)
 OURS = """
 import sys, time
 from pathlib import Path
-from experiments.nni_runtime import SearchRuntime, run_search
+from experiments.engine.nni_runtime import SearchRuntime, run_search
 from nni.nas.strategy import Random
 from experiments.benchmarks.trial_overhead_space import OverheadSpace, report
 

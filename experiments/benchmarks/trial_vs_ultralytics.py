@@ -5,8 +5,8 @@
 Both train the same stock network (the unsearched YOLOv5n of models/yolov5n_nas.yaml) from scratch on the same
 images, epochs, batch size and threads, and validate on the same images after every epoch. Each runs in a
 fresh process, the two by turns, one pair for each seed. Timed from after the imports to the weights in hand:
-reading the data, training, all validations. mAP is then measured by `utils.evaluate` on the averaged weights
-of both (for Ultralytics: its best.pt, chosen on these very validation images, which is in its favour).
+reading the data, training, all validations. mAP is then measured by `utils.training.evaluate` on the averaged
+weights of both (for Ultralytics: its best.pt, chosen on these very validation images, in its favour).
 
 --recipe ours      (default) Ultralytics' trainer gets our optimizer, rates, warm-up and augmentation
 --recipe defaults  it gets none of them: its automatic optimizer, mosaic and all
@@ -107,8 +107,8 @@ def run_one(args: argparse.Namespace) -> dict[str, float]:
     from data.loader import make_loader
     from models.yolo.detector import YoloDetector
     from models.yolo.space import YoloSpace
-    from utils.evaluate import evaluate
-    from utils.settings import TrainSettings
+    from utils.training.evaluate import evaluate
+    from utils.training.settings import TrainSettings
 
     torch.set_num_threads(args.threads)
     data = open_dataset(args.data, args.folder / "cache")
@@ -131,8 +131,8 @@ def train_ours(args: Any, data: Any, space: Any, settings: Any, hyp: dict[str, A
     import torch
 
     from data.loader import make_loader
-    from utils.evaluate import QUICK, evaluate
-    from utils.train import train
+    from utils.training.evaluate import QUICK, evaluate
+    from utils.training.train import train
 
     torch.manual_seed(args.seed)
     detector = space.build(space.default(), data.names)

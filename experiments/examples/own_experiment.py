@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # started by its path, Python looks for modules beside this file
 
-from experiments.nni_runtime import SafeExperiment, SearchRuntime, build_config  # noqa: E402, I001
+from experiments.engine.nni_runtime import SafeExperiment, SearchRuntime, build_config  # noqa: E402, I001
 
 import nni  # noqa: E402
 import torch  # noqa: E402
@@ -28,8 +28,8 @@ from data.hyp import load_hyp  # noqa: E402
 from data.loader import make_loader  # noqa: E402
 from models.networks import open_any_space  # noqa: E402
 from models.nni_space import model_space  # noqa: E402
-from utils.batch import prepare  # noqa: E402
-from utils.evaluate import evaluate  # noqa: E402
+from utils.training.batch import prepare  # noqa: E402
+from utils.training.evaluate import evaluate  # noqa: E402
 from utils.offline import cache_dir  # noqa: E402
 
 IMGSZ, BATCH = 64, 16
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     search_strategy = strategy.Random(dedup=True)
     evaluator = FunctionalEvaluator(evaluate_model, data=data, epochs=given.epochs)
 
-    # NNI's own NasExperiment works alike, with the defects that experiments/nni_runtime.py lists.
+    # NNI's own NasExperiment works alike, with the defects that experiments/engine/nni_runtime.py lists.
     runtime = SearchRuntime(
         run_dir=given.out.resolve().parent / "own_experiment",
         engine=given.engine,

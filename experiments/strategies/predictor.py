@@ -22,12 +22,12 @@ import numpy as np
 
 from experiments.strategies.pareto import ParetoEvolution
 from experiments.strategies.surrogate import LEAST, Encoder, Floats, Skill, Surrogate, held_out, skill
-from utils.drawing import title
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Arch, Trial, arch_key
 from utils.limits import violation
 from utils.pareto import as_costs, check_objectives, sort_fronts
+from utils.report.drawing import title
 
 if TYPE_CHECKING:
     from experiments.strategies import Setup

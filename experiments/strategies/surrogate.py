@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.space import Arch, Space, numbers
-from utils.rank import kendall_tau
+from utils.report.rank import kendall_tau
 
 Floats = NDArray[np.float64]
 FOLDS = 5

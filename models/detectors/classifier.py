@@ -14,8 +14,8 @@ from models.elastic.blocks import LinearBlock
 from models.elastic.parts import Part
 from models.elastic.stages import Backbone
 from models.foreign_names import ClassRows, backbones
-from utils.distill import alpha_divergence, kl
 from utils.errors import unknown
+from utils.training.distill import alpha_divergence, kl
 
 PARTS: dict[str, dict[str, Any]] = {}
 TASK = "classify"

@@ -25,8 +25,8 @@ from models.elastic.layers import ElasticConv2d, ElasticDepth
 from models.elastic.parts import Part
 from models.elastic.stages import Backbone, norm_of
 from models.foreign_names import ClassRows, backbones, fpn, retina_head
-from utils.distill import confidence, soft_scores, weighted
 from utils.errors import UserError
+from utils.training.distill import confidence, soft_scores, weighted
 
 # Dims of each part -> their value where the YAML is silent (None: it must say); depth -> number of stages.
 PARTS = {

@@ -32,8 +32,8 @@ def direct_gradients(net: nn.Module) -> Holding:
     DDP, and `torch.autograd.grad` does not find them. Inside, weights should stay as they are and `.grad` the
     tensors that they are at the start.
 
-    Entering raises ValueError with several ranks, and for a parameter without `.grad` (`utils.optimize.Flat`
-    gives every one its own).
+    Entering raises ValueError with several ranks, and for a parameter without `.grad`
+    (`utils.training.optimize.Flat` gives every one its own).
     """
     return Holding(net, direct=True)
 

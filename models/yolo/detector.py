@@ -21,9 +21,9 @@ from models.detector import Batch, Detections, Network
 from models.foreign_names import ClassRows
 from models.space import Arch, pick
 from models.yolo.parse import C3Options, ConvOptions, Row
-from utils.distill import confidence, soft_scores, weighted
 from utils.errors import UserError
 from utils.offline import quiet_ultralytics
+from utils.training.distill import confidence, soft_scores, weighted
 
 quiet_ultralytics()
 

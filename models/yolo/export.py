@@ -27,8 +27,8 @@ from models.weights import FORMAT
 from models.yolo.detector import YoloDetector
 from models.yolo.stock_yaml import expand
 from utils.errors import UserError
-from utils.model_card import ULTRALYTICS_VAL
 from utils.offline import quiet_ultralytics
+from utils.report.model_card import ULTRALYTICS_VAL
 
 STOCK = ("torch.", "ultralytics.", "collections.OrderedDict", "__builtin__.set")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nni_node
 
-from experiments.runtime_settings import PRELOAD
+from experiments.engine.runtime_settings import PRELOAD
 
 HOME = Path(nni_node.__path__[0])
 START = """

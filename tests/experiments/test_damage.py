@@ -10,7 +10,7 @@ import yaml
 
 import hello_nas
 from experiments.config import Experiment
-from experiments.processes import load_records
+from experiments.engine.processes import load_records
 from experiments.run_folder import RunFolder
 from utils.files import own_json
 from utils.history import History

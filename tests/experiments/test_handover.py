@@ -37,12 +37,12 @@ from models.supernet import Supernet, sliced
 from models.weights import read_weights, save_weights
 from models.yolo.space import YoloSpace
 from tests.models.stock import isolated
-from utils import measure
 from utils.errors import UserError
-from utils.evaluate import evaluate, to_original
 from utils.history import Trial
-from utils.report import write_report
-from utils.results import load_arch_file, write_top
+from utils.report.report import write_report
+from utils.report.results import load_arch_file, write_top
+from utils.training import measure
+from utils.training.evaluate import evaluate, to_original
 
 SPACE = {
     "nc": 80,

@@ -18,7 +18,7 @@ from models.networks import build
 from models.weights import save_weights
 from tests.experiments.test_handover import DIGITS, SPACE
 from utils.history import Trial
-from utils.results import write_top
+from utils.report.results import write_top
 
 ARCH, WEIGHTS = "runs/done/top/1.json", "runs/done/trials/0000/weights.pt"
 NO_FILE = ["nowhere", "folder", "ünï☃", "x" * 300, "binary.pt/below", ""]

@@ -19,9 +19,9 @@ from experiments.handover import find
 from experiments.run_folder import RunFolder
 from models.weights import read_weights
 from utils.errors import UserError
-from utils.evaluate import evaluate
 from utils.history import History, arch_key
-from utils.results import load_arch_file
+from utils.report.results import load_arch_file
+from utils.training.evaluate import evaluate
 
 ROOT = Path(hello_nas.__file__).parent
 

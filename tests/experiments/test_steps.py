@@ -7,7 +7,7 @@ import pytest
 
 from experiments.config import Experiment
 from experiments.run_folder import MAY_CHANGE
-from utils.runs import Run
+from utils.report.runs import Run
 from utils.steps import STEPS, StepState, steps_of
 
 

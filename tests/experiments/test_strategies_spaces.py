@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.nni_runtime import SearchRuntime, run_search
+from experiments.engine.nni_runtime import SearchRuntime, run_search
+from experiments.engine.trial import report_final
 from experiments.strategies import STRATEGIES, build_strategy
-from experiments.trial import report_final
 from models.elastic.space import ElasticSpace
 from models.nni_space import ArchSpace
 from tests.experiments.test_strategies import QUICK, archs, trials

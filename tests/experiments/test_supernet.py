@@ -105,7 +105,8 @@ def test_a_resumed_supernet_has_the_same_bits(shared, monkeypatch):
     broken = load_experiment(shared, ["train.checkpoint_seconds=0"])
     stopped = RunFolder.create(shared.parent / "stopped", broken)
     with monkeypatch.context() as patch:
-        patch.setattr("utils.loggers.CsvLogger.log", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+        log = "utils.training.loggers.CsvLogger.log"
+        patch.setattr(log, lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             supernet.train_supernet(stopped)
     assert (stopped.path / "supernet" / "checkpoint.pt").is_file()

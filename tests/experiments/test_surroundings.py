@@ -12,8 +12,8 @@ import pytest
 import requests
 import yaml
 
-from experiments.processes import reached_directly
-from experiments.warm_server import CLIENT
+from experiments.engine.processes import reached_directly
+from experiments.engine.warm_server import CLIENT
 from utils.history import History
 
 ROOT = Path(__file__).resolve().parents[2]

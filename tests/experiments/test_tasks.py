@@ -5,8 +5,8 @@ import torch
 from data.dataset import open_dataset
 from experiments.tasks import TASKS
 from models.networks import build, open_any_space
-from utils.settings import TrainSettings
-from utils.train import train
+from utils.training.settings import TrainSettings
+from utils.training.train import train
 
 TINY = {
     "network": "regnet",

@@ -12,7 +12,7 @@ import nni
 import torch
 from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 
-from experiments.trial import current_arch, report_final, report_intermediate
+from experiments.engine.trial import current_arch, report_final, report_intermediate
 
 
 class ToySpace(ModelSpace):

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.nni_runtime import SearchRuntime, run_search
+from experiments.engine.nni_runtime import SearchRuntime, run_search
+from experiments.engine.trial import report_final
 from experiments.strategies import STRATEGIES, build_strategy
-from experiments.trial import report_final
 from models.networks import open_any_space
 from models.nni_space import ArchSpace
 from models.sampling import BestOf, Stratified, generator, in_range, spread, subnets

@@ -17,8 +17,8 @@ from models.supernet import Supernet
 from tests.models.stock import isolated
 from utils.errors import UserError
 from utils.history import Trial, arch_key
-from utils.sandwich import Pupil, sandwich_step
-from utils.settings import Distil
+from utils.training.sandwich import Pupil, sandwich_step
+from utils.training.settings import Distil
 
 PATHS = ["xception", "shuffle7", "shuffle3", "shuffle5"]  # in no order
 BACKBONE = {

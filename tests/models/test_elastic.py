@@ -30,9 +30,9 @@ from models.space import Choice
 from models.supernet import extract, is_plain, sample, set_arch
 from tests.models.elastic_kinds import KINDS, Concat, dim, scramble
 from utils.errors import UserError
-from utils.optimize import Ema, build_optimizer, weight_groups
-from utils.optimize import Flat as FlatWeights
-from utils.settings import TrainSettings
+from utils.training.optimize import Ema, build_optimizer, weight_groups
+from utils.training.optimize import Flat as FlatWeights
+from utils.training.settings import TrainSettings
 
 torch.set_num_threads(1)
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -493,7 +493,7 @@ import sys, torch
 import torch.distributed as dist
 torch.set_num_threads(1)
 from models.elastic.layers import ElasticBatchNorm2d
-from utils.precision import leave_group
+from utils.training.precision import leave_group
 rank, port = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), ElasticBatchNorm2d(6, synchronised=True))

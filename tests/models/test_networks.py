@@ -13,8 +13,8 @@ from models.networks import open_any_space
 from models.supernet import Supernet
 from tests.models.elastic_kinds import scramble
 from utils.errors import UserError
-from utils.mimic import check, tensors
-from utils.settings import Distil
+from utils.training.mimic import check, tensors
+from utils.training.settings import Distil
 
 torch.set_num_threads(1)
 BACKBONE = {"depth": [1] * 5, "out_channel": {"min": 8, "max": 16, "stride": 8}}

@@ -8,7 +8,7 @@ import torch
 
 from models.networks import build, open_any_space
 from models.outline import outline
-from utils.blueprint import blueprint_info
+from utils.report.blueprint import blueprint_info
 
 
 def test_rows_of_a_yolo_have_the_shapes_of_the_built_network() -> None:

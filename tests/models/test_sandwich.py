@@ -16,10 +16,10 @@ from models.yolo.space import YoloSpace
 from tests.models.elastic_kinds import scramble
 from tests.models.test_retinanet import OBJECTS
 from tests.models.test_supernet import MODELS, REGNET, RETINANET, ROOT
-from utils.distill import alpha_divergence
 from utils.errors import UserError
-from utils.sandwich import Pupil, detached, sandwich_step
-from utils.settings import Distil
+from utils.training.distill import alpha_divergence
+from utils.training.sandwich import Pupil, detached, sandwich_step
+from utils.training.settings import Distil
 
 torch.set_num_threads(1)
 CLASSES = {
@@ -366,9 +366,9 @@ import torch.distributed as dist
 torch.set_num_threads(1)
 from models.sampling import subnets
 from models.supernet import Supernet
-from utils.precision import leave_group
-from utils.sandwich import Pupil, sandwich_step
-from utils.settings import Distil
+from utils.training.precision import leave_group
+from utils.training.sandwich import Pupil, sandwich_step
+from utils.training.settings import Distil
 rank, port = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 saved = torch.load(sys.argv[3])
