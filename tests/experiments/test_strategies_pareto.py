@@ -112,6 +112,11 @@ def test_the_first_population_fans_out_from_the_baseline_or_is_drawn():
     found = searcher(population_size=10)
     apart = [sum(v != default[k] for k, v in found.ask().items()) for _ in range(10)]
     assert apart[0] == 0 and sum(apart[:3]) <= 4 and sum(apart[-3:]) >= 12  # 12 labels of 4 values
+    sixth = []
+    for seed in range(60):
+        found = searcher(population_size=10, seed=seed)
+        sixth.append([sum(v != default[k] for k, v in found.ask().items()) for _ in range(6)][-1])
+    assert np.mean(sixth) == pytest.approx(12 * (5 / 10) ** 2 * 3 / 4, abs=0.6)
     drawn = searcher(start="random")
     rng = np.random.default_rng(0)
     assert [drawn.ask() for _ in range(3)] == [drawn.space.random(rng) for _ in range(3)]
@@ -133,6 +138,16 @@ def test_crossover_takes_each_gene_from_either_with_equal_chances():
     children = np.array([list(space.cross(mother, father, rng).values()) for _ in range(1000)])
     assert np.all(abs(children.mean(0) - 0.5) < 0.06)  # of each label, four standard deviations
     assert np.all(abs(np.corrcoef(children.T) - np.eye(12)) < 0.15)  # one by one, not all at once
+
+
+def test_the_better_of_two_becomes_a_parent():
+    found = searcher(population_size=4)
+    for trial in [point(0, 0.9, 1), point(1, 0.5, 4), point(2, 0.3, 5), point(3, 0.1, 9)]:
+        found.tell(trial)  # each dominates the next
+    assert numbers(found) == [0, 1, 2, 3]
+    won = [found._tournament().trial.number for _ in range(300)]
+    # Of the six pairs 0 is the better of three, 1 of two, 2 of one.
+    assert [won.count(n) / 300 for n in range(4)] == pytest.approx([1 / 2, 1 / 3, 1 / 6, 0], abs=0.1)
 
 
 def test_children_have_one_parent_where_nothing_is_crossed():

@@ -78,6 +78,7 @@ def test_soft_scores_by_hand():
     expected = (0.5 - target) ** 2 * bce / 4
     torch.testing.assert_close(soft_scores(student, teacher, weight), expected)
     assert soft_scores(teacher, teacher, weight) == 0
+    torch.testing.assert_close(soft_scores(student, teacher, weight / 8), 4 * expected)  # never / < 1
 
 
 def test_weights():
