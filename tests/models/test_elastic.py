@@ -477,13 +477,18 @@ def test_dims():
     assert [divisible(v) for v in (99, 100, 107, 108, 103.9)] == [96, 104, 104, 112, 104]  # to the nearest
     assert [divisible(v) for v in (17.7, 17.8, 26.6, 26.7)] == [16, 24, 24, 32]  # 16 / .9 and 24 / .9
     assert [divisible(v, 16) for v in (3, 23, 103, 104)] == [16, 32, 96, 112]
+    assert divisible(10, 9) == 9  # 90 % are enough
 
 
-def test_a_width_that_hangs_on_too_many_genes():
+def test_a_width_that_hangs_on_too_many_genes(monkeypatch):
     with pytest.raises(
         UserError, match="262,144 combinations of w0, w1.*sample widths by stage, not by block"
     ):
         combine(lambda *w: w[-1], *(dim(f"w{i}", 8, 16, 24, 32) for i in range(9)))
+    monkeypatch.setattr("models.elastic.dims.MOST", 16)
+    assert len(combine(lambda a, b: a + b, dim("a", 1, 2, 3, 4), dim("b", 1, 2, 3, 4)).table) == 16
+    with pytest.raises(UserError, match="20 combinations of a, b"):
+        combine(lambda a, b: a + b, dim("a", 1, 2, 3, 4), dim("b", 1, 2, 3, 4, 5))
 
 
 # Synchronised over ranks ----------------------------------------------------------------------------------

@@ -74,6 +74,8 @@ def test_violation_is_relative_to_the_bound():
     assert [at_most.violation({"gflops": g}) for g in (3.0, 4.0, 5.0)] == [0.0, 0.0, 0.25]
     (at_least,) = parse_limits({"gflops": ">= 4"})
     assert [at_least.violation({"gflops": g}) for g in (3.0, 4.0, 5.0)] == [0.25, 0.0, 0.0]
+    assert Limit("gflops", "<=", 0.0).violation({"gflops": 3.0}) == 3.0  # no bound to be relative to
+    assert Limit("gflops", "<=", -2.0).violation({"gflops": 1.0}) == 1.5
     limits = parse_limits({"gflops": "<= 4", "params_m": "<= 2"})
     assert violation(limits, {"gflops": 5.0, "params_m": 3.0}) == 0.75
     assert broken(limits, {"gflops": 5.0, "params_m": 3.0}) == "gflops 5 breaks <= 4; params_m 3 breaks <= 2"

@@ -68,6 +68,7 @@ def test_crowding_of_a_front_by_hand():
     assert np.isinf(found[[0, 3]]).all()
     assert found[1] / found[2] == pytest.approx((2 / 4 + 3 / 4) / (3 / 4 + 2 / 4))
     assert np.isinf(crowding(costs[:2])).all()
+    assert np.isfinite(crowding(costs[:3])).tolist() == [False, True, False]
 
 
 def test_hypervolume_by_hand():
@@ -89,6 +90,8 @@ def test_knee_of_a_bent_front():
     # scaled sums: 0+1, 0.1+0.2, 0.5+0.15, 1+0
     assert knee(bent, BOTH).number == 1
     assert knee(list(reversed(bent)), BOTH).number == 1
+    near = trial(4, 0.97, 3.2)  # 0.03 + 0.32: better by mAP, but not at the knee
+    assert knee([*bent, near], BOTH).number == 1
 
 
 @pytest.mark.parametrize(
