@@ -78,6 +78,16 @@ def test_fused_copy_leaves_a_shared_convolution_with_norms_of_its_own():
     torch.testing.assert_close(fused_copy(net)(x), net.eval()(x), rtol=1e-4, atol=1e-5)
 
 
+def test_fused_copy_leaves_a_norm_that_two_convolutions_share():
+    norm = nn.BatchNorm2d(4)
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), norm), nn.Sequential(nn.Conv2d(4, 4, 1), norm))
+    x = torch.randn(8, 3, 4, 4)
+    net(x)  # statistics of both
+    fused = fused_copy(net)
+    torch.testing.assert_close(fused(x), net.eval()(x))
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in fused.modules()) == 1
+
+
 def test_latency_of_the_reference_is_the_reference():
     calibration = Calibration(10.0, imgsz=64, batch=1, threads=1, device="cpu", hardware="any")
     before = torch.get_num_threads()
@@ -142,3 +152,11 @@ def test_device_info_names_what_counts():
     info = device_info()
     assert info["torch"] == torch.__version__.partition("+")[0] and info["threads"] == torch.get_num_threads()
     assert info["hardware"] and int(info["cores"]) >= 1
+
+
+def test_only_gpus_that_there_are(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert resolve_device("cuda:1") == resolve_device("1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="device cuda:2: there are only 2 CUDA devices, from cuda:0"):
+        resolve_device("cuda:2")
