@@ -15,13 +15,22 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from data.hyp import load_hyp
 from utils.errors import Malformed, UserError, did_you_mean, unknown
 from utils.steps import STEPS
-from utils.training.settings import AUTO, Distil, TrainSettings
+from utils.training.settings import AUTO, MAX, Distil, TrainSettings
 from utils.yaml_text import load_yaml, parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,6 +119,13 @@ class SearchSettings(Strict):
     )
 
 
+class Phase(Strict):
+    """One choice of `supernet.schedule`."""
+
+    boundary: list[int] = Field(min_length=1, description="epochs, from 1, in which a phase begins")
+    value: list[list[int | float | str]] = Field(description="what may be drawn in each phase")
+
+
 class SupernetSettings(Strict):
     """The `supernet:` block; where it stands, architectures inherit their weights instead of training them.
 
@@ -126,12 +142,33 @@ class SupernetSettings(Strict):
         256, ge=2, description="training images that an arch's batch norm is re-estimated on"
     )
 
+    schedule: dict[str, Phase] = Field(
+        {},
+        description="what is drawn when: {backbone.kernel_size: {boundary: [1, 81], value: [[7], [7, 5]]}}",
+    )
+
     @field_validator("subnets")
     @classmethod
-    def _max_teaches(cls, value: list[str]) -> list[str]:
-        if not value or value[0] != "max" or "max" in value[1:]:
+    def _max_comes_first(cls, value: list[str]) -> list[str]:
+        if not value or "max" in value[1:]:
             raise ValueError("max should come first, and only there: it teaches the others")
         return value
+
+    @model_validator(mode="after")
+    def _somebody_teaches(self) -> Self:
+        learnt = self.distil.weight or any(job.teacher == MAX for job in self.distil.mimic)
+        if self.subnets[0] != "max" and learnt:
+            raise ValueError(
+                "max should come first: it teaches the others (nobody does with distil.weight=0)"
+            )
+        if self.schedule and self.sampling.name != "uniform":
+            raise ValueError("a schedule needs sampling: uniform")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a schedule where there is none: runs that never heard of it go on."""
+        return {k: v for k, v in dump(self).items() if k != "schedule" or v}
 
 
 class SampleSettings(Strict):

@@ -206,10 +206,10 @@ def _same_but_place(one: Any, other: Any) -> bool:
 
 
 def plugins(space: Path) -> list[str]:
-    """The network file that a space YAML names beside itself: a run keeps a copy of it as well."""
-    network = str(read_yaml_mapping(space, "space").get("network", ""))
-    beside = network.endswith(".py") and "/" not in network
-    return [network] if beside and (space.parent / network).is_file() else []
+    """The network files that a space YAML names beside itself: a run keeps copies of them as well."""
+    network = read_yaml_mapping(space, "space").get("network", "")
+    named = [str(name) for name in (network.values() if isinstance(network, dict) else [network])]
+    return [n for n in named if n.endswith(".py") and "/" not in n and (space.parent / n).is_file()]
 
 
 def cache_beside(run_dir: Path) -> Path:

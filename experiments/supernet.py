@@ -42,7 +42,7 @@ from models.elastic.gradients import direct_gradients
 from models.elastic.layers import running
 from models.networks import build, open_any_space
 from models.nni_space import ArchSpace
-from models.sampling import BestOf, Sampler, Stratified, spread, subnets
+from models.sampling import BestOf, Phases, Sampler, Stratified, spread, subnets
 from models.space import Arch, Space
 from models.supernet import Supernet, calibrate, extract, load_supernet
 from models.weights import load_weights, read_weights, save_weights
@@ -176,11 +176,16 @@ def settings_of(job: Job) -> SupernetSettings:
 
 def lesson_of(job: Job) -> Callable[[Any], Lesson]:
     """The sandwich that the experiment's `supernet:` block describes."""
-    exp, settings, draw, teachers = job.exp, settings_of(job), sampler_of(job), teachers_of(job)
+    exp, settings, teachers = job.exp, settings_of(job), teachers_of(job)
+    one = job.space.task == "detect"
+    draw = None if settings.schedule else sampler_of(job)
+    phases = Phases(
+        job.space, {k: (p.boundary, p.value) for k, p in settings.schedule.items()}, exp.train.epochs
+    )
 
-    def archs(step: int, score: Callable[[Arch], float]) -> list[Arch]:
-        one = job.space.task == "detect"
-        return subnets(settings.subnets, job.space, exp.seed, step, draw(score), one_resolution=one)
+    def archs(step: int, epoch: int, score: Callable[[Arch], float]) -> list[Arch]:
+        sampler = draw(score) if draw else None
+        return subnets(settings.subnets, phases.at(epoch), exp.seed, step, sampler, one_resolution=one)
 
     def lesson(net: Any) -> Lesson:
         def run(arch: Mapping[str, Any]) -> None:  # of this space: set_arch would check that each time

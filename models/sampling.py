@@ -9,11 +9,13 @@ training draws the same arch without a word between them, and a resumed one what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from models.space import Arch, Space
+from models.space import Arch, Choice, Space, Take
 from utils.errors import UserError, unknown
 
 Sampler = Callable[[np.random.Generator], Arch]
@@ -28,7 +30,7 @@ def generator(seed: int, step: int, k: int = 0) -> np.random.Generator:
 
 def subnets(
     kinds: Sequence[str],
-    space: Space,
+    space: Space | Narrowed,
     seed: int,
     step: int,
     sampler: Sampler | None = None,
@@ -39,12 +41,12 @@ def subnets(
     one_resolution: where the resolution is searched, all archs of a step get the same one, drawn uniformly:
     outputs at every anchor can only be compared at one size. Classifiers may differ.
 
-    Raises UserError for an unknown kind, and unless 'max' comes first and only there: it teaches the others.
+    Raises UserError for an unknown kind, and for a 'max' that does not come first: it teaches the others.
     """
     for kind in kinds:
         if kind not in ("max", "random", "min"):
             raise unknown("kind of subnet", kind, ("max", "random", "min"))
-    if not kinds or kinds[0] != "max" or "max" in kinds[1:]:
+    if not kinds or "max" in kinds[1:]:
         raise UserError(f"the subnets of a step should be 'max' first, then others, got {list(kinds)}")
     draws = {"max": lambda rng: space.largest(), "min": lambda rng: space.smallest()}
     archs = [
@@ -55,6 +57,69 @@ def subnets(
         side = sides[int(generator(seed, step, len(kinds)).integers(len(sides)))]
         archs = [arch | {"resolution": side} for arch in archs]
     return archs
+
+
+class Phases:
+    """What may be drawn in each epoch (progressive shrinking, Once-for-All, arXiv 1908.09791).
+
+    schedule: label of a choice, or what labels begin with -> (epochs from 1 where a phase begins, values that
+    may be drawn in each). `at(epoch)` is the space of that epoch.
+
+    Raises UserError for labels and values that the space does not have, and for boundaries that do not fit.
+    """
+
+    def __init__(
+        self, space: Space, schedule: Mapping[str, tuple[list[int], list[list[Any]]]], epochs: int
+    ) -> None:
+        self.space = space
+        self.phases: dict[str, tuple[list[int], list[list[Any]]]] = {}
+        for key, (starts, values) in schedule.items():
+            labels = [label for label in space.choices if label == key or label.startswith(f"{key}.")]
+            if not labels:
+                raise unknown("choice in supernet.schedule", key, space.choices)
+            if len(starts) != len(values) or starts != sorted({1, *starts}):
+                raise UserError(
+                    f"supernet.schedule: {key} needs a list of values for each boundary, from 1 up"
+                )
+            if starts[-1] > epochs:
+                raise UserError(f"supernet.schedule: {key} changes in epoch {starts[-1]} of {epochs}")
+            for value in (value for phase in values for value in phase):
+                for label in labels:
+                    if value not in space.choices[label]:
+                        raise unknown(f"value of {label} in supernet.schedule", value, space.choices[label])
+            self.phases |= dict.fromkeys(labels, (starts, values))
+
+    def at(self, epoch: int) -> Space | Narrowed:
+        if not self.phases:
+            return self.space
+        now = {k: values[bisect_right(starts, epoch) - 1] for k, (starts, values) in self.phases.items()}
+        return Narrowed(self.space, now)
+
+
+class Narrowed:
+    """A space in which some choices have fewer values."""
+
+    def __init__(self, space: Space, left: Mapping[str, Sequence[Any]]) -> None:
+        self.space, self.left = space, left
+        self.choices = {k: [v for v in vs if v in left.get(k, vs)] for k, vs in space.choices.items()}
+
+    def _decided(self, take: Take) -> Arch:
+        def among(choice: Choice) -> Any:
+            left = [v for v in choice.values if v in self.choices[choice.label]]
+            if not left:
+                raise UserError(f"supernet.schedule leaves {choice.label} no value that its order allows")
+            return take(choice.only(left))
+
+        return self.space.decided(among)
+
+    def largest(self) -> Arch:
+        return self._decided(lambda choice: choice.largest)
+
+    def smallest(self) -> Arch:
+        return self._decided(lambda choice: choice.smallest)
+
+    def random(self, rng: np.random.Generator) -> Arch:
+        return self._decided(lambda choice: choice.values[int(rng.integers(len(choice.values)))])
 
 
 class Stratified:

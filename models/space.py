@@ -182,8 +182,8 @@ class Space(Protocol):
 class LabelledSpace:
     """The verbs that follow from labelled choices alone, for spaces whose archs are values of them.
 
-    genes: the choices that have alternatives. A subclass has `decided`, and `_canonical` for what is known to
-    be of this space.
+    genes: the choices that have alternatives. A subclass has `_decided`, and `_canonical` for what is known
+    to be of this space.
     """
 
     name: str
@@ -198,6 +198,10 @@ class LabelledSpace:
         self._values = {label: {v: v for v in values} for label, values in self.choices.items()}
 
     def decided(self, take: Take) -> Arch:
+        return self._decided(lambda choice: take(self.priced(choice)))
+
+    def _decided(self, take: Take) -> Arch:
+        """`decided`, of choices whose order may not be known yet."""
         raise NotImplementedError
 
     def canonical(self, arch: Mapping[str, Any]) -> Arch:
@@ -208,7 +212,7 @@ class LabelledSpace:
 
     def _drawn(self, take: Take) -> Arch:
         if self.ordered:
-            return self.decided(take)
+            return self._decided(take)
         return self._canonical({label: take(choice) for label, choice in self.genes.items()})
 
     def default(self) -> Arch:

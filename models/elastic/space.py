@@ -94,8 +94,7 @@ class ElasticSpace(LabelledSpace):
         """An arch whose choices are drawn one after the other, each uniform over what the order leaves."""
         return self._drawn(lambda choice: choice.values[int(rng.integers(len(choice.values)))])
 
-    def decided(self, take: Take) -> Arch:
-        """The arch that `take` makes of each choice that does something, one by one."""
+    def _decided(self, take: Take) -> Arch:
         arch: Arch = {}
         for part in self.parts.values():
             for chain in part.chains(arch):

@@ -93,8 +93,7 @@ class YoloSpace(LabelledSpace):
         except KeyError as missing:
             raise UserError(f"the arch says nothing about {missing.args[0]!r}") from None
 
-    def decided(self, take: Take) -> Arch:
-        """The arch that `take` makes of each choice that does something, one by one."""
+    def _decided(self, take: Take) -> Arch:
         arch: Arch = {}
         for row in self._searched:
             arch |= {label: take(self.genes[label]) for label in row.labels}

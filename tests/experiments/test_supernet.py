@@ -185,14 +185,15 @@ class Seen:
 
 
 def test_a_run_keeps_the_plugin_that_its_space_names(shared):
-    plugin = (hello_nas.ROOT / "models" / "retinanet.py").read_text()
+    plugin = (hello_nas.ROOT / "models" / "backbones" / "resnet.py").read_text()
     (shared.parent / "mine.py").write_text(plugin)
-    (shared.parent / "mine.yaml").write_text(yaml.safe_dump(RETINANET | {"network": "mine.py"}))
+    network = {"detector": "retinanet", "backbone": "mine.py"}
+    (shared.parent / "mine.yaml").write_text(yaml.safe_dump(RETINANET | {"network": network}))
     run_folder = RunFolder.create(shared.parent / "kept", load_experiment(shared, ["space=mine.yaml"]))
     (shared.parent / "mine.py").unlink()
     reopened = RunFolder.open(run_folder.path)
     space = prepare(str(reopened.path)).space
-    assert space.plugin == run_folder.path / "space" / "mine.py"
+    assert space.composed.backbone == run_folder.path / "space" / "mine.py"
     supernet.train_supernet(reopened)
     assert (run_folder.path / "supernet" / "weights.pt").is_file()
 

@@ -7,7 +7,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import yaml
 
+from experiments.run_folder import plugins
 from experiments.strategies.pareto import ParetoEvolution
 from models.elastic import composed
 from models.export import export
@@ -178,3 +180,15 @@ def test_the_archs_of_a_step_are_drawn_from_paths_too():
 def test_what_cannot_be_composed(network, message):
     with pytest.raises(UserError, match=message):
         open_any_space({"network": network, "nc": 3, "backbone": BACKBONE})
+
+
+def test_a_run_keeps_the_files_that_its_space_is_composed_of(tmp_path):
+    source = Path(__file__).with_name("shufflenet.py").read_text()
+    (tmp_path / "mine.py").write_text(source)
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        yaml.safe_dump({**CLASSIFIER, "network": {"detector": "classifier", "backbone": "mine.py"}})
+    )
+    assert plugins(space) == ["mine.py"]
+    assert open_any_space(space).composed.backbone == tmp_path / "mine.py"
+    assert open_any_space(space).model["network"]["backbone"] == str(tmp_path / "mine.py")

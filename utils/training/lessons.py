@@ -25,6 +25,8 @@ class Lesson(Protocol):
     done so far.
     """
 
+    epoch: int  # from 1; the training says so before each
+
     @property
     def module(self) -> nn.Module: ...
 
@@ -38,6 +40,7 @@ class Plain:
 
     def __init__(self, detector: nn.Module) -> None:
         self.module: nn.Module = LossOf(detector)
+        self.epoch = 1
 
     def backward(
         self, model: Any, batch: dict[str, Any], fabric: Fabric, *, share: float, last: bool, step: int
@@ -65,8 +68,8 @@ class SandwichLesson:
 
     kinds:  of the archs of a step: max, random, min. Parts of the loss are named after them, `max_cls`, means
             over archs of one kind.
-    archs:  (step, score) -> the archs of a step. score(arch): its loss on this batch, the same on every
-            device, for samplers that choose by it.
+    archs:  (step, epoch from 1, score) -> the archs of a step. score(arch): its loss on this batch, the same
+            on every device, for samplers that choose by it.
     direct: a context for each step, in which slices add their gradients in place
             (models/elastic/gradients.py); not used with DDP, which waits for hooks.
     """
@@ -77,13 +80,14 @@ class SandwichLesson:
         distil: Distil,
         set_arch: Callable[[Arch], Any],
         kinds: Sequence[str],
-        archs: Callable[[int, Callable[[Arch], float]], list[Any]],
+        archs: Callable[[int, int, Callable[[Arch], float]], list[Any]],
         teachers: Mapping[str, nn.Module] | None = None,
         direct: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.module = Pupil(net, distil, teachers or {})
         self.set_arch, self.kinds, self.archs = set_arch, kinds, archs
         self.direct = direct or nullcontext()
+        self.epoch = 1
 
     def backward(
         self, model: Any, batch: dict[str, Any], fabric: Fabric, *, share: float, last: bool, step: int
@@ -101,11 +105,12 @@ class SandwichLesson:
                 model,
                 self.set_arch,
                 batch,
-                self.archs(step, score),
+                self.archs(step, self.epoch, score),
                 backward=lambda loss: fabric.backward(loss * share),
                 no_sync=lambda: fabric.no_backward_sync(model),
                 touch=not alone,
                 step=step,
+                teaches=self.kinds[0] == "max",
             )
         loss = torch.stack([torch.stack(list(losses.values())).sum() for losses in found]).mean()
         parts: dict[str, list[Tensor]] = {}

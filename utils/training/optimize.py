@@ -4,28 +4,57 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from utils.errors import UserError, unknown
 from utils.training.settings import TrainSettings
 
 
-def weight_groups(net: nn.Module) -> dict[str, list[Tensor]]:
+def weight_groups(net: nn.Module, apart: Collection[str] = ()) -> dict[str, list[Tensor]]:
     """The trained parameters: weights of two or more dimensions (decayed), other weights, and biases, which
     are warmed up apart; beside them the buffers that are averaged but not trained.
 
-    A parameter that is marked `no_decay` is among the others whatever its shape.
+    A parameter that is marked `no_decay` is among the others whatever its shape. apart: names of parameters
+    with groups of their own, `decayed apart` and so on.
     """
-    named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
-    return {
-        "decayed": [p for n, p in named if not n.endswith("bias") and decays(p)],
-        "others": [p for n, p in named if not n.endswith("bias") and not decays(p)],
-        "biases": [p for n, p in named if n.endswith("bias")],
-        "buffers": [b for b in net.buffers() if b.is_floating_point()],
-    }
+    found: dict[str, list[Tensor]] = {}
+    for where in ("", " apart") if apart else ("",):
+        named = [(n, p) for n, p in net.named_parameters() if p.requires_grad and (n in apart) == bool(where)]
+        found |= {
+            f"decayed{where}": [p for n, p in named if not n.endswith("bias") and decays(p)],
+            f"others{where}": [p for n, p in named if not n.endswith("bias") and not decays(p)],
+            f"biases{where}": [p for n, p in named if n.endswith("bias")],
+        }
+    return {**found, "buffers": [b for b in net.buffers() if b.is_floating_point()]}
+
+
+def names_of(net: Any, part: str) -> frozenset[str]:
+    """Names of the parameters of a part of the network. Raises UserError where it has no such part."""
+    parts = net.parameter_parts() if hasattr(net, "parameter_parts") else {}
+    if part not in parts:
+        raise unknown(f"part of {type(net).__name__}", part, list(parts) or ["none"])
+    chosen = {id(p) for p in parts[part]}
+    return frozenset(n for n, p in net.named_parameters() if id(p) in chosen)
+
+
+def freeze(net: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
+    """Train these parts no more. Returns their batch norms, which stay in eval mode: their statistics are
+    part of what they are. Raises UserError for a part that the network lacks, and for all of them."""
+    frozen = {name for part in parts for name in names_of(net, part)}
+    for name, parameter in net.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    if parts and not any(p.requires_grad for p in net.parameters()):
+        raise UserError(
+            f"train.freeze: {', '.join(parts)} is all of {type(net).__name__}: nothing would learn"
+        )
+    norms = {name: m for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    return [norm for name, norm in norms.items() if f"{name}.weight" in frozen]
 
 
 def decays(p: Tensor) -> bool:
@@ -40,8 +69,9 @@ class Flat:
     memory back.
     """
 
-    def __init__(self, net: nn.Module) -> None:
-        self.groups = weight_groups(net)
+    def __init__(self, net: nn.Module, apart: Collection[str] = ()) -> None:
+        self.apart = apart
+        self.groups = weight_groups(net, apart)
         self.tensors = [t for group in self.groups.values() for t in group]
         assert all(t.dtype == torch.float32 for t in self.tensors), {t.dtype for t in self.tensors}
         self.buffer = torch.empty(sum(t.numel() for t in self.tensors), device=self.tensors[0].device)
@@ -54,7 +84,7 @@ class Flat:
     def parameters(self) -> dict[str, nn.Parameter]:
         """Each group as one long parameter, for an optimizer; gradients of the net's go to its `.grad`."""
         parameters, offset = {}, 0
-        for name in ("decayed", "others", "biases"):
+        for name in (name for name in self.groups if name != "buffers"):
             start = offset
             gradient = torch.zeros_like(
                 self.buffer[start : start + sum(t.numel() for t in self.groups[name])]
@@ -72,9 +102,15 @@ class Flat:
 
 
 def build_optimizer(flat: Flat, settings: TrainSettings, fused: bool = True) -> Optimizer:
-    """AdamW or SGD over the three groups. Gradients are zeroed with `zero_grad(set_to_none=False)`."""
+    """AdamW or SGD over the groups. Gradients are zeroed with `zero_grad(set_to_none=False)`."""
+    scale = 1.0 if settings.backbone_lr is None else settings.backbone_lr / settings.lr
     groups: list[dict[str, Any]] = [
-        {"params": [p], "weight_decay": settings.weight_decay * (name == "decayed"), "bias": name == "biases"}
+        {
+            "params": [p],
+            "weight_decay": settings.weight_decay * name.startswith("decayed"),
+            "bias": name.startswith("biases"),
+            "scale": scale if name.endswith("apart") else 1.0,
+        }
         for name, p in flat.parameters().items()
         if len(p)
     ]
@@ -112,7 +148,7 @@ class Schedule:
     def apply(self, optimizer: Optimizer, step: int) -> float:
         """Set the rates of all groups; returns that of the weights."""
         for group in optimizer.param_groups:
-            group["lr"] = self.lr(step, group.get("bias", False))
+            group["lr"] = self.lr(step, group.get("bias", False)) * group.get("scale", 1.0)
         return self.lr(step)
 
 
@@ -126,7 +162,7 @@ class Ema:
 
     def __init__(self, detector: nn.Module, flat: Flat, decay: float, tau: float) -> None:
         self.detector = copy.deepcopy(detector).eval()
-        self.flat = Flat(self.detector)
+        self.flat = Flat(self.detector, flat.apart)
         self.detector.requires_grad_(False)
         self.source, self.decay, self.tau = flat.buffer, decay, tau
         pairs = zip(self.detector.buffers(), detector.buffers(), strict=True)

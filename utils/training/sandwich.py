@@ -1,7 +1,8 @@
 """One training step of a supernet: several archs on one batch, one backward each, then one update.
 
 The sandwich rule and in-place distillation of BigNAS (arXiv 2003.11142, section 3): the largest net first,
-whose output on this very batch teaches the others, a few random ones and the smallest. Knows no model.
+whose output on this very batch teaches the others, a few random ones and the smallest. Where
+nobody teaches, any archs will do (single path one-shot, arXiv 1904.00420). Knows no model.
 
     pupil = Pupil(net, Distil(labels=0.5))
     archs = models.sampling.subnets(["max", "random", "random", "min"], space, seed, step)
@@ -140,6 +141,7 @@ def sandwich_step(
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
     touch: bool = False,
     step: int = 0,
+    teaches: bool = True,
 ) -> list[dict[str, Tensor]]:
     """Add the gradients of the mean over `archs` of their losses to `.grad`; returns the losses, detached.
 
@@ -149,6 +151,7 @@ def sandwich_step(
     no_sync:  e.g. DDP's. Around all passes but the last: gradients are exchanged once.
     touch:    with DDP, count the parameters that the last arch does not use as used.
     step:     optimizer steps done so far, for weights that grow at first.
+    teaches:  False where archs[0] is not the largest: each then learns by itself, as the largest would.
     """
     taught: Mapping[str, Answer] | None = None
     found = []
@@ -162,7 +165,7 @@ def sandwich_step(
                 losses, answers = model(sized, taught, touch and last, step)
                 backward(torch.stack(list(losses.values())).sum() / len(archs))
             found.append({name: v.detach() for name, v in losses.items() if name != "touch"})
-            if k == 0:
+            if k == 0 and teaches:
                 taught = detached(answers)
                 for dropout in dropouts:
                     dropout.eval()

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from utils.errors import unknown
 
@@ -34,6 +42,12 @@ class TrainSettings(BaseModel):
     batch: int = Field(16, ge=1, le=65_536, description="images per step and device")
     optimizer: Literal["AdamW", "SGD"] = Field("AdamW", description="SGD is with Nesterov momentum")
     lr: float = Field(0.006, gt=0, description="peak learning rate")
+    backbone_lr: float | None = Field(
+        None, gt=0, description="peak learning rate of the backbone; by default lr, as all others"
+    )
+    freeze: list[str] = Field(
+        [], description="parts that are not trained: backbone, neck, head; their batch norms stand still too"
+    )
     lr_final: float = Field(0.01, ge=0, le=1, description="the last step runs at lr * lr_final")
     lr_floor: float = Field(
         0.0, ge=0, le=1, description="the schedule ends in a constant lr * lr_floor; supernets like 0.05"
@@ -80,6 +94,20 @@ class TrainSettings(BaseModel):
         ge=0,
         description="write a checkpoint after the first epoch that ends so long after the last one",
     )
+
+    @field_validator("freeze")
+    @classmethod
+    def _parts_there_are(cls, parts: list[str]) -> list[str]:
+        for part in parts:
+            if part not in ("backbone", "neck", "head"):
+                raise unknown("part", part, ("backbone", "neck", "head"))
+        return parts
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what came later and is not used: runs that never heard of it go on."""
+        unused: dict[str, Any] = {"backbone_lr": None, "freeze": []}
+        return {k: v for k, v in dump(self).items() if k not in unused or v != unused[k]}
 
     @property
     def hyp_file(self) -> str:

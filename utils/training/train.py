@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.files import write_bytes
 from utils.training.batch import prepare
 from utils.training.lessons import Lesson, Plain
-from utils.training.optimize import Ema, Flat, Schedule, build_optimizer
+from utils.training.optimize import Ema, Flat, Schedule, build_optimizer, freeze, names_of
 from utils.training.precision import choose_precision, make_fabric
 from utils.training.settings import TrainSettings
 
@@ -87,7 +87,8 @@ def train(
     silent = None if progress is None else not progress  # None: tqdm shows the bar only on a terminal
     seed_everything(seed)
     detector = detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    flat = Flat(detector)
+    frozen = freeze(detector, settings.freeze)
+    flat = Flat(detector, () if settings.backbone_lr is None else names_of(detector, "backbone"))
     scaler = getattr(fabric._precision, "scaler", None)  # a fused step unscales too late for clipping
     optimizer = build_optimizer(flat, settings, fused=scaler is None)
     learning = lesson(detector)
@@ -108,6 +109,9 @@ def train(
     with plain_failures(settings):
         for epoch in range(state.epoch, settings.epochs):
             model.train()
+            learning.epoch = epoch + 1
+            for norm in frozen:
+                norm.eval()
             set_epoch(loader, epoch)
             watch, labels = Watch(epoch), 0
             title = f"epoch {epoch + 1}/{settings.epochs}"

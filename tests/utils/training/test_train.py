@@ -476,3 +476,68 @@ def test_two_devices_equal_one_with_twice_the_batch(tmp_path: Path):
     two = Toy(norm=False)
     two.load_state_dict(torch.load(file))
     torch.testing.assert_close(weights(two), weights(one), rtol=1e-4, atol=1e-6)
+
+
+# Parts ------------------------------------------------------------------------------------------------------
+
+
+class Parted(Toy):
+    """Its convolution and norm are the backbone."""
+
+    def parameter_parts(self) -> dict[str, list[nn.Parameter]]:
+        body = [*self.conv.parameters(), *self.bn.parameters()]
+        return {"backbone": body, "head": [*self.head.parameters()]}
+
+
+def test_a_frozen_part_is_what_it_was_and_the_rest_learns():
+    toy = Parted()
+    before = copy.deepcopy(toy.state_dict())
+    settings = TrainSettings(epochs=2, batch=4, freeze=["backbone"])
+    after = train(toy, DataLoader(Images(), 4), settings=settings, progress=False).detector.state_dict()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]) == (not name.startswith("head")), name
+
+
+def test_the_backbone_may_have_a_learning_rate_of_its_own():
+    toy = Parted()
+    settings = TrainSettings(lr=0.01, backbone_lr=0.001, warmup_epochs=0, lr_final=1.0)
+    parts = frozenset(n for n, _ in toy.named_parameters() if not n.startswith("head"))
+    flat = Flat(toy, parts)
+    assert {k: len(v) for k, v in flat.groups.items()} == {
+        **{"decayed": 1, "others": 0, "biases": 1},  # the head
+        **{"decayed apart": 1, "others apart": 1, "biases apart": 2},
+        "buffers": 2,
+    }
+    optimizer = build_optimizer(flat, settings)
+    assert Schedule(settings, 10).apply(optimizer, 5) == 0.01
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01] * 2 + [0.001] * 3)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4, 0, 5e-4, 0, 0]
+    moved = {}
+    for lr in (0.006, 1e-9):
+        toy = Parted()
+        before = copy.deepcopy(toy.state_dict())
+        settings = TrainSettings(epochs=1, batch=4, backbone_lr=lr, ema_decay=0.0)
+        after = train(toy, DataLoader(Images(), 4), settings=settings, progress=False).detector.state_dict()
+        moved[lr] = {k: (after[k] - v).abs().max().item() for k, v in before.items() if v.is_floating_point()}
+    assert moved[1e-9]["conv.weight"] < 1e-7 < moved[0.006]["conv.weight"]
+    assert min(moved[1e-9]["head.weight"], moved[0.006]["head.weight"]) > 1e-4
+
+
+def test_parts_that_are_not_there_are_one_line():
+    loader = DataLoader(Images(), 4)
+    with pytest.raises(ValueError, match="unknown part 'bckbone'; did you mean 'backbone'"):
+        TrainSettings(freeze=["bckbone"])
+    with pytest.raises(UserError, match="unknown part of Parted 'neck'; .*backbone.*head"):
+        train(Parted(), loader, settings=TrainSettings(freeze=["neck"]), progress=False)
+    with pytest.raises(UserError, match="is all of Parted: nothing would learn"):
+        train(Parted(), loader, settings=TrainSettings(freeze=["backbone", "head"]), progress=False)
+    with pytest.raises(UserError, match="unknown part of Toy 'backbone'"):
+        train(Toy(), loader, settings=TrainSettings(backbone_lr=0.1), progress=False)
+
+
+def test_settings_that_are_not_used_are_not_written_down():
+    """A checkpoint, and a run folder, of before they were there go on."""
+    assert {"freeze", "backbone_lr"}.isdisjoint(TrainSettings().model_dump())
+    said = TrainSettings(freeze=["neck"], backbone_lr=0.1).model_dump()
+    assert (said["freeze"], said["backbone_lr"]) == (["neck"], 0.1)
+    assert TrainSettings.model_validate(said).freeze == ["neck"]
