@@ -21,7 +21,6 @@ from data.dataset import Sample
 from experiments.evaluators import Job, calibration, prepare
 from experiments.handover import measure, one_line, trained
 from experiments.run_folder import RunFolder
-from models.outline import outline
 from utils.errors import UserError
 from utils.files import write_bytes, write_text
 from utils.history import Trial
@@ -98,7 +97,7 @@ def evaluate_trial(job: Job, trial: Trial, reference: Calibration) -> dict[str, 
         "pictures": pictures(job, samples, seen, folder),
     }
     write_text(folder / "findings.json", json.dumps(findings) + "\n")
-    blocks = {"schema": SCHEMA, "imgsz": job.side(arch), "blocks": outline(job.space, arch, job.exp.imgsz)}
+    blocks = {"schema": SCHEMA, "imgsz": job.side(arch), "blocks": job.space.blocks(arch, job.exp.imgsz)}
     write_text(folder / "network.json", json.dumps(blocks) + "\n")
     return {key: result[key] for key in ("weights", "split", "metrics")}
 

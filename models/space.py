@@ -23,6 +23,7 @@ from utils.errors import UserError, unknown
 Value = str | int | float
 Arch = dict[str, Value]
 Genes = dict[str, Value]
+Block = dict[str, Any]  # part, name, kind, channels, side (None: not known), sources, facts
 _KERNEL = re.compile(r"(\d+)x\d+")
 
 
@@ -169,6 +170,14 @@ class Space(Protocol):
     def supernet(self) -> Any:
         """One network with the weights of all archs, of elastic layers."""
 
+    def blocks(self, arch: Mapping[str, Any], imgsz: int) -> list[Block]:
+        """The arch from the image to the head, for a drawing; [] where there is none.
+
+        A block: `part` (backbone, neck, head); `name`, the same in every arch; `kind`; `channels` that come
+        out (None for a head) and the `side` of their map; `sources`, names of the blocks it reads where that
+        is not the one before; `facts`, name -> value of all that makes it up.
+        """
+
     def exporters(self) -> Mapping[str, Callable[..., Any]]:
         """Format -> what writes it; see models/export.py."""
 
@@ -292,6 +301,9 @@ class LabelledSpace:
     def _distinct(self) -> int:
         """How many different networks there are, at one resolution."""
         raise NotImplementedError
+
+    def blocks(self, arch: Mapping[str, Any], imgsz: int) -> list[Block]:
+        return []
 
     def spelled(self, arch: Mapping[str, Any]) -> dict[str, Any]:
         return {}

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from models.elastic.composed import beside, compose
+from models.elastic.outline import blocks_of
 from models.elastic.parts import Part
 from models.elastic.ranges import read_part, read_resolution
-from models.space import Arch, Choice, LabelledSpace, Take, Value, check_side, known_values
+from models.space import Arch, Block, Choice, LabelledSpace, Take, Value, check_side, known_values
 from models.yaml_file import check_numbers, positive, read_mapping
 from utils.errors import UserError, unknown
 
@@ -202,6 +203,9 @@ class ElasticSpace(LabelledSpace):
     def supernet(self) -> Any:
         """The network, as its file builds it: elastic, or plain under NNI's `model_context`."""
         return self.composed.build(self.parts, self.nc, self.ch, self.options, self)
+
+    def blocks(self, arch: Mapping[str, Any], imgsz: int) -> list[Block]:
+        return blocks_of(self.parts, self.complete(arch))
 
     def exporters(self) -> Mapping[str, Callable[..., Any]]:
         from models.export_plain import EXPORTERS

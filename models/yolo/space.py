@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from models.elastic.ranges import read_resolution
-from models.space import Arch, LabelledSpace, Take, Value, check_side, known_values, pick
+from models.space import Arch, Block, LabelledSpace, Take, Value, check_side, known_values, pick
 from models.yolo.blocks import Shape, Tally
+from models.yolo.outline import blocks_of
 from models.yolo.parse import C3Options, ConvOptions, Row, inputs, naming, parse, read, run
 from utils.errors import UserError
 
@@ -144,6 +145,10 @@ class YoloSpace(LabelledSpace):
         from models.yolo.elastic import with_elastic_rows
 
         return with_elastic_rows(self.build(self.default()), self.rows)
+
+    def blocks(self, arch: Mapping[str, Any], imgsz: int) -> list[Block]:
+        genes, backbone = self.complete(arch), len(self.model["backbone"])
+        return blocks_of(self.network, backbone, genes, self.side(genes, imgsz))
 
     def exporters(self) -> Mapping[str, Callable[..., Any]]:
         from models.yolo.export import EXPORTERS

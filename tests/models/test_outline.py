@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from models.networks import build, open_any_space
-from models.outline import outline
 from utils.report.blueprint import blueprint_info
 
 
@@ -15,7 +14,7 @@ def test_rows_of_a_yolo_have_the_shapes_of_the_built_network() -> None:
     space = open_any_space("models/yolov5p_nas.yaml", nc=3)
     arch = space.random(np.random.default_rng(3))
     side = int(arch["resolution"])
-    blocks = outline(space, arch, 640)  # the arch's own image size counts
+    blocks = space.blocks(arch, 640)  # the arch's own image size counts
     model = build(space, arch).model.eval()
     shapes: dict[int, tuple[int, ...]] = {}
     for layer in model.model[:-1]:
@@ -37,7 +36,7 @@ def test_rows_of_a_yolo_have_the_shapes_of_the_built_network() -> None:
 def test_stages_of_an_elastic_network_say_what_the_arch_says(name: str) -> None:
     space = open_any_space(f"models/{name}.yaml", nc=3)
     arch = space.random(np.random.default_rng(1))
-    blocks = {b["name"]: b for b in outline(space, arch, 64)}
+    blocks = {b["name"]: b for b in space.blocks(arch, 64)}
     for label, value in arch.items():
         part, dim, stage = label.split(".")[:3]
         block = blocks[f"{part} {stage}"]
@@ -48,7 +47,7 @@ def test_stages_of_an_elastic_network_say_what_the_arch_says(name: str) -> None:
 def test_the_drawing_shows_exactly_the_blocks_whose_choices_differ(name: str) -> None:
     space = open_any_space(f"models/{name}.yaml", nc=3)
     default = space.default()
-    networks = [{"imgsz": 64, "blocks": outline(space, a, 64)} for a in (default, space.smallest())]
+    networks = [{"imgsz": 64, "blocks": space.blocks(a, 64)} for a in (default, space.smallest())]
     same = blueprint_info(1, networks[0], networks[0])
     other = blueprint_info(1, networks[1], networks[0])
     assert same is not None and same.changed == 0
