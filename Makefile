@@ -23,7 +23,7 @@ lint: setup
 	$(BIN)/mypy .
 
 test: setup lint
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 bench: setup
 	$(BIN)/python experiments/benchmarks/cost_model.py
