@@ -25,6 +25,7 @@ CHECKED = (
     "names",
     "nc",
     "licence",
+    "hyp",  # augmentation that `train.hyp: auto` takes for this data: data/hyp.py
 )
 # Near enough to be taken for a misspelling, but right: what the data files of Ultralytics and of tools hold.
 FINE = {"author", "authors", "channels", "class_names", "data", "download", "kpt_names", "license", "minival",

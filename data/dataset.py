@@ -6,6 +6,7 @@ file under the cache folder, and never writes anywhere else.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -14,7 +15,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from data.account import Account
 from utils.errors import UserError, printable, unknown
 
 TASKS = ("detect", "classify")
-SCHEMA = 2  # of the cache file; raise it when a reader changes what it keeps
 VAL_SEED, VAL_FRACTION = 0, 0.2  # for sources that declare no val split
 REPO = Path(__file__).resolve().parents[1]
 
@@ -303,11 +302,18 @@ def read(path: Path, cache: Path, task: str = "detect") -> Reading:
     return readers[card_dict["format"]](card_dict, path)
 
 
+@functools.cache
+def _version() -> str:
+    """Of all that reads and keeps data: what another version remembered is read again."""
+    texts = [p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha1(b"".join(texts)).hexdigest()
+
+
 def _remember(memory: Path, reading: Reading, mark: str) -> None:
     """Write a reading as one .npz: numbers as arrays, the rest as one JSON text. Whole or not at all."""
     samples = [s for split in reading.splits.values() for s in split]
     header = {
-        "schema": SCHEMA,
+        "version": _version(),
         "fingerprint": mark,
         "name": reading.name,
         "format": reading.format,
@@ -341,27 +347,30 @@ def _recall(memory: Path, fingerprint: Callable[[list[Path]], str]) -> Reading |
         with np.load(memory, allow_pickle=False) as file:
             arrays = {k: file[k] for k in file.files}
         header = json.loads(arrays["header"].tobytes())
-        watch = [Path(p) for p in header["watch"]] if header["schema"] == SCHEMA else []
-    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile):
-        return None  # a half-written or foreign file: read the source again
-    if not watch or header["fingerprint"] != fingerprint(watch):
+        watch = [Path(p) for p in header["watch"]] if header["version"] == _version() else []
+        if not watch or header["fingerprint"] != fingerprint(watch):
+            return None
+        return _remembered(header, arrays, watch)
+    except Exception:  # a cache file is nobody's only copy: whatever is odd in it, the source is read again
         return None
+
+
+def _remembered(header: dict[str, Any], arrays: dict[str, np.ndarray], watch: list[Path]) -> Reading:
+    """The reading in a cache file. Raises whatever a damaged one makes it raise."""
     ends = np.cumsum(arrays["counts"])
-    boxes, cls = np.split(arrays["boxes"], ends[:-1]), np.split(arrays["cls"], ends[:-1])
     shapes = [(int(h), int(w)) for h, w in arrays["shapes"]]
-    samples = [
-        Sample(Path(image), boxes[i], cls[i], shapes[i], content)
-        for i, (image, content) in enumerate(zip(header["images"], header["contents"], strict=True))
-    ]
+    boxes = np.split(arrays["boxes"].astype(np.float32).reshape(-1, 4), ends[:-1])
+    cls = np.split(arrays["cls"].astype(np.int64), ends[:-1])
+    columns = (header["images"], boxes, cls, shapes, header["contents"])
+    samples = [Sample(Path(image), *rest) for image, *rest in zip(*columns, strict=True)]
+    names = [str(name) for name in header["names"]]
+    if any(len(s.boxes) != len(s.cls) or (s.cls >= len(names)).any() for s in samples) or sum(
+        header["splits"].values()
+    ) != len(samples):
+        raise ValueError("its parts do not fit together")
     splits, start = {}, 0
     for split, n in header["splits"].items():
         splits[split], start = samples[start : start + n], start + n
-    return Reading(
-        header["name"],
-        header["format"],
-        header["names"],
-        splits,
-        watch,
-        Account(**header["account"]),
-        header["licence"],
-    )
+    kept = Account(**header["account"])
+    kept.lines()
+    return Reading(header["name"], header["format"], names, splits, watch, kept, header["licence"])

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError, unknown
+from utils.yaml_text import short
 
 VERSION = 1  # of the recipe; part of the cache's name
 DEFAULTS: dict[str, Any] = {
@@ -29,6 +30,9 @@ DEFAULTS: dict[str, Any] = {
     "noise": 3,  # grey levels of its grain
     "seed": 0,
 }
+# What a card may ask for: more would fill the disk, the memory or the day.
+MOST = {"imgsz": 4096, "digits": 1000, "texture": 255, "noise": 255, "seed": 2**64}
+MOST_SCENES = 100_000  # of a split
 SHARE = {"search_train": 0.6, "search_val": 0.15, "val": 0.25}  # of the digit instances
 INK = 96  # of 255: how dark a pixel must be to belong to the digit's box
 TRIES = 50  # to find a free place for a digit before the scene does without it
@@ -55,12 +59,12 @@ def read_card(card: dict[str, Any], path: Path, cache: Path) -> Any:
 def check_recipe(card: dict[str, Any], path: Path) -> dict[str, Any]:
     """The recipe of a card with the defaults filled in; UserError where a value cannot be."""
     for key in card:
-        if key not in DEFAULTS and key not in ("name", "format", "licence", "names"):
+        if key not in DEFAULTS and key not in ("name", "format", "licence", "names", "hyp"):
             raise unknown(f"key in data {path}:", key, DEFAULTS)
     recipe = {k: card.get(k, v) for k, v in DEFAULTS.items()}
     for key in ("imgsz", "texture", "noise", "seed"):
         if not isinstance(recipe[key], int) or isinstance(recipe[key], bool) or recipe[key] < 0:
-            raise UserError(f"data {path}: {key} must be a whole number from 0, got {recipe[key]!r}")
+            raise UserError(f"data {path}: {key} must be a whole number from 0, got {short(recipe[key])}")
     for key in ("digits", "scale"):
         span = recipe[key]
         if not (
@@ -75,13 +79,18 @@ def check_recipe(card: dict[str, Any], path: Path) -> dict[str, Any]:
             f"data {path}: a digit enlarged {recipe['scale'][1]} times needs imgsz of at least "
             f"{8 * recipe['scale'][1]}, got {recipe['imgsz']}"
         )
+    for key, value in {**recipe, "digits": recipe["digits"][1]}.items():
+        if key in MOST and value > MOST[key]:
+            raise UserError(f"data {path}: {key} may be {MOST[key]} at most, got {short(value)}")
     if not isinstance(recipe["scenes"], dict):
         raise UserError(f"data {path}: scenes must say how many per split, e.g. {DEFAULTS['scenes']}")
     for split, n in recipe["scenes"].items():
         if split not in SHARE:
             raise unknown(f"split in scenes of data {path}:", split, SHARE)
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise UserError(f"data {path}: scenes of {split} must be a whole number from 1, got {n!r}")
+            raise UserError(f"data {path}: scenes of {split} must be a whole number from 1, got {short(n)}")
+        if n > MOST_SCENES:
+            raise UserError(f"data {path}: scenes of {split} may be {MOST_SCENES} at most, got {short(n)}")
     recipe["scenes"] = {**DEFAULTS["scenes"], **recipe["scenes"]}
     return recipe
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.text import read_text
 from utils.errors import UserError, unknown
-from utils.yaml_text import load_yaml
+from utils.yaml_text import load_yaml, short
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -52,6 +52,35 @@ def load_hyp(path: str | Path) -> dict[str, float]:
     if not isinstance(given, dict):
         raise UserError(f"hyp file {path} must hold lines like 'mosaic: 1.0', got {type(given).__name__}")
     return check_hyp(given, f"hyp file {path}")
+
+
+def hyp_of(source: str | Path) -> str | None:
+    """The file of augmentation settings that the card of a data source names (`hyp: FILE`), or None.
+
+    A relative path is looked for beside the card, then in our data/ folder, then as `load_hyp` does. Drawn
+    digits whose card names none have `hyps/default.yaml`: mirrored, a 2 and a 5 are no digits.
+    Raises UserError for a name that is no path of a file; what else may be wrong, its reader says.
+    """
+    from data.yolo_format import yaml_inside
+
+    card = Path(source)
+    found = yaml_inside(card) if card.is_dir() else card
+    if found is None or found.suffix.lower() not in {".yaml", ".yml"} or not found.is_file():
+        return None
+    said = load_yaml(read_text(found), f"data {found}")
+    if not isinstance(said, dict):
+        return None
+    name = said.get("hyp", "hyps/default.yaml" if said.get("format") == "digits" else None)
+    if name is None:
+        return None
+    places = [base / str(name) for base in (found.parent, REPO / "data", Path(), REPO)]
+    file = next((p for p in places if isinstance(name, str) and os.path.isfile(p)), None)
+    if file is None:
+        raise UserError(
+            f"data {found}: hyp must name a file of augmentation settings, got {short(name)}; "
+            f"data/hyps/ holds {', '.join(shipped())}"
+        )
+    return os.path.abspath(file)
 
 
 def check_hyp(given: dict[str, object], where: str = "hyp") -> dict[str, float]:

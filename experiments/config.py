@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from data.hyp import load_hyp
+from data.hyp import hyp_of, load_hyp
 from utils.errors import Malformed, UserError, did_you_mean, unknown
 from utils.steps import STEPS
 from utils.training.settings import AUTO, MAX, Distil, TrainSettings
@@ -297,7 +297,7 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
         raise _one_line(error, source) from None
     exp = _with_files(exp)
     for train in (exp.train, retrain_settings(exp), finetune_settings(exp), rank_settings(exp)):
-        load_hyp(train.hyp_file)
+        load_hyp(hyp_file(exp, train))
     for step in exp.steps:
         if step not in STEPS:
             raise unknown("step", step, STEPS)
@@ -381,6 +381,19 @@ def finetune_settings(exp: Experiment) -> TrainSettings:
 def rank_settings(exp: Experiment) -> TrainSettings:
     """`train` as `rank.train` changes it: how archs are trained from scratch for the comparison."""
     return changed(exp.train, exp.rank.train, "rank.train")
+
+
+def hyp_file(exp: Experiment, train: TrainSettings) -> str:
+    """The file of augmentation settings of a training: named, or for `auto` the data's own, or by length."""
+    return (hyp_of(exp.data) if train.hyp == AUTO else None) or train.hyp_file
+
+
+def augmentation(exp: Experiment, train: TrainSettings) -> str:
+    """Which augmentation a training has, and why, for people."""
+    own = hyp_of(exp.data) if train.hyp == AUTO else None
+    if own is None:
+        return train.augmentation
+    return f"augmentation: {own}, which {exp.data} asks for (train.hyp=FILE for another)"
 
 
 def changed(train: TrainSettings, changes: Mapping[str, Any], block: str) -> TrainSettings:

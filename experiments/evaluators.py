@@ -16,7 +16,7 @@ import torch
 
 from data.dataset import Dataset
 from data.hyp import load_hyp
-from experiments.config import Experiment
+from experiments.config import Experiment, hyp_file
 from experiments.engine.gpus import gpus_to_share, training_device
 from experiments.engine.trial import report_final, report_intermediate
 from experiments.inputs import open_data, open_space
@@ -89,14 +89,14 @@ def prepare(run_dir: str) -> Job:
     run = RunFolder.open(Path(run_dir))
     exp = run.experiment
     dataset = open_data(exp, run.cache)
-    return Job(run, dataset, open_space(exp, dataset), load_hyp(exp.train.hyp_file))
+    return Job(run, dataset, open_space(exp, dataset), load_hyp(hyp_file(exp, exp.train)))
 
 
 def with_schedule(job: Job, settings: TrainSettings, seed: int | None = None) -> Job:
     """The same job trained otherwise, with the augmentation that this schedule asks for."""
     changes = {"train": settings, "seed": job.exp.seed if seed is None else seed}
     run = RunFolder(job.run.path, job.exp.model_copy(update=changes))
-    return replace(job, run=run, hyp=load_hyp(settings.hyp_file))
+    return replace(job, run=run, hyp=load_hyp(hyp_file(job.exp, settings)))
 
 
 def warm_up(run_dir: str) -> None:

@@ -21,7 +21,9 @@ from experiments.config import (
     ROOT,
     Experiment,
     apply_overrides,
+    augmentation,
     check_experiment,
+    hyp_file,
     read_yaml_mapping,
 )
 from experiments.run_folder import RunFolder, cache_beside
@@ -167,7 +169,7 @@ def open_job(run: RunFolder, split_seed: int) -> Job:
 
     exp = run.experiment
     dataset = open_splits(exp, run.cache, split_seed)
-    return Job(run, dataset, open_space(exp, dataset), load_hyp(exp.train.hyp_file))
+    return Job(run, dataset, open_space(exp, dataset), load_hyp(hyp_file(exp, exp.train)))
 
 
 def open_splits(exp: Experiment, cache: Path, split_seed: int) -> Dataset:
@@ -323,7 +325,7 @@ def train_in_full(
     torch.set_num_threads(threads_of(exp))
     torch.manual_seed(exp.seed)
     detector = job.build(arch)
-    print(exp.train.augmentation)
+    print(augmentation(exp, exp.train))
     account = None
     if weights is not None:
         file = read_weights(weights)
@@ -368,7 +370,7 @@ def train_in_full(
         "imgsz": side,
         "seed": exp.seed,
         "train": exp.train.model_dump(mode="json"),
-        "augmentation": exp.train.hyp_file,
+        "augmentation": hyp_file(exp, exp.train),
         "started_from": account.to_dict() if account else None,
         "metrics": metrics,
         "best": {

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from experiments.config import rank_settings
+from experiments.config import augmentation, rank_settings
 from experiments.engine.gpus import hand_out
 from experiments.engine.warm_server import die_with_parent
 from experiments.evaluators import (
@@ -61,7 +61,7 @@ def rank(run: RunFolder) -> None:
         if (arch_key(arch), seed) not in known
     ]
     print(f"rank: {len(archs)} architectures x {len(exp.rank.seeds)} seeds, {len(wanted)} trainings to do")
-    print(rank_settings(exp).augmentation)
+    print(augmentation(exp, rank_settings(exp)))
     bar = tqdm(trained(run, wanted), "rank", len(wanted), unit="training", leave=False, disable=None)
     for trial in bar:
         history.append(trial)

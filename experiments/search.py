@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from experiments.config import augmentation
 from experiments.engine.nni_runtime import SearchRuntime, run_search
 from experiments.evaluators import (
     Job,
@@ -132,7 +133,7 @@ def opening(job: Job) -> str:
         f"{exp.search.concurrency} at a time, on {job.device}"
     )
     if exp.supernet is None:
-        lines.append(exp.train.augmentation)
+        lines.append(augmentation(exp, exp.train))
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.config import finetune_settings, retrain_settings
+from experiments.config import augmentation, finetune_settings, retrain_settings
 from experiments.handover import Found, find, is_result, one_line, train_in_full, trained
 from experiments.run_folder import RunFolder
 from utils.errors import UserError
@@ -162,7 +162,7 @@ def train_family(run: RunFolder) -> None:
     if not exp.family:
         raise UserError("the step `baselines` needs `family: [detector.yaml, ...]` in the experiment")
     note_facts(job)
-    print(exp.train.augmentation)
+    print(augmentation(exp, exp.train))
     line = History(run.path / BASELINES) if "search" in exp.steps else run.history
     known = {t.arch["model"] for t in line.load() if t.state == "complete"}
     for number, path in enumerate(exp.family):

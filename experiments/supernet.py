@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from data.dataset import Dataset, mixed
-from experiments.config import Experiment, SampleSettings, SupernetSettings
+from experiments.config import Experiment, SampleSettings, SupernetSettings, augmentation
 from experiments.evaluators import (
     Job,
     costs,
@@ -83,7 +83,7 @@ def train_supernet(run: RunFolder) -> None:
         f"supernet: {settings_of(job).subnets} on each batch, {job.exp.train.epochs} epochs, "
         f"on {f'{devices} x ' * (devices > 1)}{job.device}, {precision}"
     )
-    print(job.exp.train.augmentation)
+    print(augmentation(job.exp, job.exp.train))
     if devices == 1:
         train_on(make_fabric(job.device, precision), str(run.path))
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.dataset import open_dataset
-from data.hyp import KEYS, load_hyp, shipped
+from data.hyp import KEYS, hyp_of, load_hyp, shipped
 from data.text import read_text
 from tests.data.make import coco_json, image, voc_xml, yolo_set
 from utils.errors import UserError
@@ -173,11 +173,41 @@ def test_cards_that_come_with_us_say_what_to_download(tmp_path, monkeypatch):
         ("scenes: {train: 5}", "'train'"),
         ("scenes: {val: 0}", "scenes of val must be a whole number from 1, got 0"),
         ("scenes: 5", "scenes must say how many per split"),
+        ("scenes: {val: 1000000000}", "scenes of val may be 100000 at most, got 1000000000"),
+        ("digits: [1, 1000000000]", "digits may be 1000 at most, got 1000000000"),
+        ("imgsz: 1000000", "imgsz may be 4096 at most, got 1000000"),
+        ("noise: 99999999999999999999", "noise may be 255 at most, got 99999999999999999999"),
     ],
 )
 def test_digit_recipes(tmp_path, line, says):
     (tmp_path / "d.yaml").write_text(f"format: digits\n{line}\n")
     fails(tmp_path, tmp_path / "d.yaml", says)
+
+
+def test_a_card_names_the_augmentation_of_its_data(tmp_path):
+    hyps = Path(read_text.__code__.co_filename).parent / "hyps"
+    assert hyp_of("data/digits.yaml") == str(hyps / "default.yaml")
+    card = tmp_path / "data.yaml"
+    card.write_text("train: images\nhyp: mine.yaml\n")
+    with pytest.raises(UserError, match=r"hyp must name a file of augmentation settings, got 'mine\.yaml'; "):
+        hyp_of(card)
+    (tmp_path / "mine.yaml").write_text("fliplr: 0.5\n")
+    assert hyp_of(card) == hyp_of(tmp_path) == str(tmp_path / "mine.yaml")
+    for text, file in (
+        ("train: images\n", None),
+        ("train: images\nhyp: hyps/scratch-med.yaml\n", hyps / "scratch-med.yaml"),
+        ("train: images\nhyp: data/hyps/default.yaml\n", hyps / "default.yaml"),
+        ("format: digits\n", hyps / "default.yaml"),  # whoever drew them
+        ("format: digits\nhyp: mine.yaml\n", tmp_path / "mine.yaml"),
+        ("[a, list]", None),
+    ):
+        card.write_text(text)
+        assert hyp_of(card) == (file and str(file)), text
+    card.write_text("train: images\nhyp: [0.5]\n")
+    with pytest.raises(UserError, match="hyp must name a file"):
+        hyp_of(card)
+    for kind in ("folder", "instances.json"):
+        assert hyp_of(tmp_path / kind) is None
 
 
 def test_hyp_files(tmp_path):

@@ -1,5 +1,6 @@
 """Every layout against numbers worked out by hand, and a user's folder that nobody writes into."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -349,6 +350,31 @@ def test_the_source_is_not_touched_and_the_cache_notices_changes(tmp_path, monke
     assert len(open_dataset(root / "data.yaml", cache).splits["train"]) == len(first.splits["train"]) + 1
     next(cache.glob("*.npz")).write_bytes(b"torn")
     assert len(open_dataset(root / "data.yaml", cache).splits["train"]) == len(first.splits["train"]) + 1
+
+
+def test_a_cache_file_of_another_version_or_with_odd_parts_is_read_again(tmp_path):
+    root, cache = yolo_set(tmp_path), tmp_path / "cache"
+    first = open_dataset(root / "data.yaml", cache)
+    memory = next(cache.glob("*.npz"))
+    with np.load(memory) as file:
+        arrays = dict(file)
+    header = json.loads(arrays["header"].tobytes())
+    for change in (
+        {"account": {"counts": {"clipped": 2}, "examples": {}, "notices": []}},  # as an older version had it
+        {"account": {"places": {"no such reason": {"a.jpg": 1}}, "notices": []}},
+        {"account": {"places": [], "notices": 3}},
+        {"version": 2},
+        {"names": ["one"]},
+        {"splits": {"train": 1}},
+        {"contents": []},
+        {"images": None},
+    ):
+        text = np.frombuffer(json.dumps(header | change).encode(), np.uint8)
+        np.savez(memory, **(arrays | {"header": text}))
+        assert open_dataset(root / "data.yaml", cache).summary() == first.summary(), change
+    for change in ({"boxes": np.zeros((1, 3))}, {"counts": np.array([7])}, {"shapes": np.zeros(3)}):
+        np.savez(memory, **(arrays | change))
+        assert open_dataset(root / "data.yaml", cache).summary() == first.summary(), change
 
 
 # Carving

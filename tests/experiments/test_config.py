@@ -6,8 +6,10 @@ from data.hyp import load_hyp
 from experiments import config
 from experiments.config import (
     ROOT,
+    augmentation,
     describe_keys,
     finetune_settings,
+    hyp_file,
     known_keys,
     load_experiment,
     rank_settings,
@@ -86,6 +88,29 @@ def test_retrain_finetune_and_rank_choose_for_their_own_length(file):
     assert chosen == [f"data/hyps/{n}.yaml" for n in ("scratch-med", "default", "default")]
     exp = load_experiment(file, ["train.hyp=auto", "retrain={hyp: hyp.yaml}"])
     assert retrain_settings(exp).hyp_file == str(file.parent / "hyp.yaml")
+
+
+def test_data_that_names_its_own_augmentation_has_that_where_nobody_names_another(file):
+    (file.parent / "data.yaml").write_text("names: [a]\nhyp: hyps/scratch-med.yaml\n")
+    exp = load_experiment(file, ["train.hyp=auto", "train.epochs=60", "finetune.hyp=hyp.yaml"])
+    for settings in (exp.train, retrain_settings(exp), rank_settings(exp)):
+        assert hyp_file(exp, settings) == str(ROOT / "data/hyps/scratch-med.yaml")
+        assert f"scratch-med.yaml, which {file.parent / 'data.yaml'} asks for" in augmentation(exp, settings)
+    assert hyp_file(exp, finetune_settings(exp)) == str(file.parent / "hyp.yaml")
+    exp = load_experiment(file)
+    assert hyp_file(exp, exp.train) == str(file.parent / "hyp.yaml")
+    (file.parent / "data.yaml").write_text("names: [a]\nhyp: nowhere.yaml\n")
+    with pytest.raises(
+        UserError, match=r"hyp must name a file of augmentation settings, got 'nowhere\.yaml'"
+    ):
+        load_experiment(file, ["train.hyp=auto"])
+
+
+def test_no_shipped_experiment_mirrors_the_digits():
+    off = load_hyp("data/hyps/default.yaml")
+    for path in SHIPPED:
+        exp = load_experiment(path, ["train.epochs=300"])
+        assert exp.data.endswith("digits.yaml") and load_hyp(hyp_file(exp, exp.train)) == off
 
 
 def test_the_short_shipped_experiments_train_without_augmentation_as_they_always_did():

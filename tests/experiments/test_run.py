@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -265,7 +266,7 @@ def test_a_run_goes_on_with_the_augmentation_that_it_had(tiny):
         run.resume_with(load_experiment(tiny, ["train.epochs=60", "train.hyp=data/hyps/scratch-low.yaml"]))
 
 
-def test_what_trains_says_its_augmentation_and_a_longer_retraining_has_its_own(tiny, capsys, monkeypatch):
+def test_what_trains_says_its_augmentation_and_a_retraining_has_its_own(tiny, capsys, monkeypatch):
     seen = {}
 
     def at_once(job, arch, folder, weights=None, *, kind="retrain", calibration=0):
@@ -273,8 +274,9 @@ def test_what_trains_says_its_augmentation_and_a_longer_retraining_has_its_own(t
         raise KeyboardInterrupt
 
     monkeypatch.setattr("experiments.steps.train_in_full", at_once)
-    assert run(tiny, "search.max_trials=1", "retrain.epochs=60", "--steps", "search,retrain") == 130
-    assert "default.yaml, chosen for 1 epochs" in capsys.readouterr().out
+    hyp = "retrain.hyp=data/hyps/scratch-low.yaml"
+    assert run(tiny, "search.max_trials=1", hyp, "--steps", "search,retrain") == 130
+    assert re.search(r"augmentation: .*hyps/default.yaml, which .* asks for", capsys.readouterr().out)
     assert seen["retrain"] == load_hyp("data/hyps/scratch-low.yaml")
 
 

@@ -82,8 +82,8 @@ class TrainSettings(BaseModel):
     )
     hyp: str = Field(
         AUTO,
-        description="file of augmentation settings and loss gains; auto: one of data/hyps/ by the epochs of "
-        f"this training: {augmentation_by_length()}",
+        description="file of augmentation settings and loss gains; auto: the one that the data's card names "
+        f"(`hyp: FILE`), else one of data/hyps/ by the epochs of this training: {augmentation_by_length()}",
     )
     workers: int | None = Field(
         None, ge=0, le=1024, description="loader processes; by default 0 on CPU, 4 on CUDA"
