@@ -211,7 +211,12 @@ class Experiment(Strict):
     name: str = Field(description="the run's folder below runs/")
     space: str = Field(description="detector YAML with its choices")
     data: str = Field("data/digits.yaml", description="YOLO YAML, VOC folder or COCO JSON")
-    imgsz: int = Field(64, ge=32, le=16_384, description="side of the square input, pixels; a multiple of 32")
+    imgsz: int = Field(
+        64,
+        ge=32,
+        le=16_384,
+        description="side of the square input, pixels; a multiple of the network's stride, 32 for most",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     seed: int = Field(
         0, ge=0, lt=2**63, description="of weights, splits, the order of images and the strategy's choices"
@@ -254,8 +259,8 @@ class Experiment(Strict):
     @field_validator("imgsz")
     @classmethod
     def _imgsz_fits_the_strides(cls, value: int) -> int:
-        if value % 32:
-            raise ValueError(f"a multiple of 32 is needed, the nearest is {max(32, round(value / 32) * 32)}")
+        if value % 4:  # the space knows more: experiments/inputs.py
+            raise ValueError(f"a multiple of 4 is needed, the nearest is {max(32, round(value / 4) * 4)}")
         return value
 
 

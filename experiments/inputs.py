@@ -8,10 +8,10 @@ from data.boxes import LEAST_SIDE, small_boxes
 from data.dataset import Dataset, open_dataset
 from experiments.config import Experiment
 from models.networks import open_any_space
-from models.space import Space
+from models.space import Space, check_side
 from utils.errors import UserError
 
-PUBLISHED = {"detect": 80, "classify": 1000}  # classes of COCO and of ImageNet
+PUBLISHED = {"detect": (80, 20), "classify": (1000,)}  # classes of COCO, Pascal VOC and ImageNet
 
 
 def open_data(exp: Experiment, cache: Path) -> Dataset:
@@ -44,16 +44,19 @@ def _too_small(exp: Experiment, dataset: Dataset) -> tuple[int, int, str]:
 
 
 def open_space(exp: Experiment, dataset: Dataset) -> Space:
-    """The experiment's space with the data's classes. Raises UserError when its `nc` says otherwise.
+    """The experiment's space with the data's classes. Raises UserError when its `nc` says otherwise, and for
+    an `imgsz` that its networks cannot have.
 
-    Published files all say nc: 80, or 1000 for classifiers, whatever they are used on, so that is no
+    Published files all say nc: 80 or 20, or 1000 for classifiers, whatever they are used on, so that is no
     statement about the data.
     """
     space = open_any_space(exp.space, nc=dataset.nc)
     said = space.model.get("nc", dataset.nc)
-    if said not in (PUBLISHED[space.task], dataset.nc):
+    if said not in (*PUBLISHED[space.task], dataset.nc):
         raise UserError(
             f"{exp.space} says nc: {said}, but {dataset.name} has {dataset.nc} classes "
             f"({', '.join(dataset.names)}); remove nc from the file, or correct it"
         )
+    if "resolution" not in space.choices:
+        check_side(exp.imgsz, space.stride)
     return space

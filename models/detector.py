@@ -50,6 +50,7 @@ class Network(nn.Module):
         old_names: heads of names in older weight files -> what they are now.
         aliases: what layers are called in other people's weight files; class_rows: layer -> how its rows hang
             on classes. Both as models/foreign_names.py says.
+        coded: what the numbers of a raw output refer to, beside its shapes: anchors. A teacher has the same.
     """
 
     outputs: tuple[str, ...] = ("boxes", "scores")
@@ -57,6 +58,7 @@ class Network(nn.Module):
     old_names: ClassVar[Mapping[str, str]] = {}
     aliases: Sequence[Alias] = ()
     class_rows: Mapping[str, ClassRows] = {}
+    coded: Mapping[str, Any] = {}
 
     def __init__(self, nc: int, stride: int, coarsest: int | None = None) -> None:
         super().__init__()

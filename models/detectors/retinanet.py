@@ -91,7 +91,7 @@ class RetinaNet(Network):
         maps = self.neck(self.backbone(images))
         logits, offsets = self.cls(maps), self.box(maps)
         anchors = torch.cat([self._anchors(i, x, images) for i, x in enumerate(logits)])
-        return _flat(logits, self.nc), _flat(offsets, 4), anchors
+        return flat(logits, self.nc), flat(offsets, 4), anchors
 
     def losses(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
         """`cls` (focal) and `box` (GIoU). Each image's sums are divided by its matched anchors (at least 1),
@@ -199,7 +199,7 @@ def _norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x)
 
 
-def _flat(maps: list[Tensor], values: int) -> Tensor:
+def flat(maps: list[Tensor], values: int) -> Tensor:
     """[B, anchors x values, H, W] of each level -> [B, all anchors, values]."""
     rows = [x.unflatten(1, (-1, values)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in maps]
     return torch.cat(rows, 1)

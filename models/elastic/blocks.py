@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from models.elastic.dims import Dim, as_dim, combine, divisible
@@ -133,17 +134,23 @@ class Bottleneck(Residual):
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighted by a sigmoid of two 1x1 convolutions of their means (arXiv 1709.01507)."""
+    """Channels weighted by a sigmoid of two 1x1 convolutions of their means (arXiv 1709.01507).
 
-    def __init__(self, channels: Size, squeeze: float = 0.25) -> None:
+    gate: what stands for the sigmoid.
+    """
+
+    def __init__(
+        self, channels: Size, squeeze: float = 0.25, gate: Callable[[Tensor], Tensor] = torch.sigmoid
+    ) -> None:
         super().__init__()
+        self.gate = gate
         inner = middle(channels, squeeze)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.reduce = ElasticConv2d(channels, inner, 1, bias=True)
         self.expand = ElasticConv2d(inner, channels, 1, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.expand(self.reduce(self.pool(x)).relu()).sigmoid()
+        return x * self.gate(self.expand(self.reduce(self.pool(x)).relu()))
 
 
 class LinearBlock(nn.Sequential):

@@ -4,8 +4,9 @@
     network: {detector: classifier, backbone: mine.py}
     network: mine.py                                  # the whole of it
 
-A file says of itself, in literals: PARTS, OPTIONS, STRIDE (a backbone or a whole), TASK (a detector or a
-whole). Its function `build` makes
+A file says of itself, in literals: PARTS, OPTIONS, STRIDE (a backbone or a whole; a detector that
+takes more sides of images than its backbone's stride divides), TASK (a detector or a whole).
+Its function `build` makes
     a backbone of (part, ch, options): see models/elastic/stages.py
     a detector of (backbone, stride, parts, nc, options): a Network of models/detector.py
     a whole of (space): the same
@@ -30,11 +31,13 @@ from utils.errors import UserError, unknown
 MODELS = Path(__file__).resolve().parents[1]
 DETECTORS = {
     "retinanet": MODELS / "detectors/retinanet.py",
+    "ssd": MODELS / "detectors/ssd.py",
     "classifier": MODELS / "detectors/classifier.py",
 }
 BACKBONES = {
     "resnet": MODELS / "backbones/resnet.py",
     "regnet": MODELS / "backbones/regnet.py",
+    "mobilenet": MODELS / "backbones/mobilenet.py",
 }
 NETWORKS = {"retinanet": ("retinanet", "resnet"), "regnet": ("classifier", "regnet")}  # short names
 
@@ -44,7 +47,8 @@ class Declared(BaseModel):
 
     PARTS: name of a part -> its dims -> their value where a YAML is silent (None: it must say); `depth` is
         one of them and gives the number of stages (None: any).
-    STRIDE: image sides are multiples of it. OPTIONS: settings that are not searched, and their defaults.
+    STRIDE: image sides are multiples of it; a backbone's last map has it.
+    OPTIONS: settings that are not searched, and their defaults.
     """
 
     PARTS: dict[str, dict[str, Any]]
@@ -64,13 +68,17 @@ class Declared(BaseModel):
 
 @dataclass(frozen=True)
 class Composed:
-    """The files of a network, and what they say together. backbone: None where the detector is all of it."""
+    """The files of a network, and what they say together. backbone: None where the detector is all of it.
+
+    stride: image sides are multiples of it. scale: the stride of the backbone's last map.
+    """
 
     name: str
     detector: Path
     backbone: Path | None
     parts: dict[str, dict[str, Any]]
     stride: int
+    scale: int
     task: str
     options: dict[str, Any]
 
@@ -85,7 +93,7 @@ class Composed:
             return load(self.detector).build(space)
         backbone = load(self.backbone).build(parts["backbone"], ch, options)
         others = {name: part for name, part in parts.items() if name != "backbone"}
-        return load(self.detector).build(backbone, self.stride, others, nc, options)
+        return load(self.detector).build(backbone, self.scale, others, nc, options)
 
 
 def compose(network: Any) -> Composed:
@@ -113,13 +121,15 @@ def compose(network: Any) -> Composed:
     if set(base.PARTS) != {"backbone"}:
         raise UserError(f"{below} is no backbone: its PARTS should be backbone alone, got {list(base.PARTS)}")
     parts, options = base.PARTS | said.PARTS, base.OPTIONS | said.OPTIONS
-    return Composed(name, above, below, parts, _stride(below, base), said.TASK, options)
+    scale = _stride(below, base)
+    return Composed(name, above, below, parts, said.STRIDE or scale, scale, said.TASK, options)
 
 
 def _whole(network: str) -> Composed:
     path = _find("network", network, {}, known=NETWORKS)
     said = declared(path)
-    return Composed(network, path, None, said.PARTS, _stride(path, said), said.TASK, said.OPTIONS)
+    stride = _stride(path, said)
+    return Composed(network, path, None, said.PARTS, stride, stride, said.TASK, said.OPTIONS)
 
 
 def _stride(path: Path, said: Declared) -> int:

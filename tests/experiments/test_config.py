@@ -131,7 +131,7 @@ def test_the_short_shipped_experiments_train_without_augmentation_as_they_always
         ("train.epochs=soon", "train.epochs: 'soon' does not fit"),
         ("train.epochs=0", "train.epochs: 0 does not fit"),
         ("train.lr=.nan", "train.lr"),
-        ("imgsz=100", "a multiple of 32 is needed, the nearest is 96"),
+        ("imgsz=99", "a multiple of 4 is needed, the nearest is 100"),
         ("search.engine=nmi", "unknown search.engine 'nmi'; did you mean 'nni'?"),
         ("steps=[serch]", "unknown step 'serch'; did you mean 'search'?"),
         ("data=dota.yaml", "data: 'dota.yaml' does not exist; did you mean 'data.yaml'?"),

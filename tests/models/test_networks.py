@@ -35,8 +35,23 @@ YOLO = {
     ],
     "head": [[-1, 1, "C3", [16, False]], [[2, 4], 1, "Detect", ["nc"]]],
 }
+SSD = {
+    "network": {"detector": "ssd", "backbone": "mobilenet"},
+    "nc": 3,
+    "backbone": {"depth": [1] * 4, "expand_ratio": 2, "kernel_size": [3, 3, 5, 3]},
+    "neck": {"depth": [1], "out_channel": [8]},
+    "head": {"depth": [1]},
+    "options": {
+        "layer_channels": [8, 8, 8, 8, 8, 16],
+        "strides": [2, 2, 2, 2],
+        "squeeze": [2],
+        "scales": [0.2, 0.4, 0.6, 0.8],
+        "aspect_ratios": [[2], [2], [2]],
+    },
+}
 MODELS = {
     "yolo": YOLO,
+    "ssd": SSD,
     "retinanet": RETINANET,
     "classifier": {
         "network": {"detector": "classifier", "backbone": "resnet"},
@@ -186,6 +201,7 @@ def test_every_parameter_is_in_one_part(made, name):
         == {
             "yolo": {"backbone", "neck", "head"},
             "retinanet": {"backbone", "neck", "head"},
+            "ssd": {"backbone", "neck", "head"},
             "classifier": {"backbone", "head"},
             "mine": {"head"},
         }[name]
@@ -209,7 +225,7 @@ def test_a_teacher_teaches_or_says_that_it_cannot(made, name):
     assert sum(map(float, same.values())) < sum(map(float, apart.values()))
 
 
-@pytest.mark.parametrize("name", ["retinanet", "classifier", "mine"])
+@pytest.mark.parametrize("name", ["retinanet", "ssd", "classifier", "mine"])
 @pytest.mark.parametrize("format", ["pt", "onnx"])
 def test_exports_give_what_decode_gives(made, name, format, tmp_path):
     supernet, arch, plain = made[name]
