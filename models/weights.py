@@ -393,7 +393,7 @@ def _namings(file: WeightFile, net: Any, shapes: Shapes) -> Iterator[Naming]:
     if most == len(shapes):
         return
     older = [(rf"{re.escape(old)}(.*)", rf"{new}\1") for old, new in getattr(net, "old_names", {}).items()]
-    aliases = [(re.compile(pattern), name) for pattern, name in (*getattr(net, "aliases", ()), *older)]
+    aliases = [(re.compile(pattern), name) for pattern, name in (*older, *getattr(net, "aliases", ()))]
     renamed: Mapping[str, str] = {}
     if hasattr(getattr(net, "model", None), "yaml") and most < POOR * len(file.state):
         renamed = {new: f"model.{old}" for new, old in expand(net.model).renamed.items()}

@@ -1,6 +1,7 @@
 """One contract for every network, elastic and plain: what is here may be relied on wherever one is used."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from models.detector import Network
 from models.export import export
 from models.networks import open_any_space
 from models.supernet import Supernet
+from models.weights import WeightFile, load_weights
 from tests.models.elastic_kinds import scramble
 from utils.errors import UserError
 from utils.training.mimic import check, tensors
@@ -257,3 +259,15 @@ def test_weights_of_older_versions_fit_a_classifier(made):
     assert all(
         torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), net.state_dict().values(), strict=True)
     )
+
+
+def test_a_whole_weight_file_of_an_older_version_fits_a_classifier(made):
+    net = nets(made, "classifier")[1]
+    state = {k.removeprefix("backbone."): v for k, v in net.state_dict().items()}
+    fresh = copy.deepcopy(net)
+    for p in fresh.parameters():
+        nn.init.zeros_(p)
+    account = load_weights(fresh, WeightFile(Path("old.pt"), "state dict", state), whole=True)
+    assert account.share == 1.0 and not account.left_over
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], tensor)
