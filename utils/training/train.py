@@ -94,9 +94,7 @@ def train(
     learning = lesson(detector)
     model, optimizer = fabric.setup(learning.module, optimizer)
     loader = shard(train_loader, fabric)
-    batches, clip = len(loader), settings.clip
-    steps_per_epoch = math.ceil(batches / settings.accumulate)
-    schedule = Schedule(settings, steps_per_epoch)
+    schedule = Schedule(settings, math.ceil(len(loader) / settings.accumulate))
     ema = Ema(detector, flat, settings.ema_decay, settings.ema_tau or min(2000.0, schedule.steps / 2))
     identity = {
         **settings.model_dump(exclude={"checkpoint_seconds", "workers"}),
@@ -105,43 +103,11 @@ def train(
     }
     state = State(detector, ema, optimizer, fabric, checkpoint, settings, identity)
     state.load()
+    works = Works(settings, fabric, model, learning, loader, optimizer, schedule, ema, frozen)
 
     with plain_failures(settings):
         for epoch in range(state.epoch, settings.epochs):
-            model.train()
-            learning.epoch = epoch + 1
-            for norm in frozen:
-                norm.eval()
-            set_epoch(loader, epoch)
-            watch, labels = Watch(epoch), 0
-            title = f"epoch {epoch + 1}/{settings.epochs}"
-            bar = tqdm(loader, title, leave=False, disable=silent if lead else True)
-            for i, batch in enumerate(bar):
-                # The last window of an epoch may be shorter: its mean is over what it has.
-                window = min(settings.accumulate, batches - i // settings.accumulate * settings.accumulate)
-                closes = (i + 1) % settings.accumulate == 0 or i + 1 == batches
-                batch = prepare(batch, device)
-                labels += len(batch.get("cls", "?"))
-
-                watch.add(
-                    *learning.backward(model, batch, fabric, share=1 / window, last=closes, step=state.step)
-                )
-
-                if closes:
-                    lr = schedule.apply(optimizer, state.step)
-                    if clip:
-                        fabric.clip_gradients(model, optimizer, max_norm=clip, error_if_nonfinite=False)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=False)
-                    ema.update(state.step)
-                    state.step += 1
-
-            row = {"epoch": epoch + 1, **watch.close(), "lr": lr}
-            if epoch == 0 and labels == 0:
-                raise TrainingFailed(
-                    "there is not one label in the training images: nothing to learn from "
-                    "(boxes of 2 pixels or less at the size of training are dropped)"
-                )
+            row = one_pass(works, state, epoch, disable=silent if lead else True)
             due = (epoch + 1) % settings.val_every == 0 or epoch + 1 == settings.epochs
             if evaluate and due and lead:
                 state.metrics = evaluate(ema.detector, epoch + 1 == settings.epochs)
@@ -153,6 +119,60 @@ def train(
     flat.release()
     ema.flat.release()
     return TrainResult(ema.detector, state.curve, state.metrics, state.seconds, state.step)
+
+
+@dataclass(frozen=True)
+class Works:
+    """What a pass over the images works with. frozen: batch norms that stay in eval mode."""
+
+    settings: TrainSettings
+    fabric: Fabric
+    model: Any
+    learning: Lesson
+    loader: Any
+    optimizer: Any
+    schedule: Schedule
+    ema: Ema
+    frozen: list[nn.Module]
+
+
+def one_pass(works: Works, state: State, epoch: int, *, disable: bool | None) -> Row:
+    """Train on all images once; returns epoch, losses and learning rate. disable: the bar."""
+    settings, fabric, model, optimizer = works.settings, works.fabric, works.model, works.optimizer
+    batches, clip = len(works.loader), settings.clip
+    model.train()
+    works.learning.epoch = epoch + 1
+    for norm in works.frozen:
+        norm.eval()
+    set_epoch(works.loader, epoch)
+    watch, labels = Watch(epoch), 0
+    bar = tqdm(works.loader, f"epoch {epoch + 1}/{settings.epochs}", leave=False, disable=disable)
+    for i, batch in enumerate(bar):
+        # The last window of an epoch may be shorter: its mean is over what it has.
+        window = min(settings.accumulate, batches - i // settings.accumulate * settings.accumulate)
+        closes = (i + 1) % settings.accumulate == 0 or i + 1 == batches
+        batch = prepare(batch, fabric.device)
+        labels += len(batch.get("cls", "?"))
+
+        found = works.learning.backward(model, batch, fabric, share=1 / window, last=closes, step=state.step)
+        watch.add(*found)
+
+        if closes:
+            lr = works.schedule.apply(optimizer, state.step)
+            if clip:
+                fabric.clip_gradients(model, optimizer, max_norm=clip, error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+            works.ema.update(state.step)
+            state.step += 1
+
+    row = {"epoch": epoch + 1, **watch.close(), "lr": lr}
+    if epoch == 0 and labels == 0:
+        raise TrainingFailed(
+            "there is not one label in the training images: nothing to learn from "
+            "(boxes of 2 pixels or less at the size of training are dropped)"
+        )
+    return row
 
 
 def seed_everything(seed: int) -> None:
