@@ -60,20 +60,23 @@ def _bare(name: str) -> str:
 
 
 def published_names(count: int) -> list[str]:
-    """The classes of COCO or ImageNet, where a file without names has as many; [] for any other number."""
+    """The classes of COCO or ImageNet, where a file without names has as many; [] for any other number.
+
+    torchvision counts 91 in COCO, the background among them; 90 where that is counted apart.
+    """
     if count == 80:
         package = find_spec("ultralytics")  # located, not imported
         for root in (package and package.submodule_search_locations) or ():
             said = yaml.safe_load((Path(root) / "cfg/datasets/coco.yaml").read_text(encoding="utf-8"))
             return [str(name) for name in said["names"].values()]
-    if count in (91, 1000):
+    if count in (90, 91, 1000):
         from torchvision.models import ResNet18_Weights
         from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
         meta = (
-            RetinaNet_ResNet50_FPN_Weights.COCO_V1 if count == 91 else ResNet18_Weights.IMAGENET1K_V1
+            ResNet18_Weights.IMAGENET1K_V1 if count == 1000 else RetinaNet_ResNet50_FPN_Weights.COCO_V1
         ).meta
-        return list(meta["categories"])
+        return list(meta["categories"])[-count:]
     return []
 
 
@@ -117,6 +120,20 @@ def retina_head() -> list[Alias]:
         (r"head\.classification_head\.cls_logits\.(.*)", r"cls.predict.\1"),
         (r"head\.regression_head\.conv\.(\d+)\.0\.(.*)", r"box.blocks.\1.conv.\2"),
         (r"head\.regression_head\.bbox_reg\.(.*)", r"box.predict.\1"),
+    ]
+
+
+def faster_head() -> list[Alias]:
+    """Of the two stages of Faster R-CNN, with two linear layers, or four convolutions and one."""
+    box = r"roi_heads\.box_head"
+    return [
+        (r"rpn\.head\.conv\.(weight|bias)", r"rpn.head.conv.0.conv.\1"),  # of files before torchvision 0.13
+        (r"rpn\.head\.conv\.(\d+)\.0\.(.*)", r"rpn.head.conv.\1.conv.\2"),
+        (rf"{box}\.fc6\.(.*)", r"roi_heads.box_head.blocks.0.linear.\1"),
+        (rf"{box}\.fc7\.(.*)", r"roi_heads.box_head.blocks.1.linear.\1"),
+        (rf"{box}\.([0-3])\.0\.(.*)", r"roi_heads.box_head.convs.\1.conv.\2"),
+        (rf"{box}\.([0-3])\.1\.(.*)", r"roi_heads.box_head.convs.\1.norm.\2"),
+        (rf"{box}\.5\.(.*)", r"roi_heads.box_head.blocks.0.linear.\1"),
     ]
 
 

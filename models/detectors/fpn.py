@@ -25,16 +25,20 @@ def levels_of(part: Part, maps: int) -> tuple[int, int]:
 
 
 class Fpn(nn.Module):
-    """FPN (arXiv 1612.03144): laterals summed top-down, one convolution each; further levels by stride 2."""
+    """FPN (arXiv 1612.03144): laterals summed top-down, one convolution each; further levels by stride 2.
 
-    def __init__(self, part: Part, widths: Sequence[Dim], levels: int) -> None:
+    pooled: further levels are every second position of the one before, without weights (Faster R-CNN).
+    """
+
+    def __init__(self, part: Part, widths: Sequence[Dim], levels: int, pooled: bool = False) -> None:
         super().__init__()
         inner, out = part.dim("out_channel", 0), part.dim("out_channel", 1)
         lateral, kernel = part.dim("kernel_size", 0), part.dim("kernel_size", 1)
         self.laterals = nn.ModuleList(ElasticConv2d(w, inner, lateral, bias=True) for w in widths)
         self.outputs = nn.ModuleList(ElasticConv2d(inner, out, kernel, bias=True) for _ in widths)
-        more = levels - len(widths)
-        self.further = nn.ModuleList(ElasticConv2d(out, out, kernel, 2, bias=True) for _ in range(more))
+        self.more = levels - len(widths)
+        convs = 0 if pooled else self.more
+        self.further = nn.ModuleList(ElasticConv2d(out, out, kernel, 2, bias=True) for _ in range(convs))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         xs = [conv(x) for conv, x in zip(self.laterals, maps[-len(self.laterals) :], strict=True)]
@@ -43,4 +47,6 @@ class Fpn(nn.Module):
         found = [conv(x) for conv, x in zip(self.outputs, xs, strict=True)]
         for conv in self.further:
             found.append(conv(found[-1]))
+        for _ in range(self.more - len(self.further)):
+            found.append(F.max_pool2d(found[-1], 1, 2))
         return found

@@ -18,6 +18,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_convert, box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
 from models.detector import Batch, Network
+from models.detectors.anchors import anchors_at, check_anchors, decoded, flat
 from models.detectors.fpn import Fpn, levels_of
 from models.elastic.blocks import Norm
 from models.elastic.dims import Dim
@@ -25,7 +26,6 @@ from models.elastic.layers import ElasticConv2d, ElasticDepth
 from models.elastic.parts import Part
 from models.elastic.stages import Backbone, norm_of
 from models.foreign_names import ClassRows, backbones, fpn, retina_head
-from utils.errors import UserError
 from utils.training.distill import confidence, soft_scores, weighted
 
 # Dims of each part -> their value where the YAML is silent (None: it must say); depth -> number of stages.
@@ -46,14 +46,7 @@ def build(
     backbone: Backbone, stride: int, parts: Mapping[str, Part], nc: int, options: Mapping[str, Any]
 ) -> Network:
     """Over any backbone. Raises UserError for options and necks that cannot be."""
-    for key in ("anchor_scales", "anchor_ratios"):
-        given = options[key]
-        if (
-            not isinstance(given, list)
-            or not given
-            or not all(isinstance(v, (int, float)) and v > 0 for v in given)
-        ):
-            raise UserError(f"option {key} should be positive numbers, got {given!r}")
+    check_anchors(options)
     return RetinaNet(backbone, stride, parts["neck"], parts["head"], nc, options)
 
 
@@ -90,7 +83,9 @@ class RetinaNet(Network):
         """H and W multiples of `stride`."""
         maps = self.neck(self.backbone(images))
         logits, offsets = self.cls(maps), self.box(maps)
-        anchors = torch.cat([self._anchors(i, x, images) for i, x in enumerate(logits)])
+        anchors = torch.cat(
+            [anchors_at(c, x, images) for c, x in zip(self.anchors.cell_anchors, logits, strict=True)]
+        )
         return flat(logits, self.nc), flat(offsets, 4), anchors
 
     def losses(self, raw: Raw, batch: Batch) -> dict[str, Tensor]:
@@ -135,18 +130,7 @@ class RetinaNet(Network):
     def decode(self, raw: Raw, images: Tensor) -> tuple[Tensor, Tensor]:
         """The same numbers as torchvision's box coder gives."""
         logits, offsets, anchors = raw[0].float(), raw[1].float(), raw[2]
-        sides = anchors[:, 2:] - anchors[:, :2]
-        centres = offsets[..., :2] * sides + (anchors[:, :2] + sides / 2)
-        halves = offsets[..., 2:].clamp(max=self.coder.bbox_xform_clip).exp() * sides / 2
-        return torch.cat((centres - halves, centres + halves), -1), logits.sigmoid()
-
-    def _anchors(self, level: int, x: Tensor, images: Tensor) -> Tensor:
-        """[h x w x anchors of a position, 4] of a level's map; the numbers of torchvision's generator."""
-        (h, w), (height, width) = x.shape[-2:], images.shape[-2:]
-        ys = torch.arange(h, device=x.device)[:, None].expand(h, w).flatten() * (height // h)
-        xs = torch.arange(w, device=x.device)[None].expand(h, w).flatten() * (width // w)
-        shifts = torch.stack((xs, ys, xs, ys), 1).float()
-        return (shifts[:, None] + self.anchors.cell_anchors[level].to(x.device)).flatten(0, 1)
+        return decoded(offsets, anchors, self.coder.bbox_xform_clip), logits.sigmoid()
 
     def _match(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         """Number of the box that each anchor answers for; negative where there is none."""
@@ -197,9 +181,3 @@ def _norm(norm: nn.Module, x: Tensor) -> Tensor:
         finally:
             norm.train()
     return norm(x)
-
-
-def flat(maps: list[Tensor], values: int) -> Tensor:
-    """[B, anchors x values, H, W] of each level -> [B, all anchors, values]."""
-    rows = [x.unflatten(1, (-1, values)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in maps]
-    return torch.cat(rows, 1)

@@ -20,7 +20,7 @@ from torchvision.ops import box_convert, box_iou, sigmoid_focal_loss
 
 from models.backbones.mobilenet import InvertedResidual
 from models.detector import Batch, Network, evaluating
-from models.detectors.retinanet import flat
+from models.detectors.anchors import flat
 from models.elastic.blocks import ConvBlock, Norm
 from models.elastic.dims import Dim, fixed
 from models.elastic.layers import ElasticConv2d

@@ -30,6 +30,7 @@ from utils.errors import UserError, unknown
 
 MODELS = Path(__file__).resolve().parents[1]
 DETECTORS = {
+    "faster_rcnn": MODELS / "detectors/faster_rcnn.py",
     "retinanet": MODELS / "detectors/retinanet.py",
     "ssd": MODELS / "detectors/ssd.py",
     "classifier": MODELS / "detectors/classifier.py",

@@ -27,6 +27,14 @@ RETINANET = {
     "neck": {"depth": [2, 3], "out_channel": 8},
     "head": {"depth": [1], "out_channel": 8},
 }
+FASTER = {
+    "network": {"detector": "faster_rcnn", "backbone": "resnet"},
+    "nc": 3,
+    "backbone": BACKBONE,
+    "neck": {"depth": [2, 3], "out_channel": 8},
+    "head": {"depth": [2], "out_channel": 16},
+    "options": {"candidates": 24, "proposals": 24},
+}
 YOLO = {
     "nc": 3,
     "backbone": [
@@ -55,6 +63,7 @@ MODELS = {
     "yolo": YOLO,
     "ssd": SSD,
     "retinanet": RETINANET,
+    "faster_rcnn": FASTER,
     "classifier": {
         "network": {"detector": "classifier", "backbone": "resnet"},
         "nc": 3,
@@ -204,6 +213,7 @@ def test_every_parameter_is_in_one_part(made, name):
             "yolo": {"backbone", "neck", "head"},
             "retinanet": {"backbone", "neck", "head"},
             "ssd": {"backbone", "neck", "head"},
+            "faster_rcnn": {"backbone", "neck", "head"},
             "classifier": {"backbone", "head"},
             "mine": {"head"},
         }[name]
@@ -213,8 +223,9 @@ def test_every_parameter_is_in_one_part(made, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_teacher_teaches_or_says_that_it_cannot(made, name):
     net = nets(made, name)[0]
-    if name == "mine":
-        with pytest.raises(UserError, match="Mine has no distillation; set supernet.distil.weight=0"):
+    if name in ("mine", "faster_rcnn"):
+        kind = type(net).__name__
+        with pytest.raises(UserError, match=f"{kind} has no distillation; set supernet.distil.weight=0"):
             check(net, Distil(), {})
         check(net, Distil(weight=0.0), {})
         return
@@ -227,8 +238,14 @@ def test_a_teacher_teaches_or_says_that_it_cannot(made, name):
     assert sum(map(float, same.values())) < sum(map(float, apart.values()))
 
 
-@pytest.mark.parametrize("name", ["retinanet", "ssd", "classifier", "mine"])
-@pytest.mark.parametrize("format", ["pt", "onnx"])
+EXPORTS = [
+    pytest.param(name, format, marks=[pytest.mark.slow] * ((name, format) == ("faster_rcnn", "pt")))
+    for format in ("pt", "onnx")
+    for name in ("retinanet", "ssd", "faster_rcnn", "classifier", "mine")
+]
+
+
+@pytest.mark.parametrize(("name", "format"), EXPORTS)
 def test_exports_give_what_decode_gives(made, name, format, tmp_path):
     supernet, arch, plain = made[name]
     net = copy.deepcopy(plain).eval()
