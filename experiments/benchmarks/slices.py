@@ -3,8 +3,8 @@
     python experiments/benchmarks/slices.py [--cases yolo,retinanet] [--device cpu] [--rounds 15]
 
 In eval mode without gradients, by turns, on the smallest, the default and the largest arch. `held`: inside
-`models.elastic.gradients.held`, as archs are scored in place; `free`: outside, where every pass cuts its
-slices anew. Ratio of medians. `set_arch`: what it takes to get there, once an arch.
+`models.elastic.gradients.cached_slices`, as archs are scored in place; `free`: outside, where every pass cuts
+its slices anew. Ratio of medians. `set_arch`: what it takes to get there, once an arch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from experiments.benchmarks.sandwich import CLASSES, seconds  # noqa: E402
-from models.elastic.gradients import held  # noqa: E402
+from models.elastic.gradients import cached_slices  # noqa: E402
 from models.supernet import Supernet  # noqa: E402
 
 CASES = {
@@ -67,12 +67,12 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
         }
         supernet.set_arch(arch)
         same(net.raw(images), plain.raw(images))
-        holding = held(net)
+        cache = cached_slices(net)
         times: dict[str, list[float]] = {way: [] for way in ways}
         for turn in tqdm(range(args.rounds), f"{name} {title}", leave=False, disable=None):
             for way in list(ways) if turn % 2 else list(ways)[::-1]:
                 if way == "held":
-                    with holding:
+                    with cache:
                         ways[way]()  # cuts the slices
                         times[way].append(seconds(ways[way], device))
                 else:

@@ -10,17 +10,17 @@ from models.elastic.layers import Elastic
 from models.elastic.slicing import ranks
 
 
-def held(net: nn.Module) -> Holding:
+def cached_slices(net: nn.Module) -> SliceCache:
     """Promise that the weights stay as they are inside: without gradients, a layer then cuts its slice once
     an arch instead of once a forward pass.
 
     Said by the caller, because it cannot be seen: fused optimizers and flat buffers change weights without
     telling torch's version counters.
     """
-    return Holding(net)
+    return SliceCache(net)
 
 
-def direct_gradients(net: nn.Module) -> Holding:
+def direct_gradients(net: nn.Module) -> SliceCache:
     """Slices that add their gradients straight into their places in `param.grad`, and are cut once an arch.
 
         direct = direct_gradients(net)
@@ -35,33 +35,33 @@ def direct_gradients(net: nn.Module) -> Holding:
     Entering raises ValueError with several ranks, and for a parameter without `.grad`
     (`utils.training.optimize.Flat` gives every one its own).
     """
-    return Holding(net, direct=True)
+    return SliceCache(net, direct=True)
 
 
-class Holding:
-    """What `held` and `direct_gradients` return: a context that may be entered again and again."""
+class SliceCache:
+    """What `cached_slices` and `direct_gradients` return: a context that may be entered again and again."""
 
     def __init__(self, net: nn.Module, direct: bool = False) -> None:
         self.layers = [m for m in net.modules() if isinstance(m, Elastic)]
         self.direct = direct
-        self.held: list[dict[Any, Any]] = [{} for _ in self.layers]
+        self.caches: list[dict[Any, Any]] = [{} for _ in self.layers]
         self.places: list[int] = []
 
     def __enter__(self) -> None:
         if self.direct and ranks() > 1:
             raise ValueError("several ranks exchange gradients by hooks on whole parameters")
         places = self._places()
-        for layer, held in zip(self.layers, self.held, strict=True):
+        for layer, cache in zip(self.layers, self.caches, strict=True):
             if places != self.places:
-                held.clear()
-            layer.write(held=held, direct=self.direct)
+                cache.clear()
+            layer.write(cache=cache, direct=self.direct)
         self.places = places
 
     def __exit__(self, *error: object) -> None:
-        for layer, held in zip(self.layers, self.held, strict=True):
+        for layer, cache in zip(self.layers, self.caches, strict=True):
             if not layer.views():
-                held.clear()
-            layer.write(held=None, direct=False)
+                cache.clear()
+            layer.write(cache=None, direct=False)
 
     def _places(self) -> list[int]:
         """Where in memory everything is that views are of."""

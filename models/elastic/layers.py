@@ -52,7 +52,7 @@ class Elastic(MutableModule):
 
     dims: tuple[Dim, ...] = ()
     vanishes: bool = False  # extracted, its only running child stands in its place
-    held: dict[Any, Any] | None = None  # the last slices, inside `held` and `direct_gradients`
+    cache: dict[Any, Any] | None = None  # the last slices, inside `cached_slices` and `direct_gradients`
     direct: bool = False  # inside `direct_gradients`
 
     def choices(self) -> Iterator[Choice]:
@@ -108,21 +108,21 @@ class Elastic(MutableModule):
         """Set attributes that are no parameters or modules, ten times as fast as `nn.Module` does."""
         self.__dict__.update(attributes)
 
-    def holds(self) -> bool:
-        """Whether a slice may be used again, because somebody promised that it is what it was."""
-        return self.held is not None and (self.direct or not torch.is_grad_enabled())
+    def may_reuse(self) -> bool:
+        """Whether a slice that is cached still has the numbers of the weights."""
+        return self.cache is not None and (self.direct or not torch.is_grad_enabled())
 
-    def hold(self, key: Any, cut: Callable[[], Any]) -> Any:
-        """What `cut` returned for the same key, if that was the last one; for views, if it ever was."""
-        assert self.held is not None
-        if key not in self.held:
+    def reused(self, key: Any, cut: Callable[[], Any]) -> Any:
+        """The cached slice of a key, cut now if there is none. Kept: the last key's copies, and all views."""
+        assert self.cache is not None
+        if key not in self.cache:
             if not self.views():
-                self.held.clear()
-            self.held[key] = cut()
-        return self.held[key]
+                self.cache.clear()
+            self.cache[key] = cut()
+        return self.cache[key]
 
     def views(self) -> bool:
-        """Whether what is held are views: right for as long as the tensors that they are of are there."""
+        """Whether slices are views, which stay right when weights change in place."""
         return False
 
 
@@ -185,7 +185,7 @@ class ElasticConv2d(Elastic, nn.Conv2d):
         return ()  # its matrices are part of the weight
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self._held(x.size(1)) if self.holds() else self._cut(x.size(1))
+        weight, bias = self._cached(x.size(1)) if self.may_reuse() else self._cut(x.size(1))
         return F.conv2d(x, weight, bias, self.stride, self.active_padding, self.dilation, self.groups)
 
     def active_weight(self, channels: int) -> Tensor:
@@ -195,11 +195,11 @@ class ElasticConv2d(Elastic, nn.Conv2d):
     def _cut(self, channels: int) -> tuple[Tensor, Tensor | None]:
         return self.active_weight(channels), None if self.bias is None else self.bias[: self.active_out]
 
-    def _held(self, channels: int) -> tuple[Tensor, Tensor | None]:
+    def _cached(self, channels: int) -> tuple[Tensor, Tensor | None]:
         key = (self.active_out, self.active_kernel, self.groups, tuple(self.active_parts), channels)
         if not self.direct:
-            return self.hold(key, lambda: self._cut(channels))
-        weight, bias = self.hold(
+            return self.reused(key, lambda: self._cut(channels))
+        weight, bias = self.reused(
             key, lambda: (self._sliced(channels), leaf_of(self.bias, lambda b: [b[: self.active_out]]))
         )
         return self._transformed(weight), bias  # anew each time, because backward frees its graph
@@ -347,8 +347,8 @@ class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
             if self.momentum is None:
                 factor = 1.0 / float(self.num_batches_tracked)
         c = x.size(1)
-        if self.holds():
-            weight, bias, mean, var = self.hold((c, *self.active_parts), lambda: self._cut(c))
+        if self.may_reuse():
+            weight, bias, mean, var = self.reused((c, *self.active_parts), lambda: self._cut(c))
             if self.training and len(self.parts) > 1:  # copies, and the originals change
                 mean, var = self._slice(self.running_mean, c), self._slice(self.running_var, c)
         else:

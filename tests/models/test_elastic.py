@@ -16,7 +16,7 @@ from torch import nn
 
 from models.elastic.blocks import BasicBlock, Bottleneck, ConvBlock
 from models.elastic.dims import combine, divisible, fixed
-from models.elastic.gradients import direct_gradients, held
+from models.elastic.gradients import cached_slices, direct_gradients
 from models.elastic.layers import (
     Elastic,
     ElasticBatchNorm2d,
@@ -233,13 +233,13 @@ def test_slices_are_held_only_where_it_was_promised(monkeypatch):
     )
     expected = {str(a): extract(net, a)(X) for a in archs}
     copies.clear()
-    with held(net):
+    with cached_slices(net):
         for arch in [archs[0], archs[0], archs[1], archs[0]]:
             set_arch(net, arch)
             torch.testing.assert_close(net(X), expected[str(arch)])
     assert copies.count(net.join.conv) == 3
     net(X)
-    assert copies.count(net.join.conv) == 4 and net.join.conv.held is None
+    assert copies.count(net.join.conv) == 4 and net.join.conv.cache is None
 
 
 @pytest.mark.parametrize("arch", [{"a": 4, "b": 6, "out": 5}, {"a": 8, "b": 2, "out": 8}])
@@ -302,11 +302,11 @@ def test_direct_gradients_make_no_gradient_of_the_whole_weight():
         y = conv(torch.randn(1, 8, 4, 4))
         conv.weight.grad.zero_()
         y.sum().backward()
-        slice_ = conv.held.popitem()[1][0]
+        slice_ = conv.cache.popitem()[1][0]
     assert slice_.is_leaf and slice_.grad.data_ptr() == conv.weight.grad.data_ptr()
     assert slice_.grad.stride() == conv.weight.grad.stride() and slice_.grad.abs().max() > 0
     assert torch.equal(conv.weight.grad[:8, :8], slice_.grad) and not conv.weight.grad[8:].any()
-    assert conv.held is None and not conv.direct
+    assert conv.cache is None and not conv.direct
 
 
 def test_slices_are_channels_last_if_the_weight_is():
@@ -344,7 +344,7 @@ def test_direct_gradients_are_refused_where_they_would_be_lost(monkeypatch):
     monkeypatch.setattr("models.elastic.gradients.ranks", lambda: 2)
     with pytest.raises(ValueError, match="ranks"), direct_gradients(net):
         pass
-    assert net.conv.held is None
+    assert net.conv.cache is None
 
 
 @pytest.mark.parametrize("kind", ["residual, depth", "concat with norm", "kernel transform"])
