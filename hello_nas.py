@@ -142,7 +142,7 @@ def evaluate(
         out: a JSON file for the result.
         space: detector YAML, where ARCH is the bare dict that NNI exports.
     """
-    from experiments.handover import evaluate_arch
+    from experiments.evaluate import evaluate_arch
 
     evaluate_arch(arch, _with_data(overrides, data), weights=weights, split=split, out=out, space_file=space)
 
@@ -168,7 +168,7 @@ def retrain(
         resume: go on with OUT after an interruption.
         space: detector YAML, where ARCH is the bare dict that NNI exports.
     """
-    from experiments.handover import retrain as train
+    from experiments.retrain import retrain as train
 
     train(arch, _with_data(overrides, data), out=out, weights=weights, resume=resume, space_file=space)
 
@@ -188,7 +188,7 @@ def finetune(
     A quarter of the epochs, without mosaics; of weights that come from a supernet a tenth of its epochs. From
     the supernet itself (runs/<name>/supernet/weights.pt) the architecture is taken out first.
     """
-    from experiments.handover import finetune as train
+    from experiments.retrain import finetune as train
 
     train(arch, weights, _with_data(overrides, data), out=out, resume=resume, space_file=space)
 
@@ -217,7 +217,7 @@ def export(
         threads: of the runtime whose latency is printed.
         space: detector YAML, where ARCH is the bare dict that NNI exports.
     """
-    from experiments.handover import export_arch
+    from experiments.export import export_arch
 
     export_arch(
         arch, format, weights=weights, out=out, imgsz=imgsz, data=data, threads=threads, space_file=space

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from data.dataset import Sample
-from experiments.evaluators import Job, calibration, prepare
-from experiments.handover import measure, one_line, trained
+from experiments.job import Job, calibration, prepare
 from experiments.run_folder import RunFolder
+from experiments.trained import measure, trained
 from utils.errors import UserError
 from utils.files import write_bytes, write_text
 from utils.history import Trial
 from utils.report.outcomes import best_weights, on_val
-from utils.report.results import extend_top, results_table
+from utils.report.results import extend_top, one_line, results_table
 from utils.report.runs import quality_of, read_json, read_run
 from utils.report.summary import named_trials
 from utils.training.examine import Examined

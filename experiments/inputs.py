@@ -60,3 +60,8 @@ def open_space(exp: Experiment, dataset: Dataset) -> Space:
     if "resolution" not in space.choices:
         check_side(exp.imgsz, space.stride)
     return space
+
+
+def open_splits(exp: Experiment, cache: Path, split_seed: int) -> Dataset:
+    """The experiment's data, split as the search with that seed had them."""
+    return open_data(exp.model_copy(update={"seed": split_seed}), cache)

@@ -29,7 +29,7 @@ import torch
 
 from experiments.config import EVALUATOR_GETS
 from experiments.engine.trial import report_intermediate
-from experiments.evaluators import Job, costs, loaders, threads_of
+from experiments.job import Job, costs, loaders, threads_of
 from models.weights import save_weights
 from utils.history import Arch
 from utils.plugin import load_function, wanted, where

@@ -96,7 +96,7 @@ def predict(
             raise unknown("thing to save", item, SAVES)
     files = _files(source)
     if weights.suffix == ".json":
-        from experiments.handover import find
+        from experiments.arch_file import find
 
         weights = find(weights).weights()
     net, side, task = open_network(weights, device, imgsz)
@@ -161,7 +161,7 @@ class UnreadableError(Exception):
 
 def open_network(weights: Path, device: str, imgsz: int | None) -> tuple[Any, int, str]:
     """The network that a weight file of ours describes, the image side to use, and its task."""
-    from experiments.handover import trained
+    from experiments.trained import trained
     from models.networks import open_any_space
     from models.weights import read_weights
     from utils.training.measure import resolve_device

@@ -24,16 +24,10 @@ from tqdm.auto import tqdm
 from experiments.config import augmentation, rank_settings
 from experiments.engine.gpus import hand_out
 from experiments.engine.warm_server import die_with_parent
-from experiments.evaluators import (
-    Job,
-    gpus_of,
-    prepare,
-    threads_of,
-    train_and_measure,
-    with_schedule,
-)
+from experiments.job import Job, gpus_of, prepare, threads_of, with_schedule
 from experiments.run_folder import RunFolder
-from experiments.supernet import score_slice, trained_supernet
+from experiments.slices import score_slice, trained_supernet
+from experiments.training import train_and_measure
 from models.sampling import spread
 from models.space import Arch
 from utils.errors import UserError

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shlex
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from numpy.random import default_rng
 
@@ -21,11 +14,11 @@ from experiments.engine.gpus import gpus_to_share
 from experiments.engine.processes import check_port, stop_leftovers
 from experiments.engine.runtime_settings import check_training_service
 from experiments.inputs import check_box_sizes, open_data, open_space
-from experiments.run_folder import NO_UI, RunFolder, WebUi, cache_beside
+from experiments.run_folder import NO_UI, RunFolder, WebUi, cache_beside, locked, running
 from experiments.sample import draw
 from models.networks import open_any_space
-from utils.errors import UserError, unknown
-from utils.files import printed_to, write_text
+from utils.errors import unknown
+from utils.files import printed_to
 from utils.limits import check_limits, parse_limits
 from utils.plugin import check_arguments, load_function
 from utils.rewards import COST_KEYS, QUALITIES, QUALITY_KEYS, check_reward, task_objectives
@@ -89,30 +82,6 @@ def run_steps(run: RunFolder) -> None:
             write_report(run.path)
 
 
-@contextmanager
-def running(run: RunFolder) -> Iterator[None]:
-    """Keep `run.json` true for `status`: who works on this run, since when, and how it ended."""
-    facts: dict[str, Any] = {
-        "pid": os.getpid(),
-        "started": time.time(),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-    }
-
-    def say(state: str) -> None:
-        write_text(run.path / "run.json", json.dumps(facts | {"state": state}, indent=2) + "\n")
-
-    say("running")
-    try:
-        yield
-    except KeyboardInterrupt:
-        say("interrupted")
-        raise
-    except BaseException as error:
-        say(f"failed: {' '.join(str(error).split()) or type(error).__name__}")
-        raise
-    say("finished")
-
-
 def check_names(exp: Experiment) -> Experiment:
     """Names and values that can be wrong by themselves. Takes milliseconds. Raises UserError.
 
@@ -156,7 +125,7 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
         if wanted is not None and wanted.gflops is not None:
             draw(space, exp.imgsz, wanted.n, exp.seed, *wanted.gflops, wanted.traverse)
     if exp.supernet is not None:
-        from experiments.supernet import check_supernet  # imports torch and NNI
+        from experiments.supernet import check_supernet
 
         check_supernet(exp, space, dataset)
 
@@ -184,14 +153,3 @@ def report(run: RunFolder) -> None:
     for path in run.path.glob("top/[0-9]*.json"):
         write_model_card(run.path, int(path.stem))
     print(f"report: {run.path / 'report.html'}")
-
-
-@contextmanager
-def locked(run: RunFolder) -> Iterator[None]:
-    """Hold the run folder for this process alone. UserError when another one has it."""
-    with open(run.path / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{run.path} is in use by another process; `status` shows what it does") from None
-        yield

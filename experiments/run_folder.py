@@ -10,8 +10,14 @@ top_models.json  top/1.json 1.pt ...  results.csv  report.html  log.txt
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,3 +232,39 @@ def flatten(experiment: Experiment) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def command() -> str:
+    """What was typed."""
+    return shlex.join([Path(sys.executable).name, *sys.argv])
+
+
+@contextmanager
+def running(run: RunFolder) -> Iterator[None]:
+    """Keep `run.json` true for `status`: who works on this run, since when, and how it ended."""
+    facts: dict[str, Any] = {"pid": os.getpid(), "started": time.time(), "command": command()}
+
+    def say(state: str) -> None:
+        write_text(run.path / "run.json", json.dumps(facts | {"state": state}, indent=2) + "\n")
+
+    say("running")
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted")
+        raise
+    except BaseException as error:
+        say(f"failed: {' '.join(str(error).split()) or type(error).__name__}")
+        raise
+    say("finished")
+
+
+@contextmanager
+def locked(run: RunFolder) -> Iterator[None]:
+    """Hold the run folder for this process alone. UserError when another one has it."""
+    with open(run.path / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{run.path} is in use by another process; `status` shows what it does") from None
+        yield

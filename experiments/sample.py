@@ -180,7 +180,7 @@ def sample_costs(
 
 def sample_run(run: RunFolder) -> None:
     """The step `sample`: `sample.csv` and `sample.png` of what the run's `sample:` block asks for."""
-    from experiments.evaluators import prepare
+    from experiments.job import prepare
 
     job, wanted = prepare(str(run.path)), run.experiment.sample
     low, high = wanted.gflops or (None, None)

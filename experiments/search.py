@@ -12,15 +12,8 @@ from tqdm.auto import tqdm
 
 from experiments.config import augmentation
 from experiments.engine.nni_runtime import SearchRuntime, run_search
-from experiments.evaluators import (
-    Job,
-    baseline_costs,
-    costs,
-    evaluate_trial,
-    note_facts,
-    prepare,
-    say_if_busy,
-)
+from experiments.evaluators import evaluate_trial
+from experiments.job import Job, baseline_costs, costs, note_facts, prepare, say_if_busy
 from experiments.run_folder import RunFolder
 from experiments.strategies import build_strategy
 from models.nni_space import model_space
@@ -91,7 +84,7 @@ def evaluator_of(job: Job) -> Callable[..., None]:
     """What a trial does: train its arch, or score its slice of the run's supernet."""
     if job.exp.supernet is None:
         return evaluate_trial
-    from experiments.supernet import evaluate_slice, trained_supernet
+    from experiments.slices import evaluate_slice, trained_supernet
 
     trained_supernet(str(job.run.path))  # says so now if there is none
     return evaluate_slice
@@ -156,7 +149,7 @@ def write_results(job: Job) -> None:
     for rank, trial in enumerate(top_trials(trials, exp.search.top_k), start=1):
         extend_top(run.path, rank, **job.space.spelled(trial.arch))
     if exp.supernet is not None:
-        from experiments.supernet import save_slices
+        from experiments.slices import save_slices
 
         search = exp.search
         named = named_trials(trials, search.objectives, search.top_k, baseline=search.baseline)

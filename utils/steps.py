@@ -175,7 +175,7 @@ STEPS: dict[str, Step] = {
         Step(
             "sample_accuracy",
             "scores of slices, spread over the costs",
-            "supernet:sample_accuracy",
+            "slices:sample_accuracy",
             _sample_accuracy,
             blocks=("sample_accuracy",),
             needs="supernet",
@@ -184,14 +184,14 @@ STEPS: dict[str, Step] = {
         Step(
             "baselines",
             "the unsearched networks of `family:`, trained as trials are",
-            "steps:train_family",
+            "baselines:train_baselines",
             _baselines,
             blocks=("family",),
         ),
         Step(
             "retrain",
             "the top k trained on all of train",
-            "steps:retrain_top",
+            "retrain:retrain_top",
             _retrain,
             blocks=("retrain",),
             folder="retrain",
@@ -202,7 +202,7 @@ STEPS: dict[str, Step] = {
         Step(
             "finetune",
             "slices of the top k taken out and trained on for a short time",
-            "steps:finetune_top",
+            "retrain:finetune_top",
             _finetune,
             blocks=("finetune",),
             needs="supernet",
@@ -230,7 +230,7 @@ STEPS: dict[str, Step] = {
         Step(
             "export",
             "the top k for other tools, re-loaded and compared",
-            "steps:export_top",
+            "export:export_top",
             _export,
             record="exported",
         ),

@@ -25,9 +25,11 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from experiments.config import load_experiment  # noqa: E402
-from experiments.evaluators import prepare, train_and_measure  # noqa: E402
+from experiments.job import prepare  # noqa: E402
 from experiments.run_folder import RunFolder  # noqa: E402
-from experiments.supernet import measure_slice, train_supernet  # noqa: E402
+from experiments.slices import measure_slice  # noqa: E402
+from experiments.supernet import train_supernet  # noqa: E402
+from experiments.training import train_and_measure  # noqa: E402
 
 
 def main() -> None:

@@ -17,20 +17,17 @@ import yaml
 from data.dataset import Sample, open_dataset
 from data.loader import make_loader
 from data.yolo_export import export_yolo
-from experiments import findings, handover, steps
+from experiments import baselines, export, findings
+from experiments import retrain as retraining
+from experiments.arch_file import arch_of, find
 from experiments.config import ROOT, load_experiment
-from experiments.handover import (
-    arch_of,
-    evaluate_arch,
-    export_arch,
-    find,
-    finetune,
-    retrain,
-    training_images,
-)
+from experiments.evaluate import evaluate_arch
+from experiments.export import export_arch
 from experiments.predict import find_objects, open_network, predict
+from experiments.retrain import finetune, retrain
 from experiments.run_folder import RunFolder
 from experiments.tasks import TASKS
+from experiments.trained import training_images
 from hello_nas import main
 from models.networks import build, open_any_space
 from models.supernet import Supernet, sliced
@@ -40,7 +37,7 @@ from tests.models.stock import isolated
 from utils.errors import UserError
 from utils.history import Trial
 from utils.report.report import write_report
-from utils.report.results import load_arch_file, write_top
+from utils.report.results import load_arch_file, one_line, write_top
 from utils.training import measure
 from utils.training.evaluate import evaluate, to_original
 
@@ -359,9 +356,9 @@ def searched(work):
 
 
 def test_retrain_evaluate_and_export_the_top(searched):
-    steps.retrain_top(searched)
+    retraining.retrain_top(searched)
     findings.evaluate_top(searched)
-    steps.export_top(searched)
+    export.export_top(searched)
     record = load_arch_file(searched.path / "top/1.json")
     assert record["metrics"] == {"map50_95": 0.1}  # what the search scored stays what it was
     assert record["retrained"]["epochs"] == 2 and record["retrained"]["split"] == "val"
@@ -390,9 +387,9 @@ def strip(state):
 
 def test_a_step_done_is_not_done_again(searched, capsys):
     files = [searched.path / f"retrain/{n}/last.pt" for n in ("0000", "0001")]
-    steps.retrain_top(searched)
+    retraining.retrain_top(searched)
     stamps = [f.stat().st_mtime_ns for f in files]
-    steps.retrain_top(searched)
+    retraining.retrain_top(searched)
     assert [f.stat().st_mtime_ns for f in files] == stamps
 
 
@@ -416,7 +413,7 @@ def test_the_family_is_trained_as_trials_are(work, tmp_path):
     }
     (work / "family.yaml").write_text(yaml.safe_dump(text))
     run = RunFolder.create(tmp_path / "family", load_experiment(work / "family.yaml"))
-    steps.train_family(run)
+    baselines.train_baselines(run)
     trials = run.history.load()
     assert [t.arch for t in trials] == [{"model": "tiny"}, {"model": "wide"}]
     for trial, model in zip(trials, (SPACE, wide), strict=True):
@@ -424,7 +421,7 @@ def test_the_family_is_trained_as_trials_are(work, tmp_path):
         assert trial.metrics["gflops"] == space.cost(space.default(), 64)["gflops"]
         assert trial.metrics["val_images"] == 8  # search_val, as for every trial
         assert (trial.state, trial.seed, len(trial.curve)) == ("complete", 0, 1)
-    steps.train_family(run)
+    baselines.train_baselines(run)
     assert len(run.history.load()) == 2
 
 
@@ -636,5 +633,5 @@ def test_a_pickled_network_cannot_say_what_it_is_for_predictions(trained, pictur
     torch.save({"model": build(space, space.default()).model}, tmp_path / "n.pt")
     with pytest.raises(UserError, match="does not say what its network is"):
         predict(tmp_path / "n.pt", pictures, tmp_path / "out")
-    assert handover.one_line({"map50_95": 0.5, "other": 1}) == "map50_95 0.5"
+    assert one_line({"map50_95": 0.5, "other": 1}) == "map50_95 0.5"
     assert os.listdir(tmp_path) == ["n.pt"]

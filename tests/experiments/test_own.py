@@ -6,7 +6,7 @@ import yaml
 
 import hello_nas
 from experiments.config import ROOT
-from experiments.evaluators import prepare
+from experiments.job import prepare
 from models.weights import read_weights
 from utils.history import History
 

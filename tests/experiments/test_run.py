@@ -13,10 +13,10 @@ import yaml
 
 import hello_nas
 from data.hyp import load_hyp
-from experiments import evaluators, search
+from experiments import evaluators, search, training
+from experiments.arch_file import find
 from experiments.config import load_experiment
-from experiments.evaluators import prepare
-from experiments.handover import find
+from experiments.job import prepare
 from experiments.run_folder import RunFolder
 from models.weights import read_weights
 from utils.errors import UserError
@@ -99,7 +99,7 @@ def test_a_trial_that_fails_is_a_line_with_its_reason_and_the_search_goes_on(tin
 
 
 def test_a_crash_of_one_trial_is_its_own(tiny, monkeypatch):
-    real, seen = evaluators.train, []
+    real, seen = training.train, []
 
     def broken_at_the_second(*args, **kwargs):
         seen.append(1)
@@ -107,7 +107,7 @@ def test_a_crash_of_one_trial_is_its_own(tiny, monkeypatch):
             raise MemoryError("out of it")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(evaluators, "train", broken_at_the_second)
+    monkeypatch.setattr(training, "train", broken_at_the_second)
     assert run(tiny) == 0
     states = [(t.state, t.reason) for t in History(tiny.parent / "runs/tiny/history.jsonl").load()]
     assert states == [("complete", None), ("failed", "MemoryError: out of it"), ("complete", None)]
@@ -273,7 +273,7 @@ def test_what_trains_says_its_augmentation_and_a_retraining_has_its_own(tiny, ca
         seen[kind] = job.hyp
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.steps.train_in_full", at_once)
+    monkeypatch.setattr("experiments.training.train_in_full", at_once)
     hyp = "retrain.hyp=data/hyps/scratch-low.yaml"
     assert run(tiny, "search.max_trials=1", hyp, "--steps", "search,retrain") == 130
     assert re.search(r"augmentation: .*hyps/default.yaml, which .* asks for", capsys.readouterr().out)

@@ -7,10 +7,10 @@ import torch
 import yaml
 
 import hello_nas
-from experiments import supernet
+from experiments import slices, supernet
+from experiments.arch_file import find
 from experiments.config import load_experiment
-from experiments.evaluators import prepare
-from experiments.handover import find
+from experiments.job import prepare
 from experiments.run_folder import RunFolder
 from models.weights import read_weights
 from utils.history import History
@@ -74,10 +74,10 @@ def test_every_step_runs_and_a_resumed_run_repeats_nothing(shared, capsys, space
     assert measured[0].arch == job.space.smallest() and measured[1].arch == job.space.largest()
     best = find(folder / "top" / "1.json")
     kept = read_weights(folder / "trials" / f"{best.record['trial']:04d}" / "weights.pt")
-    net = supernet.sliced(job, best.arch)
+    net = slices.sliced(job, best.arch)
     assert kept.state.keys() == net.state_dict().keys()
     assert all(torch.equal(kept.state[k], v) for k, v in net.state_dict().items())
-    score = supernet.score_slice(job, best.arch)
+    score = slices.score_slice(job, best.arch)
     assert {k: v for k, v in score.items() if "ms" not in k}.items() <= best.record["metrics"].items()
     record = json.loads((folder / "top" / "1.json").read_text())
     assert record["evaluated"]["split"] == record["finetuned"]["split"] == "val"
@@ -128,7 +128,7 @@ def test_rank_compares_slices_with_trainings_from_scratch(shared, capsys):
     job = prepare(str(folder.parent))
     for row, trial in zip(found["rows"], trainings, strict=True):
         assert row["standalone"] == {"0": trial.metrics["map50_95"]}
-        assert row["supernet"] == supernet.score_slice(job, row["arch"])["map50_95"]
+        assert row["supernet"] == slices.score_slice(job, row["arch"])["map50_95"]
         assert row["gflops"] == job.space.cost(row["arch"], 64)["gflops"]
     before = (folder / "trainings.jsonl").read_bytes()
     assert run(shared, "--steps", "rank", "--resume") == 0
@@ -243,9 +243,9 @@ def test_a_supernet_of_another_space_is_refused(shared):
     file = read_weights(run_folder.path / "supernet" / "weights.pt")
     other = type(job.space)(job.space.model | {"width_multiple": 0.25}, job.space.nc)
     with pytest.raises(ValueError, match="another space.*width_multiple is 0.125, here it is 0.25"):
-        supernet.load_supernet(file, other)
+        slices.load_supernet(file, other)
     with pytest.raises(ValueError, match="10 classes, here there are 3"):
-        supernet.load_supernet(file, type(job.space)(job.space.model, 3))
+        slices.load_supernet(file, type(job.space)(job.space.model, 3))
 
 
 @pytest.mark.slow  # two processes that import torch and NNI

@@ -1,0 +1,213 @@
+"""The steps and commands `retrain` and `finetune`: architectures trained on all of train, scored on val.
+
+The search never saw the `val` split. Weights to start from may be a supernet's: the arch's slice is taken out
+of them first. A step goes trial by trial and can be interrupted: what is finished is not repeated.
+
+A command answers mistakes before it imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.arch_file import Found, find, settle, top
+from experiments.config import finetune_settings, retrain_settings
+from experiments.inputs import open_splits
+from experiments.run_folder import RunFolder, cache_beside, locked, running
+from utils.errors import UserError
+from utils.files import own_json, write_text
+from utils.report.results import extend_top, one_line
+from utils.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from experiments.job import Job
+
+ANOTHER_OUT = "--out DIR"
+
+
+def retrain(
+    arch_file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    weights: Path | None = None,
+    resume: bool = False,
+    space_file: Path | None = None,
+) -> dict[str, Any]:
+    """Train one architecture on the full train split; returns the content of `OUT/result.json`.
+
+    overrides: data=, imgsz=, device=, seed=, threads=, train.*=; by default as the search had them.
+    out:       a folder that does not exist, by default runs/retrain-<run>-<N>
+    weights:   to start from, loaded by name and shape with an account; without it from scratch
+    resume:    go on with `out` after an interruption; ends with the same weights, bit for bit on a CPU
+
+    OUT gets last.pt (after the last epoch: its score is the reported one), best.pt (the best epoch on val, so
+    its score flatters), log.csv and result.json.
+    """
+    changes: dict[str, Any] = {}
+    if weights is not None:
+        # The bias warm-up unlearns the prior of an untrained head; a trained one it would only disturb.
+        changes["warmup_bias_lr"] = 0.0
+    return _train("retrain", find(arch_file, space_file), overrides, changes, out, weights, resume)
+
+
+def finetune(
+    arch_file: Path,
+    weights: Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    space_file: Path | None = None,
+) -> dict[str, Any]:
+    """As `retrain`, short and gentle: from `weights`, a quarter of the epochs at a tenth of the lr.
+
+    From a supernet's weights, or those of a slice of one, which are nearly trained: a tenth of the epochs of
+    the supernet, and hardly a warm-up.
+    """
+    found = find(arch_file, space_file)
+    settle(found, overrides, name="finetune")  # mistakes are answered before torch is imported
+    from models.weights import read_weights
+
+    meta = read_weights(weights).meta
+    inherited = bool(meta.get("supernet") or meta.get("sliced"))
+    before = TrainSettings(**found.settings().get("train", {}))
+    if inherited and isinstance(meta.get("train"), dict):  # the supernet's own schedule
+        before = before.model_copy(
+            update={k: meta["train"][k] for k in ("epochs", "lr") if k in meta["train"]}
+        )
+    changes: dict[str, Any] = {"lr": before.lr / 10, "warmup_bias_lr": 0.0}
+    if inherited:
+        epochs = math.ceil(before.epochs / 10)
+        changes |= {"epochs": epochs, "warmup_epochs": min(before.warmup_epochs, epochs / 10)}
+        changes |= found.experiment.get("finetune") or {}
+    else:
+        changes["epochs"] = math.ceil(before.epochs / 4)
+    return _train("finetune", found, overrides, changes, out, weights, resume)
+
+
+def is_result(value: Mapping[str, Any]) -> bool:
+    """Whether a result.json says what was trained and what came out."""
+    return all(isinstance(value.get(key), dict) for key in ("train", "metrics"))
+
+
+def _train(
+    kind: str,
+    found: Found,
+    overrides: Sequence[str],
+    changes: Mapping[str, Any],
+    out: Path | None,
+    weights: Path | None,
+    resume: bool,
+) -> dict[str, Any]:
+    name = f"{kind}-{found.run.name if found.run else found.space.stem}-{found.path.stem}"
+    exp = settle(found, overrides, name=name, train=changes)
+    if weights is not None and not weights.is_file():
+        raise UserError(f"no weights {str(weights)!r}; expected a .pt file")
+    folder = out or Path("runs") / name
+    split_seed = found.settings().get("seed", exp.seed)
+    plan = {"kind": kind, "arch": found.arch, "weights": str(weights.resolve()) if weights else None}
+    plan["split_seed"] = split_seed
+    if resume:
+        run = RunFolder.open(folder)
+        before = own_json(folder / "plan.json")
+        if not before:
+            raise UserError(
+                f"cannot resume {folder}: it has no readable plan.json, which says what it trains"
+            )
+        if before != plan:
+            raise UserError(
+                f"cannot resume {folder}: it is not the {kind} of {found.path} with these weights"
+            )
+        run.resume_with(exp, ANOTHER_OUT)
+    else:
+        RunFolder.check_free(folder, ANOTHER_OUT)
+        open_splits(exp, cache_beside(folder), split_seed)  # mistakes are answered before there is a folder
+        run = RunFolder.create(folder, exp, ANOTHER_OUT)
+        write_text(folder / "plan.json", json.dumps(plan, indent=2) + "\n")
+    finished = own_json(folder / "result.json", is_result)
+    if finished:
+        print(f"{folder} is finished already")
+        return finished
+    with locked(run), running(run):
+        from experiments.job import Job
+        from experiments.training import train_in_full
+
+        job = Job.open(run, split_seed)
+        return train_in_full(job, found.arch, run.path, weights, kind=kind, calibration=found.calibration)
+
+
+def retrain_top(run: RunFolder) -> None:
+    """Train the top k, and the unsearched baseline beside them, from scratch on all of train; score on val.
+
+    Each in `retrain/<trial>/`; what came out is added to `top/N.json` as `retrained`. The `retrain:` block
+    of the experiment may ask for a longer schedule than a trial's.
+    """
+    from experiments.job import prepare, with_schedule
+
+    job = with_schedule(prepare(str(run.path)), retrain_settings(run.experiment))
+    done = {
+        number: _trained_in(run.path / "retrain" / f"{number:04d}", job, arch)
+        for number, arch in _wanted(job)
+    }
+    for rank, found in top(run):
+        extend_top(run.path, rank, retrained=_summary(done[found.record["trial"]]))
+    _print_best_first("retrained", done, job.task.quality)
+
+
+def finetune_top(run: RunFolder) -> None:
+    """Train the slices of the top k, and the unsearched baseline's beside them, a little longer as plain
+    networks, on all of train; score on val.
+
+    Each in `finetune/<trial>/`; what came out is added to `top/N.json` as `finetuned`.
+    """
+    from experiments.job import prepare, with_schedule
+
+    job = with_schedule(prepare(str(run.path)), finetune_settings(run.experiment))
+    done = {}
+    for number, arch in _wanted(job):
+        folder, weights = run.path / "finetune" / f"{number:04d}", run.trial_dir(number) / "weights.pt"
+        done[number] = _trained_in(folder, job, arch, weights, "finetune")
+    for rank, found in top(run):
+        extend_top(run.path, rank, finetuned=_summary(done[found.record["trial"]]))
+    _print_best_first("fine-tuned", done, job.task.quality)
+
+
+def _wanted(job: Job) -> list[tuple[int, dict[str, Any]]]:
+    """(trial, arch) of the top k, and of the unsearched baseline that they are compared with."""
+    wanted: dict[int, dict[str, Any]] = {found.record["trial"]: found.arch for _, found in top(job.run)}
+    if job.exp.search.baseline:
+        wanted.setdefault(0, job.space.default())
+    return list(wanted.items())
+
+
+def _print_best_first(what: str, done: Mapping[int, Mapping[str, Any]], quality: str) -> None:
+    for number, outcome in sorted(done.items(), key=lambda item: -item[1]["metrics"][quality]):
+        name = "the unsearched baseline" if number == 0 else f"trial {number}"
+        print(f"{what} {name}: {one_line(outcome['metrics'])} on val")
+
+
+def _summary(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """What `top/N.json` says of a training."""
+    kept = {k: outcome[k] for k in ("split", "metrics", "best", "seconds")}
+    return kept | {"epochs": outcome["train"]["epochs"], "seeds": [outcome["seed"]]}
+
+
+def _trained_in(
+    folder: Path, job: Job, arch: dict[str, Any], weights: Path | None = None, kind: str = "retrain"
+) -> dict[str, Any]:
+    """The result in `folder` if it is of the same schedule, else a training there."""
+    file = folder / "result.json"
+    before = own_json(file, is_result)
+    if before:
+        if before["train"] == job.exp.train.model_dump(mode="json"):
+            return before
+        for path in folder.iterdir():  # another schedule was asked for: ours to replace, we made it
+            path.unlink()
+    from experiments.training import train_in_full
+
+    return train_in_full(job, arch, folder, weights, kind=kind)
