@@ -100,6 +100,7 @@ def lively(work):
         "train.epochs=30",
         "train.lr=0.01",
         "train.val_every=30",
+        "train.hyp=data/hyps/default.yaml",
         "train.batch=8",
         "threads=1",
         "device=cpu",
@@ -402,7 +403,7 @@ def test_commands_find_what_lies_around_a_top_model(searched):
     assert find(moved / "top/1.json").space == moved / "space/tiny.yaml"
 
 
-def test_the_family_is_trained_as_trials_are(work, tmp_path):
+def test_the_family_is_trained_as_trials_are(work, searched, tmp_path):
     wide = {**SPACE, "width_multiple": 2.0}
     (work / "wide.yaml").write_text(yaml.safe_dump(wide))
     text = yaml.safe_load((work / "experiment.yaml").read_text())
