@@ -85,7 +85,7 @@ def published_names(count: int) -> list[str]:
 
 def backbones(ours: str = "backbone.") -> list[Alias]:
     """Of any of them, which may be a detector's body; ours is called `ours`."""
-    return [*resnet(ours), *regnet(ours)]
+    return [*resnet(ours), *regnet(ours), *mobilenet(ours)]
 
 
 def resnet(ours: str) -> list[Alias]:
@@ -151,4 +151,37 @@ def regnet(ours: str) -> list[Alias]:
                 found.append((rf"{theirs}\.f\.{letter}\.{i}\.(.*)", rf"{here}.branch.{branch}.{layer}.\2"))
         for fc, layer in ((1, "reduce"), (2, "expand")):
             found.append((rf"{theirs}\.f\.se\.fc{fc}\.(.*)", rf"{here}.branch.2.{layer}.\2"))
+    return found
+
+
+def mobilenet(ours: str) -> list[Alias]:
+    """Of MobileNetV2, and of V3 as `mobilenet_v3_large` has it."""
+    features = r"(?:.*\.)?features"
+    found = [
+        (rf"{features}\.0\.0\.(.*)", rf"{ours}stem.conv.\1"),
+        (rf"{features}\.0\.1\.(.*)", rf"{ours}stem.norm.\1"),
+        (rf"{features}\.16\.0\.(.*)", rf"{ours}tail.conv.\1"),  # V2's 16 is a block
+        (rf"{features}\.16\.1\.(.*)", rf"{ours}tail.norm.\1"),
+    ]
+    for theirs, depths in (("conv", (1, 2, 3, 4, 3, 3, 1)), ("block", (1, 2, 3, 4, 2, 3))):
+        places = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
+        for number, (stage, block) in enumerate(places, 1):
+            here = f"{ours}stages.{stage}.{block}"
+            layers = ["expand", "depthwise"] if number > 1 else ["depthwise"]
+            for i, layer in enumerate(layers):
+                for j, what in enumerate(("conv", "norm")):
+                    found.append(
+                        (rf"{features}\.{number}\.{theirs}\.{i}\.{j}\.(.*)", rf"{here}.{layer}.{what}.\1")
+                    )
+            last = len(layers)
+            if theirs == "conv":  # the last convolution and its norm are not together
+                ends = [(f"{last}", "conv"), (f"{last + 1}", "norm")]
+            else:  # with squeeze-and-excitation, where there is any, before them
+                ends = [(rf"[{last}{last + 1}]\.{j}", what) for j, what in enumerate(("conv", "norm"))]
+                for fc, layer in ((1, "reduce"), (2, "expand")):
+                    found.append(
+                        (rf"{features}\.{number}\.block\.2\.fc{fc}\.(.*)", rf"{here}.squeeze.{layer}.\1")
+                    )
+            for name, what in ends:
+                found.append((rf"{features}\.{number}\.{theirs}\.{name}\.(.*)", rf"{here}.project.{what}.\1"))
     return found

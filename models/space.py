@@ -309,8 +309,9 @@ class LabelledSpace:
         return {}
 
     def read_spelled(self, record: Mapping[str, Any]) -> Arch | None:
-        if "subnet_settings" in record:
-            raise UserError("subnet_settings belong to spaces with a `network`; give its arch instead")
+        for key in ("subnet_settings", "genotype"):
+            if key in record:
+                raise UserError(f"{key} belong to spaces with a `network`; give its arch instead")
         return None
 
 

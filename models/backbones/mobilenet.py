@@ -26,6 +26,7 @@ from utils.errors import UserError, unknown
 # Dims -> their value where the YAML is silent (None: it must say); depth -> number of stages (None: any).
 PARTS = {"backbone": {"depth": None, "kernel_size": 3, "expand_ratio": None}}
 STRIDE = 32
+SPELLING = "genotype"
 # version: 2 or 3. layer_channels: of the stem, of each stage and, in V3, of the convolution after them; one
 # more, of ImageNet's classifier, may follow and is not built. strides: of each stage's first block. squeeze:
 # stages with squeeze-and-excitation. hard_swish: the first stage with it. Where these four are null, the

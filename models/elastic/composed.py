@@ -50,12 +50,14 @@ class Declared(BaseModel):
         one of them and gives the number of stages (None: any).
     STRIDE: image sides are multiples of it; a backbone's last map has it.
     OPTIONS: settings that are not searched, and their defaults.
+    SPELLING: how others write the archs of a backbone: `genotype`, see models/elastic/genotype.py.
     """
 
     PARTS: dict[str, dict[str, Any]]
     STRIDE: PositiveInt | None = None
     OPTIONS: dict[str, Any] = {}
     TASK: Literal["detect", "classify"] = "detect"
+    SPELLING: Literal["genotype"] | None = None
 
     @field_validator("PARTS")
     @classmethod
@@ -82,6 +84,7 @@ class Composed:
     scale: int
     task: str
     options: dict[str, Any]
+    spelling: str | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -123,7 +126,7 @@ def compose(network: Any) -> Composed:
         raise UserError(f"{below} is no backbone: its PARTS should be backbone alone, got {list(base.PARTS)}")
     parts, options = base.PARTS | said.PARTS, base.OPTIONS | said.OPTIONS
     scale = _stride(below, base)
-    return Composed(name, above, below, parts, said.STRIDE or scale, scale, said.TASK, options)
+    return Composed(name, above, below, parts, said.STRIDE or scale, scale, said.TASK, options, base.SPELLING)
 
 
 def _whole(network: str) -> Composed:

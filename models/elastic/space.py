@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from models.elastic import genotype
 from models.elastic.composed import beside, compose
 from models.elastic.outline import blocks_of
 from models.elastic.parts import Part
@@ -213,14 +214,27 @@ class ElasticSpace(LabelledSpace):
         return EXPORTERS
 
     def spelled(self, arch: Mapping[str, Any]) -> dict[str, Any]:
-        return {"subnet_settings": self.settings(arch)}
+        settings = {"subnet_settings": self.settings(arch)}
+        if self.composed.spelling is None:
+            return settings
+        return settings | {self.composed.spelling: genotype.write(self, self.canonical(arch))}
 
     def read_spelled(self, record: Mapping[str, Any]) -> Arch | None:
-        """The arch of a file's `subnet_settings`; where the resolution is searched, it is the `imgsz`."""
-        if "subnet_settings" not in record:
-            return None
-        arch = self.from_settings(record["subnet_settings"])
-        if "resolution" not in arch:
+        """The arch of a file's `subnet_settings` or `genotype`; where the resolution is searched and they do
+        not say it, it is the `imgsz`."""
+        if "genotype" in record and self.composed.spelling != "genotype":
+            raise UserError(f"networks of {self.composed} have no genotype; give the arch instead")
+        readers: dict[str, Callable[[Any], Arch]] = {
+            "subnet_settings": self.from_settings,
+            "genotype": lambda text: genotype.read(self, text),
+        }
+        found = [self._at_side(read(record[key]), record) for key, read in readers.items() if key in record]
+        if len(found) == 2 and found[0] != found[1]:
+            raise UserError("subnet_settings and genotype contradict each other; drop one")
+        return found[0] if found else None
+
+    def _at_side(self, arch: Arch, record: Mapping[str, Any]) -> Arch:
+        if "resolution" not in arch or "image_size" in str(record.get("genotype")):
             return arch
         side = record.get("arch", {}).get("resolution", record["imgsz"])
         return self.canonical(arch | {"resolution": side})

@@ -213,9 +213,13 @@ def _set_aside(folder: Path, rank: int, trial: Any) -> None:
             path.rename(folder / f"{rank}.{owner}{path.suffix}")
 
 
+SPELLINGS = ("subnet_settings", "genotype")  # of others; what the space reads in the place of `arch`
+
+
 def load_arch_file(path: str | Path, space: str | None = None) -> dict[str, Any]:
     """Read `top/N.json`. Needs `schema`, `space`, `arch` and `imgsz`; the rest is filled with empty values.
-    In the place of `arch` may stand United-Perception's `subnet_settings`, which only the space can read.
+    In the place of `arch` may stand United-Perception's `subnet_settings` or aw_nas's `genotype`, which only
+    the space can read.
 
     space: of a file that holds nothing but label: value, as NNI exports architectures; `imgsz` is None then.
 
@@ -240,7 +244,7 @@ def load_arch_file(path: str | Path, space: str | None = None) -> dict[str, Any]
         raise UserError(f"{name!r} holds a list of {len(record)}; give one architecture, like top/1.json")
     if not isinstance(record, dict):
         raise UserError(f"{name!r} holds {type(record).__name__} {short(record)}; expected a JSON object")
-    if record and not record.keys() & {"schema", "space", "arch", "subnet_settings"}:
+    if record and not record.keys() & {"schema", "space", "arch", *SPELLINGS}:
         if space is None:
             raise UserError(
                 f"{name!r} says no space; if it holds an architecture as NNI exports it, give --space YAML"
@@ -250,7 +254,7 @@ def load_arch_file(path: str | Path, space: str | None = None) -> dict[str, Any]
         return {"metrics": {}, "reward": None, "trial": None, "data": None, "versions": {}} | bare
     if space is not None and record:
         raise UserError(f"{name!r} names its own space, {record.get('space')!r}: leave --space out")
-    arch = "subnet_settings" if "arch" not in record and "subnet_settings" in record else "arch"
+    arch = "arch" if "arch" in record else next((key for key in SPELLINGS if key in record), "arch")
     missing = [k for k in ("schema", "space", arch, "imgsz") if k not in record]
     if missing:
         raise UserError(
@@ -259,7 +263,8 @@ def load_arch_file(path: str | Path, space: str | None = None) -> dict[str, Any]
     if record["schema"] != SCHEMA or isinstance(record["schema"], bool):
         raise UserError(f"{name!r} has schema {record['schema']!r}; this version reads schema {SCHEMA}")
     _check(name, "space", record["space"], str, "a text")
-    _check(name, arch, record[arch], dict, "an object of label: value")
+    if arch != "genotype":
+        _check(name, arch, record[arch], dict, "an object of label: value")
     _check(name, "imgsz", record["imgsz"], int, "a whole number of pixels")
     if record["imgsz"] <= 0:
         raise UserError(f"{name!r} has imgsz {record['imgsz']}; it must be above 0")
