@@ -1,4 +1,4 @@
-"""The backbone that a serial code says (models/serial/code.py): torchvision's residual blocks, stage by stage.
+"""The backbone that a serial code says (models/serial/code.py): residual blocks of torchvision, in stages.
 
 A stem of stride 4, then the blocks. Maps are what the last block of each stride makes, the finest first: in
 the paper's dialect these are the ends of the stages. Where a code has extra streams, a stage runs once more
@@ -81,9 +81,7 @@ class SerialBackbone(nn.Module):
             before = width
             stage, width = _stage(code, number, before, base)
             stages.append(stage)
-            extra.append(
-                nn.ModuleList(_stage(code, number, before, base)[0] for _ in range(k if own else 0))
-            )
+            extra.append(nn.ModuleList(_stage(code, number, before, base)[0] for _ in range(k if own else 0)))
             connect.append(nn.ModuleList(_connection(width, before) for _ in range(k)))
         self.stages, self.extra = nn.ModuleList(stages), nn.ModuleList(extra)
         self.connect = nn.ModuleList(connect)
@@ -105,10 +103,13 @@ class SerialBackbone(nn.Module):
                 nn.init.zeros_(stream[1].weight)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x, found, place = self.stem(x), [], 0
+        x, place = self.stem(x), 0
+        found: list[Tensor] = []
         streams: list[Tensor] = []
-        for stage, extra, connect in zip(self.stages, self.extra, self.connect, strict=True):
-            size, back, now = x.shape[-2:], None, []
+        rows: Iterator[Any] = zip(self.stages, self.extra, self.connect, strict=True)
+        for stage, extra, connect in rows:
+            size, now = x.shape[-2:], list[Tensor]()
+            back: Tensor | None = None
             for m in reversed(range(len(connect))):
                 source = streams[min(m, len(streams) - 1)] if streams else x
                 y = source if back is None else source + back
@@ -199,14 +200,15 @@ Layers = list[tuple[str, str, str]]  # place here ("stem", "stages.0.2"), name i
 
 
 def _parent(code: Code, file: WeightFile) -> tuple[Code | None, Layers]:
-    """What code a file is of, with its ids, and its backbone's tensors. None where it has no such backbone."""
+    """What code a file is of, with its ids, and its backbone's tensors. None where it has none."""
     state = file.state
     layers = [(m[1], m[2], name) for name in state if (m := OURS.fullmatch(name))]
     if layers and file.arch and "code" in file.arch:
         parent = parse(str(file.arch["code"]), (file.space or {}).get("dialect", code.dialect))
         ids = state.get("backbone.ids")
         return parent if ids is None else with_ids(parent, ids.tolist()), layers
-    layers, depth = [], {}
+    layers = []
+    depth: dict[int, int] = {}
     for name in state:
         if m := TORCHVISION.fullmatch(name):
             stage, place = int(m[1]) - 1, int(m[2])

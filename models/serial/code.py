@@ -138,10 +138,10 @@ def translated(code: Code, dialect: str) -> Code:
 def heir(code: Code, parent: Code) -> Code:
     """`code` with the ids of `parent` on the blocks that are the same, and new ids on the others.
 
-    Which are the same is what makes the fewest changes (an edit distance): a block that is added costs 1, more
-    where it begins a stage or is a `2` and could not begin as the identity; one that is taken out costs 1; one
-    that begins or ceases to be a `2`, or to begin its stage, costs less than both. Of equals, blocks are added
-    as late in a stage as can be. So a code needs no memory of how it came about, on any machine.
+    Which are the same is what makes the fewest changes (an edit distance). A block that is added costs 1,
+    more where it begins a stage or is a `2` and could not begin as the identity; one that is taken out costs
+    1; one that begins or ceases to be a `2`, or to begin its stage, costs less than both. Of equals, blocks
+    are added as late in a stage as can be. So a code needs no memory of how it came about, on any machine.
     """
     ours, theirs = _roles(code), _roles(parent)
     n, m = len(ours), len(theirs)
@@ -308,9 +308,7 @@ def mutate(
             weights = np.array(list(left.values()))
             name = list(left)[rng.choice(len(left), p=weights / weights.sum())]
             left.pop(name)
-            options = [
-                c for c in CHANGES[name](made, fresh + step) if c != code and bounds.broken(c) is None
-            ]
+            options = [c for c in CHANGES[name](made, fresh + step) if c != code and bounds.broken(c) is None]
         if not options:
             break
         made = options[rng.integers(len(options))]

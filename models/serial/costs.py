@@ -1,4 +1,4 @@
-"""What a serial backbone costs, from its code alone: the numbers of the built one (models/backbones/serial.py)."""
+"""What a serial backbone costs, from its code alone, as the built one does (models/backbones/serial.py)."""
 
 from __future__ import annotations
 

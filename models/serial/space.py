@@ -43,6 +43,7 @@ from models.serial.code import (
     translated,
 )
 from models.space import Arch, Choice, Genes, Take, Value, check_side
+from models.space import Block as Drawn
 from models.yaml_file import check_numbers, positive, read_mapping
 from utils.errors import UserError, unknown
 
@@ -66,8 +67,8 @@ class SerialSpace:
     Args:
         source: a YAML file or such a dict. nc: number of classes, overrides the file's. ch: input channels.
 
-    Attributes: those of every space (models/space.py). base: the code that walks begin with. bounds, rates: of
-        changes. stride: of the coarsest map that a code may have; image sides are multiples of it.
+    Attributes: those of every space (models/space.py). base: the code that walks begin with. bounds, rates:
+        of changes. stride: of the coarsest map that a code may have; image sides are multiples of it.
 
     Raises:
         UserError: for everything a file can get wrong.
@@ -79,8 +80,8 @@ class SerialSpace:
     def __init__(
         self, source: str | Path | dict[str, Any], nc: int | None = None, ch: int | None = None
     ) -> None:
-        self.model = copy.deepcopy(source) if isinstance(source, dict) else _read(source)
-        model = {key: value for key, value in KEYS.items() if value is not None} | self.model
+        self.model: dict[str, Any] = copy.deepcopy(source) if isinstance(source, dict) else _read(source)
+        model: dict[str, Any] = {key: value for key, value in KEYS.items() if value is not None} | self.model
         self.composed: Composed = compose({"detector": model["detector"], "backbone": "serial"})
         self.task, others = self.composed.task, [p for p in self.composed.parts if p != "backbone"]
         for key in self.model:
@@ -121,7 +122,7 @@ class SerialSpace:
     @property
     def outline(self) -> str:
         return (
-            f"{self.composed.detector.stem} on the serial backbone {self.base} (dialect {self.base.dialect}), "
+            f"{self.composed.detector.stem} on the serial backbone {self.base}, dialect {self.base.dialect}, "
             f"{self.bounds.blocks[0]} to {self.bounds.blocks[1]} blocks in {self.bounds.stages[0]} to "
             f"{self.bounds.stages[1]} stages"
         )
@@ -204,7 +205,9 @@ class SerialSpace:
         for stage in stages:
             starts.append(at)
             at += len(stage)
-        for i in [i for i in range(len(flat) - 1, 0, -1) if flat[i]][: max(0, sum(flat) - self.base.doublings)]:
+        for i in [i for i in range(len(flat) - 1, 0, -1) if flat[i]][
+            : max(0, sum(flat) - self.base.doublings)
+        ]:
             flat[i] = False
         for i in [*starts[1:], *range(1, len(flat))]:
             if sum(flat) < self.base.doublings:
@@ -275,26 +278,33 @@ class SerialSpace:
     def cross(self, mother: Genes, father: Genes, rng: np.random.Generator) -> Genes:
         """The first stages of one and the last of the other, cut at a stage that both have."""
         a, b = self.code(self.repair(mother)), self.code(self.repair(father))
-        cut = int(rng.integers(1, min(len(a.stages), len(b.stages)))) if min(len(a.stages), len(b.stages)) > 1 else 1
+        cut = (
+            int(rng.integers(1, min(len(a.stages), len(b.stages))))
+            if min(len(a.stages), len(b.stages)) > 1
+            else 1
+        )
         stages = [[block.two for block in stage] for stage in (*a.stages[:cut], *b.stages[cut:])]
         code = self._bounded(stages, [*a.streams[:cut], *b.streams[cut:]])
         return self.complete({"code": str(code)})
 
     def with_streams(self, arch: Mapping[str, Any], rng: np.random.Generator, imgsz: int) -> Arch:
-        """The arch with extra streams drawn anew for each stage: k of them in proportion to 1 / (1 + what
-        they cost), in MACs of a stage of this backbone, the mean of all (SP-NAS draws fixed numbers instead).
+        """The arch with extra streams drawn anew for each stage, by `stream_weights`."""
+        code = self.code(arch)
+        weights = [np.array(self.stream_weights(code, i, imgsz)) for i in range(len(code.stages))]
+        drawn = tuple(int(rng.choice(len(w), p=w / w.sum())) for w in weights)
+        return {"code": str(replace(code, streams=drawn))}
+
+    def stream_weights(self, code: Code, stage: int, imgsz: int) -> list[float]:
+        """How often a stage has 0, 1, 2, ... extra streams: in proportion to 1 / (1 + their MACs), these in
+        the mean of a stage of this backbone. (SP-NAS says so, and draws .4, .3, .2, .1 whatever they cost.)
         """
-        code = replace(self.code(arch), streams=(0,) * len(self.code(arch).stages))
-        trunk = self._backbone_cost(code, imgsz)[1] / len(code.stages)
-        drawn = []
-        for i in range(len(code.stages)):
-            weights = []
-            for k in range(self.most_streams + 1):
-                streams = tuple(k if j == i else 0 for j in range(len(code.stages)))
-                extra = self._backbone_cost(replace(code, streams=streams), imgsz)[1] - trunk * len(code.stages)
-                weights.append(1 / (1 + extra / trunk))
-            drawn.append(int(rng.choice(len(weights), p=np.array(weights) / sum(weights))))
-        return {"code": str(replace(code, streams=tuple(drawn)))}
+
+        def macs(k: int) -> int:
+            streams = tuple(k if i == stage else 0 for i in range(len(code.stages)))
+            return self._backbone_cost(replace(code, streams=streams), imgsz)[1]
+
+        mean = macs(0) / len(code.stages)
+        return [1 / (1 + (macs(k) - macs(0)) / mean) for k in range(self.most_streams + 1)]
 
     def smallest(self) -> Arch:
         """Where single changes find nothing with fewer GFLOPs any more."""
@@ -402,7 +412,34 @@ class SerialSpace:
         return net
 
     def supernet(self) -> Any:
-        raise UserError(f"{self.name} is a space of serial codes: its networks share no supernet; drop `supernet:`")
+        raise UserError(
+            f"{self.name} is a space of serial codes: its networks share no supernet; drop `supernet:`"
+        )
+
+    def blocks(self, arch: Mapping[str, Any], imgsz: int) -> list[Drawn]:
+        from models.backbones.serial import BLOCKS
+        from models.elastic.outline import blocks_of
+
+        code, side, found = self.code(arch), imgsz // 4, []
+        kind, wide = BLOCKS[code.kind]
+        for i, stage in enumerate(code.shapes(self.planes)):
+            for _, stride in stage:
+                side //= stride
+            facts: dict[str, Any] = {"blocks": len(stage), "code": _text(code, i)}
+            if code.streams[i]:
+                facts["extra streams"] = code.streams[i]
+            found.append(
+                {
+                    "part": "backbone",
+                    "name": f"stage {i}",
+                    "kind": kind.__name__,
+                    "channels": stage[-1][0] * wide,
+                    "side": side,
+                    "sources": [],
+                    "facts": facts,
+                }
+            )
+        return found + blocks_of(self._parts(code), {})
 
     def exporters(self) -> Mapping[str, Callable[..., Any]]:
         from models.export_plain import EXPORTERS
@@ -441,6 +478,10 @@ def _written(code: Code) -> list[str]:
         for number, stage in enumerate(code.stages)
         for place, block in enumerate(stage)
     ]
+
+
+def _text(code: Code, stage: int) -> str:
+    return "".join("12"[block.two] for block in code.stages[stage])
 
 
 def _read(source: str | Path) -> dict[str, Any]:
