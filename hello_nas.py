@@ -164,7 +164,7 @@ def retrain(
         overrides: key=value, e.g. train.epochs=100 imgsz=320 seed=1; else as its search had them.
         data: the same as data=...
         out: a new folder; default runs/retrain-<run>-<N>.
-        weights: to start from instead of from scratch; any .pt whose tensors fit by name and shape.
+        weights: to start from, of any network that resembles this one; else as its search did.
         resume: go on with OUT after an interruption.
         space: detector YAML, where ARCH is the bare dict that NNI exports.
     """

@@ -11,6 +11,7 @@ from experiments.config import augmentation
 from experiments.inputs import open_space
 from experiments.job import note_facts, prepare, reward_of
 from experiments.run_folder import RunFolder
+from experiments.starts import note_start, told
 from experiments.training import train_and_measure
 from utils.errors import UserError
 from utils.history import History, Trial
@@ -30,14 +31,16 @@ def train_baselines(run: RunFolder) -> None:
     if not exp.family:
         raise UserError("the step `baselines` needs `family: [detector.yaml, ...]` in the experiment")
     note_facts(job)
+    note_start(job)
     print(augmentation(exp, exp.train))
     line = History(run.path / BASELINES) if "search" in exp.steps else run.history
     known = {t.arch["model"] for t in line.load() if t.state == "complete"}
-    for number, path in enumerate(exp.family):
-        name = Path(path).stem
+    for number, member in enumerate(exp.family):
+        name, folder = Path(member.space).stem, run.path / "baselines" / Path(member.space).stem
         if name in known:
             continue
-        space = open_space(exp.model_copy(update={"space": path}), job.dataset)
+        own = exp.model_copy(update={"space": member.space, "weights": member.weights or exp.weights})
+        space = open_space(own, job.dataset)
         arch = space.default()
         print(
             f"baseline {name}: {space.cost(arch, exp.imgsz)['gflops']:.4g} GFLOPs, {exp.train.epochs} epochs"
@@ -46,14 +49,22 @@ def train_baselines(run: RunFolder) -> None:
         curve: list[dict[str, float]] = []
         outcome: dict[str, Any]
         try:
-            metrics = train_and_measure(replace(job, space=space), arch, run.path / "baselines" / name, curve)
+            mine = replace(job, space=space, run=RunFolder(run.path, own))
+            metrics = train_and_measure(mine, arch, folder, curve)
             outcome = {"metrics": metrics, "reward": reward_of(job)(metrics)}
         except TrainingFailed as error:
             outcome = {"state": "failed", "reason": str(error)}
         seconds = time.perf_counter() - clock
         # The default archs of n and s are equal as choices, so these go by the name of their file.
         trial = Trial(
-            number, {"model": name}, **outcome, seconds=seconds, seed=exp.seed, started=started, curve=curve
+            number,
+            {"model": name},
+            **outcome,
+            seconds=seconds,
+            seed=exp.seed,
+            started=started,
+            curve=curve,
+            start=told(folder),
         )
         line.append(trial)
         print(f"baseline {name}: {trial.reason or one_line(trial.metrics)}")

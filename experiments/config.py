@@ -111,6 +111,11 @@ class SearchSettings(Strict):
     )
     measure: list[str] = Field([], description="costs to measure beside params_m and gflops: latency_ms")
     top_k: int = Field(3, ge=1, le=100_000, description="architectures exported, with their weights")
+    inherit: Literal["parent"] | None = Field(
+        None,
+        description="parent: a child of evolution or pareto starts from its first parent's trained weights; "
+        "the weights of all trials are kept then",
+    )
     baseline: bool = Field(True, description="run the unsearched default of the space as trial 0")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of train the search is scored on")
     training_service: dict[str, Any] | None = Field(
@@ -205,12 +210,29 @@ class RankSettings(Strict):
         return value
 
 
+class Member(Strict):
+    """One of the family: a detector YAML, or `{space: ..., weights: ...}` with a start of its own."""
+
+    space: str = Field(description="the detector YAML")
+    weights: str | None = Field(None, description="its own start; null: the experiment's `weights`")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"space": value} if isinstance(value, str) else value
+
+
 class Experiment(Strict):
     """An experiment file with its overrides applied; paths are absolute."""
 
     name: str = Field(description="the run's folder below runs/")
     space: str = Field(description="detector YAML with its choices")
     data: str = Field("data/digits.yaml", description="YOLO YAML, VOC folder or COCO JSON")
+    weights: str | None = Field(
+        None,
+        description="trained weights that every training starts from: a file (.pt, .pth, .safetensors), or a "
+        "name that Ultralytics publishes, e.g. yolov5nu.pt; null: from scratch",
+    )
     imgsz: int = Field(
         64,
         ge=32,
@@ -238,7 +260,11 @@ class Experiment(Strict):
     finetune: dict[str, Any] = Field(
         {}, description="what the finetune step changes of a tenth of train's epochs at a tenth of its lr"
     )
-    family: list[str] = Field([], description="detector YAMLs that the baselines step trains, unsearched")
+    family: list[Member] = Field(
+        [],
+        description="detector YAMLs that the baselines step trains, unsearched; {space: ..., weights: ...} "
+        "where one starts from weights of its own",
+    )
     loggers: list[str] = Field(
         [], description="beside the log.csv of each training: tensorboard, wandb, mlflow"
     )
@@ -289,6 +315,9 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`raw` with each `dotted.key=value` put in. UserError for what is not key=value."""
+    starts = [item for item in overrides if item.startswith("weights=")]
+    if len(starts) > 1:
+        raise UserError(f"weights are given twice: {' and '.join(starts)}; say one")
     for item in overrides:
         _set(raw, *_split_override(item))
     return raw
@@ -301,6 +330,14 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
     except ValidationError as error:
         raise _one_line(error, source) from None
     exp = _with_files(exp)
+    if exp.weights and "warmup_bias_lr" not in (raw.get("train") or {}):
+        # It unlearns the prior of an untrained head; the biases of trained layers it would only disturb.
+        exp = exp.model_copy(update={"train": exp.train.model_copy(update={"warmup_bias_lr": 0.0})})
+    if exp.search.inherit and exp.supernet is not None:
+        raise UserError(
+            f"{source}: search.inherit is {exp.search.inherit!r}, but slices of a supernet are not trained: "
+            "drop one of the two"
+        )
     for train in (exp.train, retrain_settings(exp), finetune_settings(exp), rank_settings(exp)):
         load_hyp(hyp_file(exp, train))
     for step in exp.steps:
@@ -328,7 +365,11 @@ def _with_files(exp: Experiment) -> Experiment:
     return exp.model_copy(
         update={
             "space": str(_find(exp.space, "space", "a detector YAML")),
-            "family": [str(_find(path, "family", "a detector YAML")) for path in exp.family],
+            "family": [
+                Member(space=str(_find(m.space, "family", "a detector YAML")), weights=_weights(m.weights))
+                for m in exp.family
+            ],
+            "weights": _weights(exp.weights),
             "data": str(
                 _find(exp.data, "data", "a YOLO data YAML, a Pascal VOC folder or a COCO JSON", True)
             ),
@@ -339,6 +380,15 @@ def _with_files(exp: Experiment) -> Experiment:
             "rank": exp.rank.model_copy(update={"train": hyp(exp.rank.train, "rank.train")}),
         }
     )
+
+
+def _weights(name: str | None) -> str | None:
+    """A weight file's path made absolute; other names are for `experiments.starts.find_weights`."""
+    for base in (Path.cwd(), ROOT) if name else ():
+        path = base / Path(str(name)).expanduser()
+        if path.is_file():
+            return str(path.resolve())
+    return name
 
 
 # What a user's own file in the `search:` block is for, and what its function may ask for beside its options.

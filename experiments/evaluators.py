@@ -6,11 +6,13 @@ import math
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments.engine.trial import report_final
 from experiments.job import Job, baseline_costs, prepare, reward_of
+from experiments.starts import source, told
 from experiments.training import train_and_measure
 from models.nni_space import ArchSpace
 from models.yolo.nas import YoloModelSpace
@@ -23,10 +25,13 @@ Measure = Callable[[Job, Arch, Path, list[dict[str, float]]], dict[str, float]]
 
 
 def warm_up(run_dir: str) -> None:
-    """Everything a forked trial inherits: the imports of this module, and the pixels, decoded once."""
+    """Everything a forked trial inherits: the imports of this module, the pixels, decoded once, and the
+    weights that trials start from, sorted once."""
     job = prepare(run_dir)
     for split in ("search_train", "search_val"):
         job.task.pixels.preload(job.dataset.splits[split], job.exp.imgsz)
+    if job.exp.weights:
+        source(Path(job.exp.weights), job.space)
 
 
 def measure_of(job: Job) -> Measure:
@@ -57,13 +62,12 @@ def run_trial(
     arch = model.arch
     assert arch is not None, "NNI gave a space that is not frozen"
     number, parents = job.run.asked(arch)
+    job = replace(job, parents=parents)
     started, clock = time.time(), time.perf_counter()
 
     def line(**outcome: Any) -> Trial:
-        seconds = time.perf_counter() - clock
-        return Trial(
-            number, arch, seed=job.exp.seed, parents=parents, started=started, seconds=seconds, **outcome
-        )
+        outcome |= {"seconds": time.perf_counter() - clock, "start": told(job.run.trial_dir(number))}
+        return Trial(number, arch, seed=job.exp.seed, parents=parents, started=started, **outcome)
 
     curve: list[dict[str, float]] = []
     try:

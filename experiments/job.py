@@ -33,12 +33,13 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Job:
-    """What all trials of a run share."""
+    """What all trials of a run share; and of one trial, its parents."""
 
     run: RunFolder
     dataset: Dataset
     space: Space
     hyp: dict[str, float]
+    parents: tuple[int, ...] = ()  # trials that the strategy made this one of
 
     @classmethod
     def open(cls, run: RunFolder, split_seed: int | None = None) -> Job:

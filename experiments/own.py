@@ -5,7 +5,7 @@ The file has one function, `evaluate`, that asks by name for what it needs and r
     def evaluate(arch, network, data, report, **options) -> dict[str, float]
 
 arch:    the architecture, a plain dict
-network: its network, with fresh weights (of a supernet: its slice)
+network: its network, with fresh weights or those that the experiment starts from (of a supernet: its slice)
 data:    `Data`, below
 report:  report(value, **more), one point of the curve
 options: what stands beside the name, `search.evaluator: {name: mine.py, epochs: 3}`
@@ -30,6 +30,7 @@ import torch
 from experiments.config import EVALUATOR_GETS
 from experiments.engine.trial import report_intermediate
 from experiments.job import Job, costs, loaders, threads_of
+from experiments.starts import begin
 from models.weights import save_weights
 from utils.history import Arch
 from utils.plugin import load_function, wanted, where
@@ -82,7 +83,9 @@ def measure_own(
     torch.manual_seed(job.exp.seed)
     fresh = network is None
     if fresh and "network" in needs:
-        network = job.build(arch).to(job.device)
+        network = job.build(arch)
+        begin(job, network, folder)
+        network = network.to(job.device)
     title = f"{job.exp.name}-{folder.name}"
     with open_loggers(job.exp.loggers, folder, name=title, config=arch) if fresh else nullcontext() as log:
         given = {"arch": dict(arch), "network": network, "report": partial(_report, job, curve, log)}

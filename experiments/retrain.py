@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.arch_file import Found, find, settle, top
-from experiments.config import finetune_settings, retrain_settings
+from experiments.config import apply_overrides, finetune_settings, retrain_settings
 from experiments.inputs import open_splits
 from experiments.run_folder import RunFolder, cache_beside, locked, running
 from utils.errors import UserError
@@ -42,17 +42,19 @@ def retrain(
 
     overrides: data=, imgsz=, device=, seed=, threads=, train.*=; by default as the search had them.
     out:       a folder that does not exist, by default runs/retrain-<run>-<N>
-    weights:   to start from, loaded by name and shape with an account; without it from scratch
+    weights:   to start from, through models/inherit.py, with an account; without it as its search did
     resume:    go on with `out` after an interruption; ends with the same weights, bit for bit on a CPU
 
     OUT gets last.pt (after the last epoch: its score is the reported one), best.pt (the best epoch on val, so
     its score flatters), log.csv and result.json.
     """
+    found = find(arch_file, space_file)
+    weights, overrides = start_for(found, overrides, weights)
     changes: dict[str, Any] = {}
     if weights is not None:
-        # The bias warm-up unlearns the prior of an untrained head; a trained one it would only disturb.
+        # The bias warm-up unlearns the prior of an untrained head; trained biases it would only disturb.
         changes["warmup_bias_lr"] = 0.0
-    return _train("retrain", find(arch_file, space_file), overrides, changes, out, weights, resume)
+    return _train("retrain", found, overrides, changes, out, weights, resume)
 
 
 def finetune(
@@ -70,6 +72,8 @@ def finetune(
     the supernet, and hardly a warm-up.
     """
     found = find(arch_file, space_file)
+    if any(item.startswith("weights=") for item in overrides):
+        start_for(found, overrides, weights)  # says that they are given twice
     settle(found, overrides, name="finetune")  # mistakes are answered before torch is imported
     from models.weights import read_weights
 
@@ -88,6 +92,29 @@ def finetune(
     else:
         changes["epochs"] = math.ceil(before.epochs / 4)
     return _train("finetune", found, overrides, changes, out, weights, resume)
+
+
+def start_for(found: Found, overrides: Sequence[str], weights: Path | None) -> tuple[Path | None, list[str]]:
+    """What a training starts from, and the other overrides: what `--weights` or `weights=` says, else what
+    the trainings of its search started from.
+
+    Raises UserError where weights are given twice, or cannot be found.
+    """
+    said = [item for item in overrides if item.partition("=")[0] == "weights"]
+    if len(said) + (weights is not None) > 1:
+        given = [*([f"--weights {weights}"] if weights else []), *said]
+        raise UserError(f"weights are given twice: {' and '.join(given)}; say one")
+    name = str(weights) if weights else found.experiment.get("weights")
+    if said:
+        name = apply_overrides({}, said)["weights"]
+    left = [item for item in overrides if item not in said]
+    if name is None:
+        return None, left
+    if Path(str(name)).expanduser().is_file():
+        return Path(str(name)).expanduser(), left
+    from experiments.starts import find_weights  # imports torch
+
+    return Path(find_weights(str(name), cache_beside(found.run or Path("runs") / "any"))), left
 
 
 def is_result(value: Mapping[str, Any]) -> bool:
@@ -142,7 +169,8 @@ def _train(
 
 
 def retrain_top(run: RunFolder) -> None:
-    """Train the top k, and the unsearched baseline beside them, from scratch on all of train; score on val.
+    """Train the top k, and the unsearched baseline beside them, on all of train; score on val. All begin from
+    scratch, or all from the experiment's `weights`.
 
     Each in `retrain/<trial>/`; what came out is added to `top/N.json` as `retrained`. The `retrain:` block
     of the experiment may ask for a longer schedule than a trial's.
@@ -150,8 +178,9 @@ def retrain_top(run: RunFolder) -> None:
     from experiments.job import prepare, with_schedule
 
     job = with_schedule(prepare(str(run.path)), retrain_settings(run.experiment))
+    weights = Path(job.exp.weights) if job.exp.weights else None
     done = {
-        number: _trained_in(run.path / "retrain" / f"{number:04d}", job, arch)
+        number: _trained_in(run.path / "retrain" / f"{number:04d}", job, arch, weights)
         for number, arch in _wanted(job)
     }
     for rank, found in top(run):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from numpy.random import default_rng
 
+from data.dataset import Dataset
 from experiments.config import EVALUATOR_GETS, Experiment, load_experiment, own_files
 from experiments.engine.gpus import gpus_to_share
 from experiments.engine.processes import check_port, stop_leftovers
@@ -17,6 +18,7 @@ from experiments.inputs import check_box_sizes, open_data, open_space
 from experiments.run_folder import NO_UI, RunFolder, WebUi, cache_beside, locked, running
 from experiments.sample import draw
 from models.networks import open_any_space
+from models.space import Space
 from utils.errors import unknown
 from utils.files import printed_to
 from utils.limits import check_limits, parse_limits
@@ -49,6 +51,7 @@ def run_experiment(
     experiment = load_experiment(path, overrides)
     experiment = check_names(experiment)
     folder = run_dir or Path("runs") / experiment.name
+    experiment = with_weights(experiment, cache_beside(folder))
     if not resume:
         RunFolder.check_free(folder)
         check_inputs(experiment, cache_beside(folder), ui)
@@ -109,6 +112,32 @@ def check_names(exp: Experiment) -> Experiment:
     return exp.model_copy(update={"search": search.model_copy(update={"objectives": objectives})})
 
 
+def with_weights(exp: Experiment, cache: Path) -> Experiment:
+    """The experiment with its weight files found, or fetched. UserError for one that is not there."""
+    if not exp.weights and not any(member.weights for member in exp.family):
+        return exp
+    from experiments.starts import find_weights  # imports torch
+
+    def found(name: str | None) -> str | None:
+        return find_weights(name, cache) if name else None
+
+    family = [m.model_copy(update={"weights": found(m.weights)}) for m in exp.family]
+    return exp.model_copy(update={"weights": found(exp.weights), "family": family})
+
+
+def check_starts(exp: Experiment, space: Space, dataset: Dataset) -> None:
+    """Do the weights that trainings start from fit their networks? UserError for those that do not."""
+    starts = [(space, exp.weights)]
+    for member in exp.family if "baselines" in exp.steps else ():
+        of = open_space(exp.model_copy(update={"space": member.space}), dataset)
+        starts.append((of, member.weights or exp.weights))
+    for of, weights in starts:
+        if weights:
+            from experiments.starts import check_start  # imports torch
+
+            check_start(weights, of, dataset.names)
+
+
 def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
     """Do data, space, limits, device and port fit together? Before anything is written. Raises UserError."""
     check_machines(exp, ui)
@@ -124,6 +153,7 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
         wanted = {"sample": exp.sample, "sample_accuracy": exp.sample_accuracy}.get(step)
         if wanted is not None and wanted.gflops is not None:
             draw(space, exp.imgsz, wanted.n, exp.seed, *wanted.gflops, wanted.traverse)
+    check_starts(exp, space, dataset)
     if exp.supernet is not None:
         from experiments.supernet import check_supernet
 

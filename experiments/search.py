@@ -15,6 +15,7 @@ from experiments.engine.nni_runtime import SearchRuntime, run_search
 from experiments.evaluators import evaluate_trial
 from experiments.job import Job, baseline_costs, costs, note_facts, prepare, say_if_busy
 from experiments.run_folder import RunFolder
+from experiments.starts import note_start
 from experiments.strategies import build_strategy
 from models.nni_space import model_space
 from utils.errors import UserError
@@ -113,6 +114,7 @@ def opening(job: Job) -> str:
     """What is about to be searched, in a few lines; also kept in the run's meta.json."""
     exp, unsearched = job.exp, baseline_costs(job)
     note_facts(job)
+    note_start(job)
     distinct = job.space.size()[1]
     lines = [*job.space.notices]
     lines.append(
@@ -160,7 +162,12 @@ def write_results(job: Job) -> None:
 
 
 def keep_weights_of_the_best(job: Job, trials: Sequence[Trial]) -> None:
-    """Drop the weights of trials that are neither named in the report nor on the front, nor the baseline."""
+    """Drop the weights of trials that are neither named in the report nor on the front, nor the baseline.
+
+    All stay where children start from their parents'.
+    """
+    if job.exp.search.inherit:
+        return
     search = job.exp.search
     named = named_trials(trials, search.objectives, search.top_k, baseline=search.baseline)
     best = {0, *(t.number for t in named)}

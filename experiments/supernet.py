@@ -26,12 +26,13 @@ from experiments.job import (
 )
 from experiments.run_folder import RunFolder
 from experiments.slices import batches, calibration_images, largest_side, search_val, settings_of
+from experiments.starts import keep
 from models.elastic.gradients import direct_gradients
 from models.elastic.layers import running
 from models.networks import build, open_any_space
 from models.sampling import BestOf, Phases, Sampler, Stratified, subnets
 from models.space import Arch, Space
-from models.supernet import Supernet, calibrate, extract
+from models.supernet import Supernet, calibrate, extract, inherit_supernet
 from models.weights import load_weights, read_weights, save_weights
 from utils.errors import UserError
 from utils.files import write_text
@@ -82,8 +83,13 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
     folder, names, quality = job.run.path / "supernet", job.dataset.names, job.task.quality
     torch.set_num_threads(max(1, threads_of(exp) // settings.devices))
     torch.manual_seed(exp.seed)
-    net: Any = Supernet(space.model, space.nc, space.ch).net
+    supernet = Supernet(space.model, space.nc, space.ch)
+    net: Any = supernet.net
     net.names = names
+    if exp.weights:
+        account = inherit_supernet(supernet, read_weights(exp.weights))
+        if fabric.is_global_zero:
+            keep(account, Path(exp.weights).name, folder)
     weigh_losses(net, job.hyp)
     ends = {"max": space.largest(), "min": space.smallest()}
     images = calibration_images(run_dir)[:LIVE_IMAGES]

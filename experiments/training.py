@@ -14,10 +14,12 @@ from experiments.config import augmentation, hyp_file
 from experiments.engine.trial import report_intermediate
 from experiments.job import Job, costs, loaders, precision_of, threads_of
 from experiments.run_folder import command
+from experiments.starts import begin, keep, source
 from experiments.trained import RESULT_SCHEMA, training_images
+from models.inherit import inherit
 from models.space import Arch
 from models.supernet import as_slice, sliced
-from models.weights import load_weights, read_weights, save_weights
+from models.weights import read_weights, save_weights
 from utils.files import write_text
 from utils.report.results import one_line
 from utils.training.loggers import open_loggers
@@ -54,8 +56,8 @@ def train_in_full(
             images = training_images(job.dataset, job.task, side, exp.train.batch, job.device, calibration)
             net = sliced(file, job.space, arch, names, images, calibration, job.device)
             file = as_slice(file, net, arch)
-        account = load_weights(detector, file)
-        print(account)
+        account = inherit(detector, source(file, job.space), into=job.space.name)
+        keep(account, weights.name, folder)
     train_loader, val_loader = loaders(job, "train", "val", side)
     folder.mkdir(parents=True, exist_ok=True)
     best_file = folder / "best.pt"
@@ -120,6 +122,7 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     torch.set_num_threads(threads_of(exp))
     torch.manual_seed(exp.seed)
     detector = job.build(arch)
+    begin(job, detector, folder)
     train_loader, val_loader = loaders(job, "search_train", "search_val", job.side(arch))
 
     def score(net: torch.nn.Module, last: bool) -> dict[str, float]:

@@ -22,7 +22,7 @@ are the network's own, whatever the source had.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,6 @@ class Source:
         self, file: WeightFile | str | Path, like: nn.Module, poses: Iterable[Callable[[], object]] = AS_IT_IS
     ) -> None:
         self.file = file if isinstance(file, WeightFile) else read_weights(file)
-        if hasattr(getattr(like, "backbone", None), "adopt"):  # whose blocks are known by ids, not by places
-            self.file = replace(self.file, state=like.backbone.adopt(self.file))  # type: ignore[union-attr,operator]
         names, tensors = plain_names(like), like.state_dict()
         shapes = {plain: tuple(tensors[name].shape) for name, plain in names.items()}
         state, classes = named(self.file, like, shapes)
@@ -135,8 +133,9 @@ class Account:
         lines += ["  " + "; ".join(apart)] if apart else []
         said = []
         if self.classes or self.fresh_classes:
-            alike = [a if a == b else f"{a} ({b})" for a, b in self.classes.items()]
-            said.append(f"classes known to the source: {_short(alike) or 'none'}")
+            said.append(f"classes known to the source: {_short(list(self.classes)) or 'none'}")
+            otherwise = [f"{a} as {b}" for a, b in self.classes.items() if a != b]
+            said += [f"spelt otherwise there: {_short(otherwise)}"] if otherwise else []
             said += [f"fresh: {_short(self.fresh_classes)}"] if self.fresh_classes else []
         said += [f"of another kind: {_short(self.strange)}"] if self.strange else []
         layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in self.left_over))
@@ -168,8 +167,8 @@ def inherit(
 
     UserError where less than a twentieth of the numbers can be inherited; the network is unchanged then.
     """
-    poses, names, adopts = tuple(poses), plain_names(net), hasattr(getattr(net, "backbone", None), "adopt")
-    if not isinstance(source, Source) or adopts or not source.known.issuperset(names.values()):
+    poses, names = tuple(poses), plain_names(net)
+    if not isinstance(source, Source) or not source.known.issuperset(names.values()):
         source = Source(source.file if isinstance(source, Source) else source, net, poses)
     here: dict[str, Tensor] = net.state_dict()
     fit = _Fit(net, here, names, source, watch(net, poses), sort)

@@ -53,6 +53,8 @@ class Trial:
     reason:  why it failed or what limit it breaks; of the complete ones only the baseline may break one
     seconds: wall time of the trial; started: unix seconds
     curve:   one dict an epoch, as the training loop logged it
+    start:   `from`, the file or parent whose weights the training began with, and the `share` of the numbers
+             that it inherited; empty where it began from scratch
     """
 
     number: int
@@ -66,6 +68,7 @@ class Trial:
     parents: tuple[int, ...] = ()
     started: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
+    start: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -73,7 +76,10 @@ class Trial:
 
     def to_json(self) -> str:
         """One line of strict JSON (NaN and infinity, which JSON cannot say, become null)."""
-        return json.dumps(_jsonable(asdict(self)), allow_nan=False)
+        said = asdict(self)
+        if not self.start:
+            del said["start"]
+        return json.dumps(_jsonable(said), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> Trial:

@@ -499,7 +499,7 @@ def test_a_slice_is_scored_with_statistics_of_training_images(inherited, work, t
 def test_finetuning_a_slice_then_everything_else(inherited, tmp_path, pictures, capsys, briefly):
     folder, file, weights, arch = inherited
     result = finetune(file, weights, ON_CPU, out=tmp_path / "f")
-    assert "slice of a supernet): loaded" in capsys.readouterr().out
+    assert "slice of a supernet): 100.0 % of the numbers" in capsys.readouterr().out
     assert result["started_from"]["share"] == 1.0
     assert (result["train"]["epochs"], result["train"]["lr"]) == (2, pytest.approx(0.002))  # a tenth of 11
     assert result["train"]["warmup_epochs"] == 0.2 and result["imgsz"] == arch.get("resolution", 64)

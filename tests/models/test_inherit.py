@@ -251,7 +251,7 @@ def test_rows_of_classes_follow_their_names(kind):
     assert torch.equal(ours[:, 1], before[:, 1])
     assert account.classes == {"Traffic_light ": "traffic light", "person": "person"}
     assert account.fresh_classes == ["zebra"]
-    assert "(traffic light)" in str(account) and "fresh: zebra" in str(account)
+    assert "Traffic_light  as traffic light" in str(account) and "fresh: zebra" in str(account)
 
 
 def test_a_file_without_names_has_ours_if_they_are_as_many(yolo):

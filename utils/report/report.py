@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import write_text
-from utils.history import History, Trial
+from utils.history import History, Trial, is_real
 from utils.report.blueprint import blueprint_of
 from utils.report.drawing import Figure, title
 from utils.report.findings import (
@@ -295,7 +295,19 @@ def _facts(run: Run) -> list[str]:
         facts.append(f"strategy {name}")
     if run.shares_weights:
         facts.append("weights shared in a supernet")
-    return facts
+    return [*facts, *_starts(run)]
+
+
+def _starts(run: Run) -> list[str]:
+    """Where the run's trainings started, if not from scratch."""
+    found, start = [], run.meta.get("start")
+    if isinstance(start, dict) and start.get("from"):
+        share = start.get("share")
+        part = f" ({share:.0%} of the unsearched network's numbers)" if is_real(share) else ""
+        found.append(f"every training starts from {start['from']}{part}")
+    if run.search.get("inherit") == "parent":
+        found.append("children start from their parents' weights")
+    return found
 
 
 def _seeds(run: Run) -> str:

@@ -1,0 +1,155 @@
+"""Where the trainings of a run start: from scratch, from a file's weights, or from those of a parent.
+
+All but scratch goes through models/inherit.py. `weights: FILE` in an experiment is the start of everything
+that it trains: trials, the supernet, baselines, retraining and the trainings of `rank`. With `search.inherit:
+parent` a child of a strategy that has parents starts from what its (first) parent has learnt.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.job import Job
+from models.inherit import Account, Source, inherit
+from models.networks import open_any_space
+from models.space import Space
+from models.weights import WeightFile, read_weights
+from utils.errors import UserError
+from utils.files import write_text
+
+FILE = "start.json"  # in the folder of a training: where it started, and what became of each layer
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training starts. name: what histories and reports call it. None: from scratch."""
+
+    path: Path
+    name: str
+
+
+def start_of(job: Job) -> Start | None:
+    """Where a training of this job starts: its first parent whose weights are there, else its file."""
+    for number in job.parents if job.exp.search.inherit == "parent" else ():
+        path = job.run.trial_dir(number) / "weights.pt"
+        if path.is_file():
+            return Start(path, f"trial {number}")
+    return Start(Path(job.exp.weights), Path(job.exp.weights).name) if job.exp.weights else None
+
+
+def begin(job: Job, net: Any, folder: Path) -> Account | None:
+    """Start a network of the job's space where it should; the account of it goes to `folder/start.json`."""
+    start = start_of(job)
+    if start is None:
+        return None
+    account = inherit(net, source(start.path, job.space), into=job.space.name)
+    keep(account, start.name, folder)
+    return account
+
+
+def keep(account: Account, name: str, folder: Path) -> None:
+    """Print the account of a start, and write the whole of it."""
+    print(account)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / FILE, json.dumps({"start": name} | account.to_dict(), indent=2) + "\n")
+
+
+def told(folder: Path) -> dict[str, Any]:
+    """What a line of history says of a training's start: its name and the share of inherited numbers."""
+    path = folder / FILE
+    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {"from": said["start"], "share": round(said["share"], 4)} if said else {}
+
+
+def source(path: Path | WeightFile, space: Space) -> Source:
+    """A file's weights, read and sorted for the networks of a space; once in a process for the same file."""
+    model = json.dumps(space.model, sort_keys=True)
+    if isinstance(path, WeightFile):
+        return _sorted(path, model, space.nc, space.ch)
+    return _source(path, path.stat().st_mtime_ns, model, space.nc, space.ch)
+
+
+@functools.lru_cache(maxsize=4)
+def _source(path: Path, changed: int, model: str, nc: int, ch: int) -> Source:
+    return _sorted(read_weights(path), model, nc, ch)
+
+
+def _sorted(file: WeightFile, model: str, nc: int, ch: int) -> Source:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a process whose threads have worked cannot be forked for a trial
+    try:
+        return Source(file, _like(model, nc, ch))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@functools.lru_cache(maxsize=4)
+def _like(model: str, nc: int, ch: int) -> Any:
+    """A network that has all layers of a space. It takes no random numbers from anybody."""
+    with torch.random.fork_rng(devices=[]):
+        return open_any_space(json.loads(model), nc, ch).supernet()
+
+
+def note_start(job: Job) -> None:
+    """Say where a run's trainings start, and how much the unsearched network has of that: printed, and for
+    reports in meta.json."""
+    if job.exp.weights:
+        account = check_start(job.exp.weights, job.space, job.dataset.names)
+        print(account)
+        start = {"from": Path(job.exp.weights).name, "share": round(account.share, 4)}
+        job.run.update_meta(start=start)
+
+
+def check_start(weights: str, space: Space, names: Sequence[str]) -> Account:
+    """What the unsearched network of a space has of a file, the classes being `names`.
+
+    Raises UserError where it does not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        net = space.build(space.default(), names)
+    return inherit(net, source(Path(weights), space), into=space.name)
+
+
+def find_weights(name: str, cache: Path) -> str:
+    """The path of a weight file; one that Ultralytics publishes is fetched into `cache` if it is no file yet.
+
+    Raises UserError, one line, where it is neither, or cannot be fetched.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return str(path.resolve())
+    from utils.offline import quiet_ultralytics
+
+    quiet_ultralytics()
+    from ultralytics.utils import downloads
+
+    if path.parent != Path() or name not in downloads.GITHUB_ASSETS_NAMES:
+        raise UserError(
+            f"no weights {name!r}; expected a file, or a name that Ultralytics publishes: yolov5nu.pt"
+        )
+    there = cache / "weights" / name
+    if not there.is_file():
+        there.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{name} is fetched from {downloads.GITHUB_ASSETS_REPO} into {there.parent}")
+        try:
+            downloads.attempt_download_asset(there, retry=0, progress=False)
+        except Exception as error:  # whatever a network can do
+            raise _unfetched(name, there, error) from None
+        if not there.is_file():
+            raise _unfetched(name, there, None)
+    return str(there.resolve())
+
+
+def _unfetched(name: str, there: Path, error: Exception | None) -> UserError:
+    reason = f" ({type(error).__name__})" if error else ""
+    return UserError(
+        f"{name} could not be fetched{reason}: get it from https://github.com/ultralytics/assets/releases "
+        f"and put it to {there}, or give its path"
+    )

@@ -1,0 +1,207 @@
+"""Where trainings start: from a file, from a parent, from scratch; and what is said of it."""
+
+import json
+
+import pytest
+import torch
+
+from experiments import starts
+from experiments.config import Member, check_experiment, load_experiment
+from experiments.run_folder import RunFolder
+from hello_nas import main
+from models.networks import build, open_any_space
+from models.weights import read_weights, save_weights
+from tests.models.elastic_kinds import scramble
+from utils.errors import UserError
+from utils.history import Trial
+from utils.training.train import TrainingFailed
+
+EVOLVE = ["search.strategy={name: evolution, population_size: 2, sample_size: 2}", "search.inherit=parent"]
+
+
+def run(path, *overrides):
+    folder = path.parent / "r"
+    return main(["run", str(path), "--run-dir", str(folder), "--no-ui", *overrides])
+
+
+def history(path):
+    return RunFolder.open(path.parent / "r").history.load()
+
+
+@pytest.fixture
+def trained(tiny):
+    """A weight file for the space of `tiny`: nine of its ten classes are known, one as `Nine`."""
+    torch.manual_seed(0)
+    space = open_any_space("thin_nas.yaml", nc=10)
+    names = [*(str(i) for i in range(8)), "eight", " 9"]
+    net = scramble(build(space, space.default(), names))
+    save_weights(tiny.parent / "w.pt", net, space, space.default(), imgsz=64)
+    return tiny.parent / "w.pt"
+
+
+def test_every_trial_starts_from_the_file_and_says_so(tiny, trained, capsys):
+    assert run(tiny, f"weights={trained}", "search.max_trials=2") == 0
+    printed = capsys.readouterr().out
+    assert "% of the numbers of thin_nas; of its layers" in printed
+    assert "9 as  9" in printed and "fresh: 8" in printed
+    folder = RunFolder.open(tiny.parent / "r")
+    first, second = folder.history.load()
+    assert first.start["from"] == second.start["from"] == "w.pt"
+    assert 0.9 < first.start["share"] < 1.0 and 0.05 < second.start["share"] < 1.0
+    account = json.loads((folder.trial_dir(1) / "start.json").read_text())
+    assert round(account["share"], 4) == second.start["share"] and account["fresh_classes"] == ["8"]
+    assert account["layers"]["model.model.24.cv2.0.0.conv"] == "exact"
+    assert folder.experiment.train.warmup_bias_lr == 0.0  # trained biases have nothing to unlearn
+    assert folder.meta["start"] == first.start
+    assert "every training starts from w.pt" in (folder.path / "report.html").read_text()
+
+
+def test_a_trial_begins_with_the_weights_and_not_with_others(tiny, trained, monkeypatch):
+    """The network that is trained holds the file's numbers when its training begins."""
+    seen = []
+    from experiments import training
+
+    def train(net, *args, **kwargs):
+        seen.append(net.state_dict()["model.model.0.conv.weight"].clone())
+        raise TrainingFailed("seen enough")
+
+    monkeypatch.setattr(training, "train", train)
+    assert run(tiny, f"weights={trained}", "search.max_trials=1") == 2
+    assert torch.equal(seen[0], read_weights(trained).state["model.model.0.conv.weight"])
+    (line,) = history(tiny)
+    assert line.state == "failed" and line.start["from"] == "w.pt"
+
+
+def test_children_start_from_their_parents_and_a_resumed_run_has_the_same_history(tiny, trained):
+    def essence(trials):
+        return [(t.number, t.arch, t.parents, t.start, t.curve[0]["loss"]) for t in trials]
+
+    assert run(tiny, f"weights={trained}", *EVOLVE, "search.max_trials=4") == 0
+    whole = history(tiny)
+    children = [t for t in whole if t.parents]
+    assert children and all(t.start["from"] == f"trial {t.parents[0]}" for t in children)
+    assert whole[0].start["from"] == "w.pt"
+    weights = [RunFolder.open(tiny.parent / "r").trial_dir(t.number) / "weights.pt" for t in whole]
+    assert all(path.is_file() for path in weights)
+    (tiny.parent / "r").rename(tiny.parent / "whole")
+    assert run(tiny, f"weights={trained}", *EVOLVE, "search.max_trials=2") == 0
+    assert run(tiny, f"weights={trained}", *EVOLVE, "search.max_trials=4", "--resume") == 0
+    assert essence(history(tiny)) == essence(whole)
+
+
+def test_without_a_file_the_first_networks_begin_from_scratch(tiny):
+    assert run(tiny, *EVOLVE, "search.max_trials=3") == 0
+    first, *_, last = history(tiny)
+    assert first.start == {} and '"start"' not in first.to_json()
+    assert last.parents and last.start["from"] == f"trial {last.parents[0]}"
+    assert Trial.from_json(last.to_json()).start == last.start
+
+
+def test_the_family_may_start_from_weights_of_its_own(tiny, trained):
+    family = f"family=[thin_nas.yaml, {{space: {tiny.parent}/other.yaml, weights: {trained}}}]"
+    (tiny.parent / "other.yaml").write_text((tiny.parent / "thin_nas.yaml").read_text())
+    assert run(tiny, "steps=[baselines]", family) == 0
+    first, second = history(tiny)
+    assert first.start == {} and second.start["from"] == "w.pt" and second.start["share"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "how",
+    [["--weights", "w.pt"], ["weights=w.pt"], []],
+    ids=["an option", "an override", "as its search did"],
+)
+def test_a_retraining_starts_from_weights(tiny, trained, how):
+    assert run(tiny, f"weights={trained}", "search.max_trials=1") == 0
+    assert main(["retrain", "r/top/1.json", *how, "--out", "out", "train.epochs=1"]) == 0
+    result = json.loads((tiny.parent / "out" / "result.json").read_text())
+    assert result["started_from"]["share"] > 0.9 and result["train"]["warmup_bias_lr"] == 0.0
+    assert result["started_from"]["layers"]["model.model.0.conv"] == "exact"
+    assert (tiny.parent / "out" / "start.json").is_file()
+
+
+def test_a_retraining_may_begin_from_scratch_all_the_same(tiny, trained):
+    assert run(tiny, f"weights={trained}", "search.max_trials=1") == 0
+    assert main(["retrain", "r/top/1.json", "weights=null", "--out", "out", "train.epochs=1"]) == 0
+    assert json.loads((tiny.parent / "out" / "result.json").read_text())["started_from"] is None
+
+
+def test_a_supernet_starts_from_the_file(tiny, trained, monkeypatch):
+    from experiments import supernet
+
+    def train(net, *args, **kwargs):
+        raise UserError("seen enough")
+
+    monkeypatch.setattr(supernet, "train", train)
+    assert run(tiny, f"weights={trained}", "supernet={}", "steps=[supernet]") == 2
+    account = json.loads((tiny.parent / "r" / "supernet" / "start.json").read_text())
+    assert account["start"] == "w.pt" and account["layers"]["model.model.0.conv"] == "padded"
+
+
+# What can be wrong -----------------------------------------------------------------------------------------
+
+
+def one_line(capsys, *said):
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and all(part in lines[0] for part in said), lines
+
+
+def test_weights_that_are_not_there_or_fit_nothing_are_one_line_and_leave_no_run(tiny, capsys):
+    assert run(tiny, "weights=nowhere.pt") == 2
+    one_line(capsys, "no weights 'nowhere.pt'", "yolov5nu.pt")
+    torch.save({"features.0.weight": torch.rand(8, 3, 3, 3)}, "vgg.pth")
+    assert run(tiny, "weights=vgg.pth") == 2
+    one_line(capsys, "vgg.pth", "do not fit thin_nas", "at least 5 %")
+    assert not (tiny.parent / "r").exists()
+
+
+def test_weights_given_twice_are_one_line(tiny, trained, capsys):
+    assert run(tiny, f"weights={trained}", "weights=other.pt") == 2
+    one_line(capsys, "weights are given twice", "other.pt")
+    assert run(tiny, "search.max_trials=1") == 0
+    capsys.readouterr()
+    assert main(["retrain", "r/top/1.json", "--weights", "w.pt", "weights=w.pt"]) == 2
+    one_line(capsys, "--weights w.pt and weights=w.pt")
+
+
+def test_slices_of_a_supernet_inherit_from_no_parent(tiny, capsys):
+    assert run(tiny, "supernet={}", "search.inherit=parent") == 2
+    one_line(capsys, "search.inherit", "supernet")
+
+
+def test_paths_are_made_absolute_and_a_warm_up_that_is_asked_for_stays(tiny, trained):
+    exp = load_experiment(tiny, ["weights=w.pt", "family=[thin_nas.yaml]", "train.warmup_bias_lr=0.05"])
+    assert exp.weights == str(trained) and exp.train.warmup_bias_lr == 0.05
+    assert exp.family == [Member(space=str(tiny.parent / "thin_nas.yaml"))]
+    again = check_experiment(exp.model_dump(mode="json"), "again")
+    assert again == exp
+    assert load_experiment(tiny, ["weights=w.pt"]).train.warmup_bias_lr == 0.0
+    assert load_experiment(tiny).train.warmup_bias_lr == 0.1
+
+
+def test_a_published_name_is_fetched_once(tmp_path, monkeypatch):
+    from ultralytics.utils import downloads
+
+    fetched = []
+
+    def fetch(file, **kwargs):
+        fetched.append(file)
+        file.write_bytes(b"weights")
+
+    monkeypatch.setattr(downloads, "attempt_download_asset", fetch)
+    for _ in range(2):
+        assert starts.find_weights("yolov5nu.pt", tmp_path) == str(tmp_path / "weights" / "yolov5nu.pt")
+    assert fetched == [tmp_path / "weights" / "yolov5nu.pt"]
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_without_a_network_a_published_name_is_one_line(tmp_path, monkeypatch, raises):
+    from ultralytics.utils import downloads
+
+    def fetch(file, **kwargs):
+        if raises:
+            raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(downloads, "attempt_download_asset", fetch)
+    with pytest.raises(UserError, match=r"yolov5nu\.pt could not be fetched.*github\.com") as caught:
+        starts.find_weights("yolov5nu.pt", tmp_path)
+    assert "\n" not in str(caught.value)
