@@ -22,7 +22,7 @@ are the network's own, whatever the source had.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Source:
         self, file: WeightFile | str | Path, like: nn.Module, poses: Iterable[Callable[[], object]] = AS_IT_IS
     ) -> None:
         self.file = file if isinstance(file, WeightFile) else read_weights(file)
+        if hasattr(getattr(like, "backbone", None), "adopt"):  # whose blocks are known by ids, not by places
+            self.file = replace(self.file, state=like.backbone.adopt(self.file))  # type: ignore[union-attr,operator]
         names, tensors = plain_names(like), like.state_dict()
         shapes = {plain: tuple(tensors[name].shape) for name, plain in names.items()}
         state, classes = named(self.file, like, shapes)
@@ -167,8 +169,8 @@ def inherit(
 
     UserError where less than a twentieth of the numbers can be inherited; the network is unchanged then.
     """
-    poses, names = tuple(poses), plain_names(net)
-    if not isinstance(source, Source) or not source.known.issuperset(names.values()):
+    poses, names, adopts = tuple(poses), plain_names(net), hasattr(getattr(net, "backbone", None), "adopt")
+    if not isinstance(source, Source) or adopts or not source.known.issuperset(names.values()):
         source = Source(source.file if isinstance(source, Source) else source, net, poses)
     here: dict[str, Tensor] = net.state_dict()
     fit = _Fit(net, here, names, source, watch(net, poses), sort)

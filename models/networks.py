@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from models.elastic.space import ElasticSpace
+from models.serial.space import SerialSpace
 from models.space import Space
 from models.yaml_file import read_mapping
 from models.yolo.space import YoloSpace
 from utils.errors import UserError
 
 # The key of a YAML that tells its kind; a YAML with none of them is YOLO's, which says what it lacks.
-SPACES: dict[str, Callable[..., Space]] = {"network": ElasticSpace, "backbone": YoloSpace}
+SPACES: dict[str, Callable[..., Space]] = {
+    "code": SerialSpace,
+    "network": ElasticSpace,
+    "backbone": YoloSpace,
+}
 
 
 def open_any_space(

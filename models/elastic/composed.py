@@ -39,6 +39,7 @@ BACKBONES = {
     "resnet": MODELS / "backbones/resnet.py",
     "regnet": MODELS / "backbones/regnet.py",
     "mobilenet": MODELS / "backbones/mobilenet.py",
+    "serial": MODELS / "backbones/serial.py",  # of models/serial/space.py
 }
 NETWORKS = {"retinanet": ("retinanet", "resnet"), "regnet": ("classifier", "regnet")}  # short names
 

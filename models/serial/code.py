@@ -17,7 +17,7 @@ are no part of a code's identity.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -111,6 +111,80 @@ def parse(text: str, dialect: str = "paper") -> Code:
     ids = iter(range(len(text)))
     made = tuple(tuple(Block(digit == "2", next(ids)) for digit in stage) for stage in stages)
     return Code(made, tuple(map(int, streams)), kind, groups, width, dialect)
+
+
+def translated(code: Code, dialect: str) -> Code:
+    """The same network in the other dialect, ids and all.
+
+    Raises UserError for what that dialect cannot say: a first block of stride 2 (paper) or of twice the width
+    (vega), and streams, which are counted by stages.
+    """
+    if dialect == code.dialect:
+        return code
+    if code.blocks[0].two or any(code.streams):
+        what = "its first block is a 2" if code.blocks[0].two else "it has extra streams"
+        raise UserError(f"serial code {code} cannot be said in the dialect {dialect}: {what}")
+    stages: list[list[Block]] = []
+    for number, stage in enumerate(code.stages):
+        for place, block in enumerate(stage):
+            begins = number > 0 and place == 0
+            if block.two or not stages:
+                stages.append([])
+            stages[-1].append(replace(block, two=begins))
+    made = tuple(map(tuple, stages))
+    return replace(code, stages=made, streams=(0,) * len(made), dialect=dialect)
+
+
+def heir(code: Code, parent: Code) -> Code:
+    """`code` with the ids of `parent` on the blocks that are the same, and new ids on the others.
+
+    Which are the same is what makes the fewest changes (an edit distance). A block that is added costs 1,
+    more where it begins a stage or is a `2` and could not begin as the identity; one that is taken out costs
+    1; one that begins or ceases to be a `2`, or to begin its stage, costs less than both. Of equals, blocks
+    are added as late in a stage as can be. So a code needs no memory of how it came about, on any machine.
+    """
+    ours, theirs = _roles(code), _roles(parent)
+    n, m = len(ours), len(theirs)
+    best = [[0.0] * (m + 1) for _ in range(n + 1)]  # cheapest way to make ours[i:] of theirs[j:]
+    for i in range(n, -1, -1):
+        for j in range(m, -1, -1):
+            ways = [way for way, _, _ in _ways(best, ours, theirs, i, j)]
+            best[i][j] = min(ways) if ways else 0.0
+    fresh = iter(range(1 + max(b.id for b in parent.blocks), 10**9))
+    ids, i, j = [], 0, 0
+    while i < n or j < m:
+        _, a, b = min(_ways(best, ours, theirs, i, j), key=lambda way: way[0])
+        if a:
+            ids.append(parent.blocks[j].id if b else next(fresh))
+        i, j = i + a, j + b
+    return with_ids(code, ids)
+
+
+def with_ids(code: Code, ids: Sequence[int]) -> Code:
+    """The code with these ids on its blocks, from the input on."""
+    return _regrouped(code, [replace(b, id=int(i)) for b, i in zip(code.blocks, ids, strict=True)])
+
+
+Roles = list[tuple[bool, bool]]  # of each block: is it a 2, does it begin its stage
+
+
+def _roles(code: Code) -> Roles:
+    return [(block.two, place == 0) for stage in code.stages for place, block in enumerate(stage)]
+
+
+def _ways(
+    best: list[list[float]], ours: Roles, theirs: Roles, i: int, j: int
+) -> list[tuple[float, int, int]]:
+    """(cost, blocks of ours, blocks of theirs) of each step from (i, j), the preferred of equals first."""
+    found = []
+    if i < len(ours) and j < len(theirs):
+        two, begins = (a != b for a, b in zip(ours[i], theirs[j], strict=True))
+        found.append((best[i + 1][j + 1] + 0.6 * two + 0.4 * begins, 1, 1))
+    if j < len(theirs):
+        found.append((best[i][j + 1] + 1.0, 0, 1))
+    if i < len(ours):
+        found.append((best[i + 1][j] + 1.0 + 0.35 * any(ours[i]), 1, 0))
+    return found
 
 
 # Changing a code -------------------------------------------------------------------------------------------
@@ -228,21 +302,16 @@ def mutate(
     fresh = 1 + max(block.id for block in code.blocks)
     made = code
     for step in range(int(rng.integers(1, changes + 1))):
-        options = {
-            name: kept
-            for name, rate in rates.items()
-            if rate > 0
-            and (
-                kept := [
-                    c for c in CHANGES[name](made, fresh + step) if c != code and bounds.broken(c) is None
-                ]
-            )
-        }
+        left = {name: rate for name, rate in rates.items() if rate > 0}
+        options: list[Code] = []
+        while left and not options:  # a kind that is not possible leaves the others their proportions
+            weights = np.array(list(left.values()))
+            name = list(left)[rng.choice(len(left), p=weights / weights.sum())]
+            left.pop(name)
+            options = [c for c in CHANGES[name](made, fresh + step) if c != code and bounds.broken(c) is None]
         if not options:
             break
-        weights = np.array([rates[name] for name in options])
-        name = list(options)[rng.choice(len(options), p=weights / weights.sum())]
-        made = options[name][rng.integers(len(options[name]))]
+        made = options[rng.integers(len(options))]
     if made == code:
         raise UserError(
             f"serial code {code}: no change keeps {bounds.blocks} blocks and {bounds.stages} stages"
