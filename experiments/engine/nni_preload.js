@@ -66,12 +66,58 @@ function known(host, hosts) {
     return [os.hostname().toLowerCase(), ...own].includes(host);
 }
 
+// Other users of this machine reach loopback, too, and a job is a command that runs as us. Linux knows whose a
+// connection is: the row of its other end in /proc/net/tcp. Who comes from another machine has no row there and is
+// heard if --host lets them in; where there is no such file nobody can be told apart.
+const NOT_THEIRS = 'Only the user who started this search is heard.';
+
+function anotherUser({ localAddress, localPort, remoteAddress, remotePort }) {
+    if (!process.getuid || !fs.existsSync('/proc/net/tcp') || remoteAddress === undefined) return false;
+    const [theirs, ours] = [asKernelWrites(remoteAddress, remotePort), asKernelWrites(localAddress, localPort)];
+    for (const file of ['/proc/net/tcp', '/proc/net/tcp6']) {
+        for (const line of fs.existsSync(file) ? fs.readFileSync(file, 'latin1').split('\n').slice(1) : []) {
+            const [, from, to, , , , , uid, , inode] = line.trim().split(/\s+/);
+            if (!from || unmapped(from) !== theirs || unmapped(to) !== ours) continue;
+            // Closed by its owner it is said to be root's, and has no inode.
+            return inode === '0' || ![0, process.getuid()].includes(Number(uid));
+        }
+    }
+    const own = Object.values(os.networkInterfaces()).flat().map(each => each.address);
+    const address = remoteAddress.replace(/^::ffff:/, '').replace(/%.*/, '');
+    return address.startsWith('127.') || ['::1', ...own].includes(address);
+}
+
+// 127.0.0.1, 8083 -> 0100007F:1F93: words of 32 bits with their lowest byte first.
+function asKernelWrites(address, port) {
+    let bytes = [];
+    if (address.includes('.')) {
+        bytes = address.replace(/^.*:/, '').split('.').map(Number);
+    } else {
+        const [head, tail = []] = address.replace(/%.*/, '').split('::').map(half => half.split(':').filter(Boolean));
+        const between = Array(8 - head.length - tail.length).fill('0');
+        const words = [...head, ...between, ...tail].map(word => parseInt(word, 16));
+        bytes = words.flatMap(word => [word >> 8, word & 255]);
+    }
+    const words = [];
+    for (let i = 0; i < bytes.length; i += 4) words.push(...bytes.slice(i, i + 4).reverse());
+    const hex = (number, digits) => number.toString(16).toUpperCase().padStart(digits, '0');
+    return words.map(byte => hex(byte, 2)).join('') + ':' + hex(port, 4);
+}
+
+// What came over a socket of IPv6 is written as ::ffff:127.0.0.1.
+function unmapped(end) {
+    return end.replace(/^0{16}FFFF0000/, '');
+}
+
 // Before anything of NNI sees it: each request of any method, and each websocket.
 function refuseForeigners(hosts) {
+    const strangers = new WeakSet();
     const emit = http.Server.prototype.emit;
     http.Server.prototype.emit = function (event, request, answer) {
+        if (event === 'connection' && anotherUser(request)) strangers.add(request);
         const asks = ['request', 'checkContinue', 'checkExpectation', 'upgrade', 'connect'].includes(event);
-        const [status, problem] = (asks && objection(request, hosts)) || [];
+        const stranger = asks && strangers.has(request.socket) && [403, NOT_THEIRS];
+        const [status, problem] = stranger || (asks && objection(request, hosts)) || [];
         if (!status) return emit.apply(this, arguments);
         const head = { 'Content-Type': 'text/plain', 'Connection': 'close', 'Content-Length': Buffer.byteLength(problem) };
         if (answer instanceof http.ServerResponse) {

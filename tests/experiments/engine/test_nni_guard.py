@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import socket
 import threading
@@ -122,6 +123,67 @@ def test_strangers_are_refused_whatever_they_ask(live, headers):
         status, text = ask(live.port, method, path, body, **{**more, **headers})
         assert status in (400, 403), (method, path, text)
     assert json.loads(ask(live.port, "GET", f"{API}/check-status")[1])["status"] == "RUNNING"
+
+
+def as_nobody(question):
+    """What `question()` answers in a process of another user of this machine."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            os.write(writing, json.dumps(question()).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answers:
+        text = answers.read()
+    os.waitpid(child, 0)
+    return json.loads(text)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/proc/net/tcp"), reason="only root can be another"
+)
+def test_other_users_of_this_machine_are_refused(live):
+    """A job is a command that runs as the user; so is what a trial is told."""
+    for method, path, body, more in (
+        ("POST", f"{API}/trial-jobs", '{"a": "on"}', JSON),
+        ("PUT", f"/env/local-env/{live.trial}", '{"type": "metric"}', JSON),
+        ("GET", f"/env/local-env/{live.trial}", None, UPGRADE),
+        ("GET", "/tuner", None, UPGRADE),
+        ("GET", f"{API}/check-status", None, {}),
+    ):
+        status, text = as_nobody(lambda: ask(live.port, method, path, body, **more))  # noqa: B023
+        assert (status, text) == (403, "Only the user who started this search is heard."), path
+    assert len(json.loads(ask(live.port, "GET", f"{API}/trial-jobs")[1])) == 2
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/proc/net/tcp"), reason="only root can be another"
+)
+def test_who_leaves_before_the_answer_is_not_taken_for_root(live):
+    """The kernel says of a connection that its owner has closed that it is root's."""
+
+    def shout():
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", live.port)) as sock:
+                head = (
+                    f"POST {API}/trial-jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                )
+                sock.sendall(f'{head}Content-Length: 11\r\n\r\n{{"a": "on"}}'.encode())
+
+    as_nobody(shout)
+    assert len(json.loads(ask(live.port, "GET", f"{API}/trial-jobs")[1])) == 2
+
+
+def test_our_own_connection_is_known_also_over_a_socket_of_ipv6(live):
+    with socket.socket(socket.AF_INET6) as sock:
+        sock.connect(("::ffff:127.0.0.1", live.port))
+        sock.sendall(f"GET {API}/check-status HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+        assert sock.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_a_link_from_another_site_leads_to_the_web_ui(live):
