@@ -68,8 +68,11 @@ def told(folder: Path) -> dict[str, Any]:
     return {"from": said["start"], "share": round(said["share"], 4)} if said else {}
 
 
-def source(path: Path | WeightFile, space: Space) -> Source:
-    """A file's weights, read and sorted for the networks of a space; once in a process for the same file."""
+def source(path: Path | WeightFile, space: Space) -> Source | WeightFile:
+    """A file's weights, read and sorted for the networks of a space; once in a process for the same file.
+
+    Only read, where the space has no network with all of its layers.
+    """
     model = json.dumps(space.model, sort_keys=True)
     if isinstance(path, WeightFile):
         return _sorted(path, model, space.nc, space.ch)
@@ -77,24 +80,30 @@ def source(path: Path | WeightFile, space: Space) -> Source:
 
 
 @functools.lru_cache(maxsize=4)
-def _source(path: Path, changed: int, model: str, nc: int, ch: int) -> Source:
+def _source(path: Path, changed: int, model: str, nc: int, ch: int) -> Source | WeightFile:
     return _sorted(read_weights(path), model, nc, ch)
 
 
-def _sorted(file: WeightFile, model: str, nc: int, ch: int) -> Source:
+def _sorted(file: WeightFile, model: str, nc: int, ch: int) -> Source | WeightFile:
+    like = _like(model, nc, ch)
+    if like is None:
+        return file
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a process whose threads have worked cannot be forked for a trial
     try:
-        return Source(file, _like(model, nc, ch))
+        return Source(file, like)
     finally:
         torch.set_num_threads(threads)
 
 
 @functools.lru_cache(maxsize=4)
 def _like(model: str, nc: int, ch: int) -> Any:
-    """A network that has all layers of a space. It takes no random numbers from anybody."""
+    """A network that has all layers of a space, or None. It takes no random numbers from anybody."""
     with torch.random.fork_rng(devices=[]):
-        return open_any_space(json.loads(model), nc, ch).supernet()
+        try:
+            return open_any_space(json.loads(model), nc, ch).supernet()
+        except UserError:  # its networks share no layers
+            return None
 
 
 def note_start(job: Job) -> None:

@@ -137,6 +137,14 @@ def test_a_supernet_starts_from_the_file(tiny, trained, monkeypatch):
     assert account["start"] == "w.pt" and account["layers"]["model.model.0.conv"] == "padded"
 
 
+def test_a_space_without_a_supernet_starts_from_weights_too(tmp_path):
+    space = open_any_space("models/spnas_small.yaml", nc=2)
+    net = scramble(space.build(space.default()))
+    save_weights(tmp_path / "w.pt", net, space, space.default(), imgsz=64)
+    account = starts.check_start(str(tmp_path / "w.pt"), space, net.names)
+    assert account.share == 1.0
+
+
 # What can be wrong -----------------------------------------------------------------------------------------
 
 
