@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from utils.errors import UserError, printable
 
 if TYPE_CHECKING:
-    from data.dataset import Sample
+    from data.sample import Sample
 
 REASONS = {
     "unreadable": "box that is no numbers where numbers should be, or too few or too many of them",

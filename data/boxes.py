@@ -11,7 +11,7 @@ from data.account import Account
 from data.images import Probe
 
 if TYPE_CHECKING:
-    from data.dataset import Sample
+    from data.sample import Sample
 
 # A box may stick out of its image by this many pixels before cutting it is worth a word: formats round.
 SLACK_PIXELS = 0.5

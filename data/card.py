@@ -29,7 +29,7 @@ CHECKED = (
 )
 # Near enough to be taken for a misspelling, but right: what the data files of Ultralytics and of tools hold.
 FINE = {"author", "authors", "channels", "class_names", "data", "download", "kpt_names", "license", "minival",
-        "test_json", "train_json", "types", "val_json", "valid", "validation"}  # fmt: skip
+        "test_json", "train_json", "type", "types", "val_json", "valid", "validation"}  # fmt: skip
 MOST_CLASSES = 1_000_000
 FORMATS = ("yolo", "voc", "coco", "digits")
 
@@ -152,3 +152,14 @@ def how_to_get(card: dict[str, Any], place: Path) -> str:
     if isinstance(download, str) and download.strip() and "\n" not in download.strip():
         return f"; get {download.strip()} and unpack it so that {place} exists"
     return ""
+
+
+def check_splits(card: dict[str, Any], path: Path) -> None:
+    """UserError unless the card says what to train on: train, or both parts that a search uses, or all."""
+    search = [split for split in ("search_train", "search_val") if card.get(split)]
+    if len(search) == 1:
+        raise UserError(
+            f"data {path}: {search[0]} alone cannot be used; declare search_train and search_val, or neither"
+        )
+    if not card.get("train") and not search:
+        raise UserError(f"data {path}: train is missing; say where the training images are")

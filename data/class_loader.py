@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.dataset import Sample
 from data.loader import DetectionData, DetectionLoader, EpochOrder, loader_of
 from data.pixels import CROPS, Pixels
+from data.sample import Sample
 
 # Mixing several pictures would need labels between classes.
 MIXING = {"mosaic": 0.0, "mixup": 0.0, "cutmix": 0.0, "close_mosaic": 0.0}

@@ -17,13 +17,12 @@ import numpy as np
 
 from data.account import Account, fail_if_most_is_bad
 from data.boxes import from_pixels, judge_boxes
-from data.card import how_to_get, licence_of, root_of
+from data.card import check_splits, how_to_get, licence_of, root_of
 from data.coco_file import BoxEntry, CategoryEntry, CocoFile, Id, ImageEntry, id_of, load, size_of
-from data.dataset import Reading, Sample
 from data.images import count_outside, probe
 from data.progress import progress
+from data.sample import Reading, Sample
 from data.text import SPLIT_WORDS, split_of
-from data.yolo_format import check_splits
 from utils.errors import UserError
 
 # Where annotation files are, the first that has some. Where there are more files, each is of one image.

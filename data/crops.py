@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from data.account import Account
-from data.dataset import Sample
+from data.sample import Sample
 
 LEAST = 1.0  # pixels: a box no wider or no higher shows nothing
 

@@ -10,121 +10,26 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data import coco, digits, image_folder, voc, yolo_format, yolo_guess
 from data.account import Account
+from data.card import load_card
+from data.crops import croppable, objects, with_objects
+from data.images import contents, fingerprint
+from data.sample import Dataset, Reading, Sample
+from data.split import carve, shared_content
 from utils.errors import UserError, printable, unknown
 
 TASKS = ("detect", "classify")
 VAL_SEED, VAL_FRACTION = 0, 0.2  # for sources that declare no val split
 REPO = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image and its objects.
-
-    image: path of a file that is read, never written.
-    boxes: float32 [n, 4], centre x, centre y, width, height as fractions (0..1) of the upright image.
-    cls: int64 [n], 0 is the first class. n may be 0: a background image.
-    shape: (height, width) in pixels of the upright image, that is after the turn its EXIF tag asks for.
-    content: equal for two samples exactly where their files hold the same bytes.
-    """
-
-    image: Path
-    boxes: np.ndarray
-    cls: np.ndarray
-    shape: tuple[int, int]
-    content: str = ""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Named splits of samples over one list of class names.
-
-    splits: 'train' (all that may be learned from), 'search_train' and 'search_val' (disjoint parts of it:
-    a search learns from one and scores on the other), 'val' (reported on, never searched on), sometimes
-    'test'.
-    task: "detect", or "classify": then each sample has exactly one box and class, the object (or the whole
-    image), and several samples may be of one image, always of one split.
-    """
-
-    name: str
-    names: list[str]
-    splits: dict[str, list[Sample]]
-    source: str
-    format: str
-    licence: str = "not stated"
-    account: Account = field(default_factory=Account)
-    task: str = "detect"
-
-    @property
-    def nc(self) -> int:
-        """Number of classes."""
-        return len(self.names)
-
-    def boxes_per_class(self, split: str) -> dict[str, int]:
-        """How many boxes of each class a split holds."""
-        counts = np.zeros(self.nc, np.int64)
-        for sample in self.splits[split]:
-            counts += np.bincount(sample.cls, minlength=self.nc)
-        return dict(zip(self.names, counts.tolist(), strict=True))
-
-    def summary(self) -> str:
-        """Images, boxes (or objects) and classes per split; what was dropped or changed, and why."""
-        lines = [f"data: {self.name} ({self.format}) from {self.source}; licence: {self.licence}"]
-        shown = self.names if self.nc <= 12 else []
-        boxes = self.task == "detect"
-        head = ["split", "images", *(["no boxes", "boxes"] if boxes else ["objects"])]
-        rows = [[*head, *(shown or ["classes seen"])]]
-        for split, samples in self.splits.items():
-            per_class = self.boxes_per_class(split)
-            seen = [str(per_class[n]) for n in shown] or [
-                f"{sum(v > 0 for v in per_class.values())} of {self.nc}"
-            ]
-            empty = [str(sum(len(s.cls) == 0 for s in samples))] if boxes else []
-            images = len({s.image for s in samples})
-            rows.append([split, str(images), *empty, str(sum(per_class.values())), *seen])
-        lines += ["  " + line for line in _table(rows) + self.account.lines()]
-        return "\n".join(map(printable, lines))
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    """Columns to one width each: the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-
-
-@dataclass
-class Reading:
-    """What a format reader hands over: splits as declared, and the files whose change makes it stale."""
-
-    name: str
-    format: str
-    names: list[str]
-    splits: dict[str, list[Sample]]
-    watch: list[Path]
-    account: Account
-    licence: str = "not stated"
-
-
-def mixed(samples: Sequence[Sample], n: int) -> list[Sample]:
-    """`n` of the samples, or all where there are fewer, always the same ones in the same random order.
-
-    What is estimated from a few batches needs batches that look alike, and data sets are often sorted: an
-    ImageFolder by class, a video by time.
-    """
-    order = np.random.default_rng(0).permutation(len(samples))
-    return [samples[i] for i in order[:n]]
 
 
 def open_dataset(
@@ -166,9 +71,6 @@ def find_source(source: str | Path) -> Path:
 
 def _finish(reading: Reading, path: Path, seed: int, val_fraction: float, task: str) -> Dataset:
     """Check that the splits can be used, and carve those that the source does not declare."""
-    from data.crops import croppable, objects, with_objects
-    from data.split import carve
-
     account, nc, kind = deepcopy(reading.account), len(reading.names), reading.format
     declared = reading.splits
     if task == "classify":
@@ -224,8 +126,6 @@ def _usable(splits: dict[str, list[Sample]], path: Path, account: Account) -> di
 
 def _warn(splits: dict[str, list[Sample]], names: list[str], account: Account, thing: str) -> None:
     """Say what will make figures misleading."""
-    from data.split import shared_content
-
     for a, b in (("train", "val"), ("train", "test"), ("search_train", "search_val")):
         same = shared_content(splits[a], splits.get(b, []))
         if same:
@@ -242,12 +142,10 @@ def _warn(splits: dict[str, list[Sample]], names: list[str], account: Account, t
 
 def _read_or_recall(path: Path, cache: Path, task: str) -> Reading:
     """The reading of `path` from the cache if nothing changed since, else from the source."""
-    from data.images import contents, fingerprint
-
     stem = printable(path.stem).replace("\\", "_")[:40] or "data"
     memory = cache / f"{stem}-{hashlib.sha1(os.fsencode(path)).hexdigest()[:12]}.npz"
     if memory.exists():
-        recalled = _recall(memory, fingerprint)
+        recalled = _recall(memory)
         if recalled and (task == "classify" or recalled.format != "ImageFolder"):
             return recalled
     reading = read(path, cache, task)
@@ -259,9 +157,6 @@ def _read_or_recall(path: Path, cache: Path, task: str) -> Reading:
 
 def read(path: Path, cache: Path, task: str = "detect") -> Reading:
     """Read a source by what it looks like. `cache` is only for data we make ourselves (the digits)."""
-    from data import coco, image_folder, voc, yolo_format, yolo_guess
-    from data.card import load_card
-
     if path.is_dir():
         card_file = yolo_format.yaml_inside(path)
         if card_file is None and voc.looks_like(path):
@@ -296,9 +191,7 @@ def read(path: Path, cache: Path, task: str = "detect") -> Reading:
         "coco": coco.read_card,
     }
     if card_dict["format"] == "digits":
-        from data.digits import read_card
-
-        return read_card(card_dict, path, cache)
+        return digits.read_card(card_dict, path, cache)
     return readers[card_dict["format"]](card_dict, path)
 
 
@@ -341,7 +234,7 @@ def _remember(memory: Path, reading: Reading, mark: str) -> None:
         neighbour.unlink(missing_ok=True)
 
 
-def _recall(memory: Path, fingerprint: Callable[[list[Path]], str]) -> Reading | None:
+def _recall(memory: Path) -> Reading | None:
     """A remembered reading, or None where it is of another version, damaged, or the source has changed."""
     try:
         with np.load(memory, allow_pickle=False) as file:

@@ -20,9 +20,9 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from data.dataset import Sample
 from data.hyp import check_hyp
 from data.pixels import PIXELS, Pixels, Undecodable
+from data.sample import Sample
 from utils.errors import UserError
 from utils.offline import quiet_ultralytics
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dataset import Sample
 from data.images import read_pixels
 from data.progress import progress
+from data.sample import Sample
 from utils.errors import UserError, printable
 
 SHARE_OF_MEMORY = 0.5  # of what is available when asked: training needs the rest

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from data.dataset import Sample
+    from data.sample import Sample
 
 
 def carve(

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from data.dataset import Dataset, Sample
 from data.progress import progress
+from data.sample import Dataset, Sample
 from utils.errors import UserError, printable
 from utils.files import write_text
 

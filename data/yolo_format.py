@@ -9,10 +9,10 @@ from typing import Any
 
 from data.account import Account, fail_if_most_is_bad
 from data.boxes import judge_boxes
-from data.card import how_to_get, licence_of, load_card, root_of
-from data.dataset import Reading, Sample
+from data.card import check_splits, how_to_get, licence_of, load_card, root_of
 from data.images import SUFFIXES, count_outside, is_hidden, leads_out, list_images, probe
 from data.progress import progress
+from data.sample import Reading, Sample
 from data.text import read_lines, read_text
 from data.yolo_labels import Labels, find_label, label_of
 from utils.errors import UserError
@@ -78,17 +78,6 @@ def read_card(card: dict[str, Any], path: Path) -> Reading:
         account,
         licence_of(card, root),
     )
-
-
-def check_splits(card: dict[str, Any], path: Path) -> None:
-    """UserError unless the card says what to train on: train, or both parts that a search uses, or all."""
-    search = [split for split in ("search_train", "search_val") if card.get(split)]
-    if len(search) == 1:
-        raise UserError(
-            f"data {path}: {search[0]} alone cannot be used; declare search_train and search_val, or neither"
-        )
-    if not card.get("train") and not search:
-        raise UserError(f"data {path}: train is missing; say where the training images are")
 
 
 # Which images ---------------------------------------------------------------------------------------------

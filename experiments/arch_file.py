@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.dataset import Dataset
+from data.sample import Dataset
 from experiments.config import ROOT, Experiment, apply_overrides, check_experiment, read_yaml_mapping
 from experiments.inputs import open_splits
 from experiments.run_folder import RunFolder

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from data.dataset import Sample
+from data.sample import Sample
 from experiments.job import Job, calibration, prepare
 from experiments.run_folder import RunFolder
 from experiments.trained import measure, trained

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.boxes import LEAST_SIDE, small_boxes
-from data.dataset import Dataset, open_dataset
+from data.dataset import open_dataset
+from data.sample import Dataset
 from experiments.config import Experiment
 from models.networks import open_any_space
 from models.space import Space, check_side

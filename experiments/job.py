@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from data.dataset import Dataset
 from data.hyp import load_hyp
+from data.sample import Dataset
 from experiments.config import Experiment, hyp_file
 from experiments.engine.gpus import gpus_to_share, training_device
 from experiments.inputs import open_space, open_splits

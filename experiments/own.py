@@ -84,7 +84,7 @@ def measure_own(
     fresh = network is None
     if fresh and "network" in needs:
         network = job.build(arch)
-        begin(job, network, folder)
+        begin(job, network, arch, folder)
         network = network.to(job.device)
     title = f"{job.exp.name}-{folder.name}"
     with open_loggers(job.exp.loggers, folder, name=title, config=arch) if fresh else nullcontext() as log:

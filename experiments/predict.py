@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from data.images import SUFFIXES, is_hidden, list_images, read_pixels
+from experiments.arch_file import find
 from utils.errors import UserError, unknown
 from utils.files import write_text
 
@@ -90,14 +91,8 @@ def predict(
         raise UserError(f"{out} exists and is never overwritten; give another --out")
     if not 0 <= conf <= 1 or not 0 <= iou <= 1:
         raise UserError(f"conf and iou lie between 0 and 1, got {conf} and {iou}")
-    saves = [item.strip() for item in save.split(",") if item.strip()]
-    for item in saves:
-        if item not in SAVES:
-            raise unknown("thing to save", item, SAVES)
-    files = _files(source)
+    saves, files = _saves(save), _files(source)
     if weights.suffix == ".json":
-        from experiments.arch_file import find
-
         weights = find(weights).weights()
     net, side, task = open_network(weights, device, imgsz)
     seen = finder(net, side, task, conf, iou)
@@ -105,15 +100,10 @@ def predict(
     done = Predicted()
     root = source if source.is_dir() else source.parent
     for path in files:
-        target = out / path.relative_to(root)
-        video = path.suffix.lower() in VIDEOS
-        if video:
-            target = target.with_suffix(".mp4")
-        elif path.suffix.lower() not in WRITTEN:
-            target = target.with_name(f"{target.name}.png")
-        drawn = target if "pictures" in saves else None
+        drawn = _drawing_of(path, out / path.relative_to(root)) if "pictures" in saves else None
+        look = _in_video if path.suffix.lower() in VIDEOS else _in_picture
         try:
-            for image in _in_video(seen, path, drawn) if video else _in_picture(seen, path, drawn):
+            for image in look(seen, path, drawn):
                 done.images.append({"file": str(path.relative_to(root)), **image})
         except UnreadableError as error:
             done.unreadable.append((path, str(error)))
@@ -130,6 +120,22 @@ def predict(
     print(done)
     print(f"written: {out}")
     return done
+
+
+def _saves(save: str) -> list[str]:
+    """`pictures,json` as a list. UserError for what is none of SAVES."""
+    saves = [item.strip() for item in save.split(",") if item.strip()]
+    for item in saves:
+        if item not in SAVES:
+            raise unknown("thing to save", item, SAVES)
+    return saves
+
+
+def _drawing_of(path: Path, target: Path) -> Path:
+    """Where a picture or video with its boxes goes: `target`, in a format that can be written."""
+    if path.suffix.lower() in VIDEOS:
+        return target.with_suffix(".mp4")
+    return target if path.suffix.lower() in WRITTEN else target.with_name(f"{target.name}.png")
 
 
 def write_labels(folder: Path, images: Sequence[dict[str, Any]]) -> None:

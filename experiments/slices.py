@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from data.dataset import mixed
+from data.sample import mixed
 from experiments.config import SampleSettings, SupernetSettings
 from experiments.evaluators import run_trial
 from experiments.job import Job, costs, prepare, reward_of, threads_of, workers_of

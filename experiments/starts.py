@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 
+from experiments.arch_file import CALIBRATION
 from experiments.job import Job
+from experiments.trained import training_images
 from models.inherit import Account, Source, inherit
 from models.networks import open_any_space
-from models.space import Space
+from models.space import Arch, Space
+from models.supernet import as_slice, sliced
 from models.weights import WeightFile, read_weights
 from utils.errors import UserError
 from utils.files import write_text
@@ -44,14 +47,37 @@ def start_of(job: Job) -> Start | None:
     return Start(Path(job.exp.weights), Path(job.exp.weights).name) if job.exp.weights else None
 
 
-def begin(job: Job, net: Any, folder: Path) -> Account | None:
-    """Start a network of the job's space where it should; the account of it goes to `folder/start.json`."""
-    start = start_of(job)
+def begin(
+    job: Job,
+    net: Any,
+    arch: Arch,
+    folder: Path,
+    weights: Path | None = None,
+    calibration: int = CALIBRATION,
+) -> Account | None:
+    """Start a network of the job's space: from `weights`, else where the job says, else from scratch (None).
+    The account of it goes to `folder/start.json`.
+
+    Where `weights` are a supernet's, from the arch's slice, its batch norm re-estimated on so many images.
+    """
+    start = Start(weights, weights.name) if weights else start_of(job)
     if start is None:
         return None
-    account = inherit(net, source(start.path, job.space), into=job.space.name)
+    given: Path | WeightFile = start.path
+    if weights is not None:
+        given = read_weights(weights)
+        if given.meta.get("supernet"):
+            given = _slice(job, given, arch, calibration)
+    account = inherit(net, source(given, job.space), into=job.space.name)
     keep(account, start.name, folder)
     return account
+
+
+def _slice(job: Job, file: WeightFile, arch: Arch, calibration: int) -> WeightFile:
+    """The weights of an arch's slice of a supernet's file."""
+    side, batch, names = job.side(arch), job.exp.train.batch, job.dataset.names
+    images = training_images(job.dataset, job.task, side, batch, job.device, calibration)
+    return as_slice(file, sliced(file, job.space, arch, names, images, calibration, job.device), arch)
 
 
 def keep(account: Account, name: str, folder: Path) -> None:

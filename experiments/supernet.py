@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from data.dataset import Dataset
+from data.sample import Dataset
 from experiments.config import Experiment, augmentation
 from experiments.job import (
     Job,
@@ -80,37 +80,21 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
     """What each device does: train, validate live, and, the first of them, write the result."""
     job = prepare(run_dir)
     exp, space, settings = job.exp, job.space, settings_of(job)
-    folder, names, quality = job.run.path / "supernet", job.dataset.names, job.task.quality
+    folder = job.run.path / "supernet"
     torch.set_num_threads(max(1, threads_of(exp) // settings.devices))
     torch.manual_seed(exp.seed)
     supernet = Supernet(space.model, space.nc, space.ch)
     net: Any = supernet.net
-    net.names = names
+    net.names = job.dataset.names
     if exp.weights:
         account = inherit_supernet(supernet, read_weights(exp.weights))
         if fabric.is_global_zero:
             keep(account, Path(exp.weights).name, folder)
     weigh_losses(net, job.hyp)
-    ends = {"max": space.largest(), "min": space.smallest()}
-    images = calibration_images(run_dir)[:LIVE_IMAGES]
-
-    def score(averaged: Any, last: bool) -> dict[str, float]:
-        found = {}
-        for kind, arch in ends.items():
-            slice_ = extract(averaged, arch)
-            calibrate(slice_, batches(job, images, arch), len(images))
-            val_batches = search_val(run_dir, job.side(arch))
-            metrics = job.task.score(slice_, val_batches, names, fabric.device, not last)
-            found[f"{kind}_{quality}"] = metrics[quality]
-        return found
 
     def on_epoch(row: dict[str, float]) -> None:
         log.log(int(row["epoch"]), row)
-        line = f"supernet: epoch {row['epoch']:.0f}/{exp.train.epochs}, loss {row['loss']:.4f}, "
-        scored = {kind: row[key] for kind in ends if (key := f"{kind}_{quality}") in row}
-        if scored:
-            line += f"{quality} of max {scored['max']:.4f}, of min {scored['min']:.4f}, "
-        print(f"{line}{row['seconds']:.0f} s")
+        print(epoch_line(row, exp.train.epochs, job.task.quality))
 
     loggers = exp.loggers if fabric.is_global_zero else []
     with open_loggers(loggers, folder, name=f"{exp.name}-supernet") as log:
@@ -119,7 +103,7 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
             training_loader(job, "search_train", largest_side(job)),
             settings=exp.train,
             seed=exp.seed,
-            evaluate=score,
+            evaluate=scorer_of(job, fabric.device),
             on_epoch=on_epoch,
             checkpoint=folder / "checkpoint.pt",
             fabric=fabric,
@@ -140,6 +124,34 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
     path = folder / "weights.pt"
     save_weights(path, result.detector, space, {}, imgsz=exp.imgsz, supernet=True, train=how)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def scorer_of(job: Job, device: torch.device) -> Callable[[Any, bool], dict[str, float]]:
+    """What scores the slices of the largest and the smallest arch on search_val while training goes on."""
+    run_dir, quality = str(job.run.path), job.task.quality
+    extremes = {"max": job.space.largest(), "min": job.space.smallest()}
+    images = calibration_images(run_dir)[:LIVE_IMAGES]
+
+    def score(averaged: Any, last: bool) -> dict[str, float]:
+        found = {}
+        for kind, arch in extremes.items():
+            slice_ = extract(averaged, arch)
+            calibrate(slice_, batches(job, images, arch), len(images))
+            val_batches = search_val(run_dir, job.side(arch))
+            metrics = job.task.score(slice_, val_batches, job.dataset.names, device, not last)
+            found[f"{kind}_{quality}"] = metrics[quality]
+        return found
+
+    return score
+
+
+def epoch_line(row: Mapping[str, float], epochs: int, quality: str) -> str:
+    """An epoch for the terminal: `supernet: epoch 3/8, loss 4.1, map50_95 of max .3, of min .2, 12 s`."""
+    line = f"supernet: epoch {row['epoch']:.0f}/{epochs}, loss {row['loss']:.4f}, "
+    if f"max_{quality}" in row:
+        scores = (row[f"{kind}_{quality}"] for kind in ("max", "min"))
+        line += "{} of max {:.4f}, of min {:.4f}, ".format(quality, *scores)
+    return f"{line}{row['seconds']:.0f} s"
 
 
 def check_supernet(exp: Experiment, space: Space, dataset: Dataset) -> None:

@@ -6,13 +6,13 @@ Of a supernet's weights the arch's slice is taken out, and its batch norm re-est
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data.dataset import Dataset, mixed
+from data.sample import Dataset, mixed
 from experiments.arch_file import Found, differing
 from experiments.config import Experiment
 from experiments.job import threads_of
@@ -111,9 +111,22 @@ def measure(
         "gflops": count_flops(detector, side) / 1e9,
         **latency(detector, side, device, calibration=calibration),
     }
+    return result_of("evaluate", arch, dataset, split, side, metrics, device)
+
+
+def result_of(
+    kind: str,
+    arch: Arch,
+    dataset: Dataset,
+    split: str,
+    side: int,
+    metrics: Mapping[str, float],
+    device: torch.device,
+) -> dict[str, Any]:
+    """What each result.json says: what was scored on which data."""
     return {
         "schema": RESULT_SCHEMA,
-        "kind": "evaluate",
+        "kind": kind,
         "arch": arch,
         "data": {"name": dataset.name, "source": dataset.source, "licence": dataset.licence},
         "split": split,

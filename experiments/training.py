@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,16 @@ from experiments.config import augmentation, hyp_file
 from experiments.engine.trial import report_intermediate
 from experiments.job import Job, costs, loaders, precision_of, threads_of
 from experiments.run_folder import command
-from experiments.starts import begin, keep, source
-from experiments.trained import RESULT_SCHEMA, training_images
-from models.inherit import inherit
+from experiments.starts import begin
+from experiments.trained import result_of
 from models.space import Arch
-from models.supernet import as_slice, sliced
 from models.weights import read_weights, save_weights
 from utils.files import write_text
 from utils.report.results import one_line
 from utils.training.loggers import open_loggers
-from utils.training.measure import device_info
 from utils.training.train import train
+
+FLATTERS = "the best epoch on val itself, so this flatters; metrics are of the last epoch"
 
 
 def train_in_full(
@@ -42,34 +42,17 @@ def train_in_full(
     of a slice, where `weights` are a supernet's. A `finetune` sees no mosaics: it is too short to unlearn
     them (BCCD, five epochs from a slice of .480: .455 with them, .500 without).
     """
-    exp, names, task, side = job.exp, job.dataset.names, job.task, job.side(arch)
+    exp, names, side = job.exp, job.dataset.names, job.side(arch)
     if kind == "finetune":
         job = replace(job, hyp=job.hyp | {"close_mosaic": float(exp.train.epochs)})
     torch.set_num_threads(threads_of(exp))
     torch.manual_seed(exp.seed)
     detector = job.build(arch)
     print(augmentation(exp, exp.train))
-    account = None
-    if weights is not None:
-        file = read_weights(weights)
-        if file.meta.get("supernet"):
-            images = training_images(job.dataset, job.task, side, exp.train.batch, job.device, calibration)
-            net = sliced(file, job.space, arch, names, images, calibration, job.device)
-            file = as_slice(file, net, arch)
-        account = inherit(detector, source(file, job.space), into=job.space.name)
-        keep(account, weights.name, folder)
+    account = begin(job, detector, arch, folder, weights, calibration)
     train_loader, val_loader = loaders(job, "train", "val", side)
     folder.mkdir(parents=True, exist_ok=True)
-    best_file = folder / "best.pt"
-    best: dict[str, float] = read_weights(best_file).meta["best"] if best_file.is_file() else {}
-
-    def score(net: torch.nn.Module, last: bool) -> dict[str, float]:
-        metrics = task.score(net, val_loader, names, job.device, not last)
-        if metrics[task.quality] > best.get(task.quality, -1.0):
-            best.update({task.quality: metrics[task.quality]})
-            save_weights(best_file, net, job.space, arch, imgsz=side, names=names, best=best)
-        return metrics
-
+    score, best = keeping_best(job, arch, val_loader, folder / "best.pt")
     checkpoint = folder / "checkpoint.pt"
     with open_loggers(exp.loggers, folder, name=folder.name) as log:
         result = train(
@@ -84,32 +67,39 @@ def train_in_full(
         )
     metrics = result.metrics | costs(job, arch)
     outcome = {
-        "schema": RESULT_SCHEMA,
-        "kind": kind,
-        "arch": arch,
+        **result_of(kind, arch, job.dataset, "val", side, metrics, job.device),
         "space": exp.space,
-        "data": {"name": job.dataset.name, "source": job.dataset.source, "licence": job.dataset.licence},
-        "split": "val",
-        "imgsz": side,
         "seed": exp.seed,
         "train": exp.train.model_dump(mode="json"),
         "augmentation": hyp_file(exp, exp.train),
         "started_from": account.to_dict() if account else None,
-        "metrics": metrics,
-        "best": {
-            **best,
-            "note": "the best epoch on val itself, so this flatters; metrics are of the last epoch",
-        },
+        "best": best | {"note": FLATTERS},
         "seconds": result.seconds,
         "curve": result.curve,
         "command": command(),
-        "versions": device_info(job.device),
     }
     save_weights(folder / "last.pt", result.detector, job.space, arch, imgsz=side, names=names, kind=kind)
     write_text(folder / "result.json", json.dumps(outcome, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)
     print(f"{folder}: {one_line(metrics)} on val after {exp.train.epochs} epochs, seed {exp.seed}")
     return outcome
+
+
+def keeping_best(
+    job: Job, arch: Arch, val_loader: Any, file: Path
+) -> tuple[Callable[[torch.nn.Module, bool], dict[str, float]], dict[str, float]]:
+    """(what scores an epoch and writes the best one into `file`, the best score so far: it is kept up)."""
+    best: dict[str, float] = read_weights(file).meta["best"] if file.is_file() else {}
+    names, task = job.dataset.names, job.task
+
+    def score(net: torch.nn.Module, last: bool) -> dict[str, float]:
+        metrics = task.score(net, val_loader, names, job.device, not last)
+        if metrics[task.quality] > best.get(task.quality, -1.0):
+            best.update({task.quality: metrics[task.quality]})
+            save_weights(file, net, job.space, arch, imgsz=job.side(arch), names=names, best=best)
+        return metrics
+
+    return score, best
 
 
 def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, float]]) -> dict[str, float]:
@@ -122,7 +112,7 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     torch.set_num_threads(threads_of(exp))
     torch.manual_seed(exp.seed)
     detector = job.build(arch)
-    begin(job, detector, folder)
+    begin(job, detector, arch, folder)
     train_loader, val_loader = loaders(job, "search_train", "search_val", job.side(arch))
 
     def score(net: torch.nn.Module, last: bool) -> dict[str, float]:

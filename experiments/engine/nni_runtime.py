@@ -62,7 +62,7 @@ from experiments.engine.runtime_settings import (
     manager_environment,
     resolve,
 )
-from experiments.engine.warm_server import CLIENT, WarmServer
+from experiments.engine.warm import CLIENT, WarmServer
 from utils.errors import UserError, unknown
 
 # NNI's import lists every torch class that is no nn.Module; gym, which its RL imports, advertises another.

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from data.class_loader import make_class_loader
-from data.dataset import Dataset, Sample, mixed, open_dataset
+from data.dataset import open_dataset
 from data.hyp import load_hyp
 from data.images import fingerprint
 from data.pixels import Crops, region
+from data.sample import Dataset, Sample, mixed
 from tests.data.make import coco_json, image, voc_xml, yolo_set
 from utils.errors import UserError
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from data.dataset import Reading, read
+from data.dataset import read
+from data.sample import Reading
 from tests.data.make import image
 from utils.errors import UserError
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.dataset import Dataset, open_dataset
+from data.dataset import open_dataset
 from data.images import fingerprint
+from data.sample import Dataset
 from data.yolo_export import export_yolo
 from tests.data.make import coco_json, image, voc_xml, yolo_set
 from utils.errors import UserError

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data.dataset import Reading, read
+from data.dataset import read
+from data.sample import Reading
 from tests.data.make import image, voc_xml
 from utils.errors import UserError
 

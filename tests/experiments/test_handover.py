@@ -14,8 +14,9 @@ import pytest
 import torch
 import yaml
 
-from data.dataset import Sample, open_dataset
+from data.dataset import open_dataset
 from data.loader import make_loader
+from data.sample import Sample
 from data.yolo_export import export_yolo
 from experiments import baselines, export, findings
 from experiments import retrain as retraining

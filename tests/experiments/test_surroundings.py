@@ -13,7 +13,7 @@ import requests
 import yaml
 
 from experiments.engine.processes import reached_directly
-from experiments.engine.warm_server import CLIENT
+from experiments.engine.warm import CLIENT
 from utils.history import History
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -138,7 +138,7 @@ def report_context(run: Run, others: Sequence[Trial] = ()) -> dict[str, Any]:
     figures = _figures(run, others, importance, parallel, convergence)
     figures |= {name: drawn for name, drawn in _supernet_figures(supernet, ranked).items() if drawn}
     figures |= _seen_figures(seen)
-    scored, final = len(completed(sampled(run))), final_rows(run)
+    scored = len(completed(sampled(run)))
     rows = highlight_rows(run, keys)
     return {
         "name": run.name,
@@ -150,28 +150,11 @@ def report_context(run: Run, others: Sequence[Trial] = ()) -> dict[str, Any]:
         "verdict": _verdict(run, supernet),
         "shares_weights": run.shares_weights,
         "calibration": mapping(run.experiment.get("supernet")).get("calibration"),
-        "supernet": supernet_facts(run, supernet) if supernet else {},
-        "supernet_trained": supernet is not None and supernet.trained,
+        **_supernet(run, supernet, ranked),
         "sampled": scored,
         "sample_files": [n for n in ("sample.png", "sample.csv") if (run.folder / n).exists()],
-        "ranked": rank_rows(ranked) if ranked else [],
-        "ranked_before": ranked is not None and ranked.uncalibrated is not None,
-        "ranked_seeds": ranked.supernet.seeds if ranked else 0,
-        "ranked_files": [
-            f"rank/{n}" for n in ("rank.json", "rank.png") if (run.folder / "rank" / n).exists()
-        ],
-        "tau_rows": tau_rows(ranked) if ranked else [],
-        "tau_verdict": tau_verdict(ranked) if ranked else "",
-        "regret": regret_sentence(ranked) if ranked else "",
         "quality": title(run.quality),
-        "final": final,
-        "final_title": final_title(final),
-        "final_heads": final[0]["cells"] if final else {},
-        "final_gains": any(c["gain"] for r in final for c in r["cells"].values()),
-        "final_trainings": any("tuned" in h or "trained" in h for h in (final[0]["cells"] if final else ())),
-        "final_costs": [
-            title(k) for k in dict.fromkeys([*run.objectives, "params_m", "gflops"]) if k in COSTS
-        ],
+        **_final(run),
         "predictor": predictor_line(run),
         "family": family_verdict(run.trials, others, run.objectives),
         "cards": cards(run),
@@ -196,6 +179,37 @@ def report_context(run: Run, others: Sequence[Trial] = ()) -> dict[str, Any]:
         "limits": _limits(run, bool(others), supernet, ranked),
         "has_png": (run.folder / "pareto.png").exists(),
         "trials_in_all": cost.trials,
+    }
+
+
+def _supernet(run: Run, supernet: SupernetInfo | None, ranked: RankReport | None) -> dict[str, Any]:
+    """What the template shows of a supernet and of the step `rank`; empty values where there are none."""
+    files = [f"rank/{n}" for n in ("rank.json", "rank.png") if (run.folder / "rank" / n).exists()]
+    return {
+        "supernet": supernet_facts(run, supernet) if supernet else {},
+        "supernet_trained": supernet is not None and supernet.trained,
+        "ranked": rank_rows(ranked) if ranked else [],
+        "ranked_before": ranked is not None and ranked.uncalibrated is not None,
+        "ranked_seeds": ranked.supernet.seeds if ranked else 0,
+        "ranked_files": files,
+        "tau_rows": tau_rows(ranked) if ranked else [],
+        "tau_verdict": tau_verdict(ranked) if ranked else "",
+        "regret": regret_sentence(ranked) if ranked else "",
+    }
+
+
+def _final(run: Run) -> dict[str, Any]:
+    """What the template shows of the scores on val."""
+    final = final_rows(run)
+    heads = final[0]["cells"] if final else {}
+    costs = [k for k in dict.fromkeys([*run.objectives, "params_m", "gflops"]) if k in COSTS]
+    return {
+        "final": final,
+        "final_title": final_title(final),
+        "final_heads": heads,
+        "final_gains": any(c["gain"] for r in final for c in r["cells"].values()),
+        "final_trainings": any("tuned" in head or "trained" in head for head in heads),
+        "final_costs": [title(k) for k in costs],
     }
 
 

@@ -79,14 +79,42 @@ def train(
     """
     if len(train_loader) == 0:
         raise UserError("there are no training images")
-    device = torch.device(device)
     if fabric is None:
         imgsz = next(iter(train_loader))["img"].shape[-1]
+        device = torch.device(device)
         fabric = make_fabric(device, choose_precision(settings.precision, device, detector, imgsz))
-    device, lead = fabric.device, fabric.is_global_zero
-    silent = None if progress is None else not progress  # None: tqdm shows the bar only on a terminal
     seed_everything(seed)
-    detector = detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    works, state = _set_up(detector, train_loader, settings, seed, fabric, checkpoint, lesson, about or {})
+    silent = None if progress is None else not progress  # None: tqdm shows the bar only on a terminal
+    lead, ema = fabric.is_global_zero, works.ema
+    with plain_failures(settings):
+        for epoch in range(state.epoch, settings.epochs):
+            row = one_pass(works, state, epoch, disable=silent if lead else True)
+            due = (epoch + 1) % settings.val_every == 0 or epoch + 1 == settings.epochs
+            if evaluate and due and lead:
+                state.metrics = evaluate(ema.detector, epoch + 1 == settings.epochs)
+                row |= {k: v for k, v in state.metrics.items() if "/" not in k}
+            state.close_epoch(row)
+            if on_epoch and lead:
+                on_epoch(dict(state.curve[-1]))
+            fabric.barrier()
+    works.flat.release()
+    ema.flat.release()
+    return TrainResult(ema.detector, state.curve, state.metrics, state.seconds, state.step)
+
+
+def _set_up(
+    detector: nn.Module,
+    train_loader: DataLoader,
+    settings: TrainSettings,
+    seed: int,
+    fabric: Fabric,
+    checkpoint: Path | None,
+    lesson: Callable[[Any], Lesson],
+    about: Mapping[str, Any],
+) -> tuple[Works, State]:
+    """What a training works with, and where it stands: at its checkpoint, if there is one. See `train`."""
+    detector = detector.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     frozen = freeze(detector, settings.freeze)
     flat = Flat(detector, () if settings.backbone_lr is None else names_of(detector, "backbone"))
     scaler = getattr(fabric._precision, "scaler", None)  # a fused step unscales too late for clipping
@@ -99,26 +127,11 @@ def train(
     identity = {
         **settings.model_dump(exclude={"checkpoint_seconds", "workers"}),
         "seed": seed,
-        **(about or {}),
+        **about,
     }
     state = State(detector, ema, optimizer, fabric, checkpoint, settings, identity)
     state.load()
-    works = Works(settings, fabric, model, learning, loader, optimizer, schedule, ema, frozen)
-
-    with plain_failures(settings):
-        for epoch in range(state.epoch, settings.epochs):
-            row = one_pass(works, state, epoch, disable=silent if lead else True)
-            due = (epoch + 1) % settings.val_every == 0 or epoch + 1 == settings.epochs
-            if evaluate and due and lead:
-                state.metrics = evaluate(ema.detector, epoch + 1 == settings.epochs)
-                row |= {k: v for k, v in state.metrics.items() if "/" not in k}
-            state.close_epoch(row)
-            if on_epoch and lead:
-                on_epoch(dict(state.curve[-1]))
-            fabric.barrier()
-    flat.release()
-    ema.flat.release()
-    return TrainResult(ema.detector, state.curve, state.metrics, state.seconds, state.step)
+    return Works(settings, fabric, model, learning, loader, optimizer, schedule, flat, ema, frozen), state
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,7 @@ class Works:
     loader: Any
     optimizer: Any
     schedule: Schedule
+    flat: Flat
     ema: Ema
     frozen: list[nn.Module]
 

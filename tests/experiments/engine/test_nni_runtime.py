@@ -23,7 +23,7 @@ import pytest
 from experiments.engine import nni_runtime
 from experiments.engine.processes import ProcessRecord, free_port, load_records, save_records, stop_leftovers
 from experiments.engine.runtime_settings import ROOT, check_runtime
-from experiments.engine.warm_server import WarmServer
+from experiments.engine.warm import WarmServer
 from tests.experiments import toy_space
 from utils.cores import cores
 from utils.errors import UserError
