@@ -186,5 +186,5 @@ def _unfetched(name: str, there: Path, error: Exception | None) -> UserError:
     reason = f" ({type(error).__name__})" if error else ""
     return UserError(
         f"{name} could not be fetched{reason}: get it from https://github.com/ultralytics/assets/releases "
-        f"and put it to {there}, or give its path"
+        f"and put it at {there}, or give its path"
     )

@@ -41,6 +41,7 @@ KEEP |= {"max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "roi_a
 KEEP |= {"upsample_nearest2d", "upsample_bilinear2d", "_upsample_nearest_exact2d"}
 TIE = {"add", "sub", "mul", "div", "maximum", "minimum"}
 NORM = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm"}
+WHOLE = {"slice", "detach", "alias", "view", "clone", "_to_copy"}  # a weight stays that weight, if all of it
 SIZES_ONLY = "feats"  # an entry of Ultralytics' raw output that is read for the sizes of its maps alone
 SIDE = 32  # pixels of the image that is passed through, at least
 
@@ -240,8 +241,8 @@ class _Watcher(TorchDispatchMode):
         own = self.names.get(id(args[0])) if args else None
         if own is not None and name == "t":
             self.turned[id(y)] = own
-        elif own is not None and isinstance(y, Tensor) and y.shape == args[0].shape:
-            self.names[id(y)] = own  # all of it, sliced
+        elif own is not None and name in WHOLE and y.shape == args[0].shape:
+            self.names[id(y)] = own
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if not any(id(t) in self.tags for t in inputs) and name != "convolution":
             return out
