@@ -125,6 +125,15 @@ def test_strangers_are_refused_whatever_they_ask(live, headers):
     assert json.loads(ask(live.port, "GET", f"{API}/check-status")[1])["status"] == "RUNNING"
 
 
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/proc/net/tcp"), reason="only root can be another user"
+)
+
+
+def trials_wanted(live):
+    return json.loads(ask(live.port, "GET", f"{API}/experiment")[1])["params"].get("maxTrialNumber")
+
+
 def as_nobody(question):
     """What `question()` answers in a process of another user of this machine."""
     reading, writing = os.pipe()
@@ -144,39 +153,39 @@ def as_nobody(question):
     return json.loads(text)
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or not os.path.exists("/proc/net/tcp"), reason="only root can be another"
-)
+@needs_root
 def test_other_users_of_this_machine_are_refused(live):
     """A job is a command that runs as the user; so is what a trial is told."""
+    before = trials_wanted(live)
     for method, path, body, more in (
         ("POST", f"{API}/trial-jobs", '{"a": "on"}', JSON),
         ("PUT", f"/env/local-env/{live.trial}", '{"type": "metric"}', JSON),
         ("GET", f"/env/local-env/{live.trial}", None, UPGRADE),
         ("GET", "/tuner", None, UPGRADE),
+        ("PUT", f"{API}/experiment?update_type=MAX_TRIAL_NUM", '{"params": {"maxTrialNumber": 77}}', JSON),
         ("GET", f"{API}/check-status", None, {}),
     ):
         status, text = as_nobody(lambda: ask(live.port, method, path, body, **more))  # noqa: B023
         assert (status, text) == (403, "Only the user who started this search is heard."), path
-    assert len(json.loads(ask(live.port, "GET", f"{API}/trial-jobs")[1])) == 2
+    assert trials_wanted(live) == before
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or not os.path.exists("/proc/net/tcp"), reason="only root can be another"
-)
+@needs_root
 def test_who_leaves_before_the_answer_is_not_taken_for_root(live):
     """The kernel says of a connection that its owner has closed that it is root's."""
+
+    body = '{"params": {"maxTrialNumber": 77}}'
+    head = f"PUT {API}/experiment?update_type=MAX_TRIAL_NUM HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
 
     def shout():
         for _ in range(20):
             with socket.create_connection(("127.0.0.1", live.port)) as sock:
-                head = (
-                    f"POST {API}/trial-jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                )
-                sock.sendall(f'{head}Content-Length: 11\r\n\r\n{{"a": "on"}}'.encode())
+                sock.sendall((head + body).encode())
 
+    before = trials_wanted(live)
     as_nobody(shout)
-    assert len(json.loads(ask(live.port, "GET", f"{API}/trial-jobs")[1])) == 2
+    assert trials_wanted(live) == before
 
 
 def test_our_own_connection_is_known_also_over_a_socket_of_ipv6(live):
