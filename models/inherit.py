@@ -174,20 +174,16 @@ def inherit(
         source = Source(source.file if isinstance(source, Source) else source, net, poses)
     here: dict[str, Tensor] = net.state_dict()
     fit = _Fit(net, here, names, source, watch(net, poses), sort)
-    values: dict[str, Tensor] = {}
+    values, counts = fit.values(here)
     made_of: dict[str, set[str]] = {}
-    inherited = 0
     for name, tensor in here.items():
         kinds = made_of.setdefault(names[name].rpartition(".")[0] or names[name], set())
-        try:
-            values[name], count = fit.value(name, tensor)
-        except _NoFitError:
+        if name not in values:
             kinds.add("fresh")
             continue
-        inherited += count
-        short = {"cut": count < fit.state[name].numel(), "padded": count < tensor.numel()}
+        short = {"cut": counts[name] < fit.state[name].numel(), "padded": counts[name] < tensor.numel()}
         kinds |= {kind for kind, so in short.items() if so} or {"exact"}
-    share = inherited / max(1, sum(t.numel() for t in here.values()))
+    share = sum(counts[name] for name in values) / max(1, sum(t.numel() for t in here.values()))
     into = into or type(net).__name__
     if share < LEAST:
         raise UserError(
@@ -265,6 +261,23 @@ class _Fit:
         self.names: list[str] = list(getattr(net, "names", []))
         self.classes: dict[str, str] = {}
         self.fresh_classes: list[str] = []
+
+    def values(self, here: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """What the tensors that can be inherited become, and how many numbers of each come from the source.
+
+        A norm whose convolution is fresh is left fresh too: it would scale something else.
+        """
+        values, counts = {}, {}
+        for name, tensor in here.items():
+            try:
+                values[name], counts[name] = self.value(name, tensor)
+            except _NoFitError:
+                continue
+        for weight, norms in self.channels.norms.items():
+            if weight not in values:
+                orphans = tuple(f"{norm.rpartition('.')[0]}." for norm in norms)
+                values = {name: value for name, value in values.items() if not name.startswith(orphans)}
+        return values, counts
 
     def value(self, name: str, here: Tensor) -> tuple[Tensor, int]:
         """What a tensor becomes, and how many numbers of it come from the source.

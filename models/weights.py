@@ -392,14 +392,20 @@ def _namings(file: WeightFile, net: Any, shapes: Shapes) -> Iterator[Naming]:
         yield naming
     if most == len(shapes):
         return
-    older = [(rf"{re.escape(old)}(.*)", rf"{new}\1") for old, new in getattr(net, "old_names", {}).items()]
-    aliases = [(re.compile(pattern), name) for pattern, name in (*older, *getattr(net, "aliases", ()))]
+    foreign = [(re.compile(pattern), name) for pattern, name in getattr(net, "aliases", ())]
+    older = [(re.compile(rf"{re.escape(old)}(.*)"), rf"{new}\1") for old, new in _old_names(net).items()]
+    orders = [[*older, *foreign], [*foreign, *older]] if older and foreign else [[*older, *foreign]]
     renamed: Mapping[str, str] = {}
     if hasattr(getattr(net, "model", None), "yaml") and most < POOR * len(file.state):
         renamed = {new: f"model.{old}" for new, old in expand(net.model).renamed.items()}
     for head in sorted(heads, key=lambda head: (len(head), head)):
-        yield from [_translated(head, aliases)] if aliases else []
+        yield from [_translated(head, aliases) for aliases in orders if aliases]
         yield from [_renamed(head, renamed)] if renamed else []
+
+
+def _old_names(net: nn.Module) -> Mapping[str, str]:
+    """Heads of names in older files of ours; some are heads of other people's names as well."""
+    return getattr(net, "old_names", {})  # type: ignore[return-value]
 
 
 def _moved(head: str, add: str) -> Naming:

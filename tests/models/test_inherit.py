@@ -370,6 +370,17 @@ def test_a_deeper_and_wider_sibling_is_cut(yolo):
     assert any(name.startswith("model.model.6.m.3") for name in account.left_over)
 
 
+def test_a_norm_stays_fresh_where_its_convolution_does(yolo):
+    net = scramble(networks.build(yolo, yolo.default()))
+    state = net.state_dict() | {"model.model.1.conv.weight": torch.rand(7, 16, 2, 2)}
+    new = networks.build(yolo, yolo.default())
+    account = inherit(new, as_file(net, state=state))
+    assert account.layers["model.model.1.conv"] == account.layers["model.model.1.bn"] == "fresh"
+    assert (new.model.model[1].bn.running_mean == 0).all() and account.layers[
+        "model.model.2.cv1.bn"
+    ] == "exact"
+
+
 def test_modules_of_another_class_are_left_out(yolo):
     net = scramble(networks.build(yolo, yolo.default()))
     file = as_file(net)
