@@ -28,7 +28,7 @@ CALIBRATION = 2048  # training images that re-estimate a slice's batch norm, whe
 
 
 @dataclass(frozen=True)
-class Found:
+class ArchFile:
     """An architecture file and what lies around it."""
 
     path: Path
@@ -71,7 +71,7 @@ class Found:
         raise UserError(f"{self.path} has no weights beside it; give them by --weights FILE.pt")
 
 
-def find(arch_file: Path, space: Path | None = None) -> Found:
+def open_arch_file(arch_file: Path, space: Path | None = None) -> ArchFile:
     """Read an architecture file and check it against its space. UserError for whatever is wrong.
 
     space: of an architecture as NNI exports it, which names none.
@@ -91,7 +91,7 @@ def find(arch_file: Path, space: Path | None = None) -> Found:
         arch = arch_of(record, open_any_space(path, nc=1))  # the classes change no arch
     except UserError as error:
         raise UserError(f"{arch_file} does not fit its space {path}: {error}") from None
-    return Found(arch_file, record, path.resolve(), arch, run if inside else None)
+    return ArchFile(arch_file, record, path.resolve(), arch, run if inside else None)
 
 
 def arch_of(record: Mapping[str, Any], space: Space) -> Arch:
@@ -113,8 +113,8 @@ def arch_of(record: Mapping[str, Any], space: Space) -> Arch:
     return spelled
 
 
-def settle(
-    found: Found, overrides: Sequence[str], *, name: str, train: Mapping[str, Any] | None = None
+def handover_experiment(
+    found: ArchFile, overrides: Sequence[str], *, name: str, train: Mapping[str, Any] | None = None
 ) -> Experiment:
     """What a hand-over is as an experiment: the search's settings, `train` changes, the user's overrides."""
     raw: dict[str, Any] = {"name": name, "space": str(found.space), "steps": [], **found.settings()}
@@ -134,7 +134,7 @@ def settle(
     return exp
 
 
-def data_of(found: Found, exp: Experiment) -> Dataset:
+def data_of(found: ArchFile, exp: Experiment) -> Dataset:
     """The data, split as the search of `found` had them."""
     cache = RunFolder(found.run, exp).cache if found.run else cache_dir() / "data"
     return open_splits(exp, cache, found.settings().get("seed", exp.seed))
@@ -148,11 +148,11 @@ def differing(ours: Arch, theirs: Mapping[str, Any]) -> str:
     return f"its {label} is {theirs.get(label, 'not said')}, here it is {ours.get(label, 'not said')}"
 
 
-def top(run: RunFolder) -> list[tuple[int, Found]]:
+def top_files(run: RunFolder) -> list[tuple[int, ArchFile]]:
     """(rank, architecture file) of the run's top k. UserError when the search has left none."""
     files = sorted(
         (p for p in (run.path / "top").glob("*.json") if p.stem.isdigit()), key=lambda p: int(p.stem)
     )
     if not files:
         raise UserError(f"{run.path} has no top models yet; run its step `search` first")
-    return [(int(path.stem), find(path)) for path in files]
+    return [(int(path.stem), open_arch_file(path)) for path in files]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments.config import augmentation
-from experiments.inputs import open_space
-from experiments.job import note_facts, prepare, reward_of
+from experiments.job import job_of, note_facts, reward_of
 from experiments.run_folder import RunFolder
-from experiments.starts import note_start, told
+from experiments.starts import note_start, start_facts
 from experiments.training import train_and_measure
 from utils.errors import UserError
 from utils.history import History, Trial
-from utils.report.results import one_line
+from utils.report.results import metrics_line
 from utils.training.train import TrainingFailed
 
 BASELINES = "baselines.jsonl"
@@ -27,7 +25,7 @@ def train_baselines(run: RunFolder) -> None:
     Same data, splits, schedule and seed. In a run that also searches they go to `baselines.jsonl`, which its
     report draws beside the trials; in a run of its own they are its history.
     """
-    exp, job = run.experiment, prepare(str(run.path))
+    exp, job = run.experiment, job_of(str(run.path))
     if not exp.family:
         raise UserError("the step `baselines` needs `family: [detector.yaml, ...]` in the experiment")
     note_facts(job)
@@ -39,17 +37,14 @@ def train_baselines(run: RunFolder) -> None:
         name, folder = Path(member.space).stem, run.path / "baselines" / Path(member.space).stem
         if name in known:
             continue
-        own = exp.model_copy(update={"space": member.space, "weights": member.weights or exp.weights})
-        space = open_space(own, job.dataset)
-        arch = space.default()
-        print(
-            f"baseline {name}: {space.cost(arch, exp.imgsz)['gflops']:.4g} GFLOPs, {exp.train.epochs} epochs"
-        )
+        mine = job.changed(space=member.space, weights=member.weights or exp.weights)
+        arch = mine.space.default()
+        gflops = mine.space.cost(arch, exp.imgsz)["gflops"]
+        print(f"baseline {name}: {gflops:.4g} GFLOPs, {exp.train.epochs} epochs")
         started, clock = time.time(), time.perf_counter()
         curve: list[dict[str, float]] = []
         outcome: dict[str, Any]
         try:
-            mine = replace(job, space=space, run=RunFolder(run.path, own))
             metrics = train_and_measure(mine, arch, folder, curve)
             outcome = {"metrics": metrics, "reward": reward_of(job)(metrics)}
         except TrainingFailed as error:
@@ -64,7 +59,7 @@ def train_baselines(run: RunFolder) -> None:
             seed=exp.seed,
             started=started,
             curve=curve,
-            start=told(folder),
+            start=start_facts(folder),
         )
         line.append(trial)
-        print(f"baseline {name}: {trial.reason or one_line(trial.metrics)}")
+        print(f"baseline {name}: {trial.reason or metrics_line(trial.metrics)}")

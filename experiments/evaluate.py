@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.arch_file import data_of, find, settle
+from experiments.arch_file import data_of, handover_experiment, open_arch_file
 from experiments.inputs import open_space
 from experiments.run_folder import command
 from utils.errors import UserError
 from utils.files import write_text
-from utils.report.results import one_line
+from utils.report.results import metrics_line
 
 
 def evaluate_arch(
@@ -30,10 +30,10 @@ def evaluate_arch(
     training images. overrides: data=, imgsz=, device=, ...
     UserError when the weights are of another network or the classes are not those of the data.
     """
-    found = find(arch_file, space_file)
+    found = open_arch_file(arch_file, space_file)
     if out is not None and out.exists():
         raise UserError(f"{out} exists and is never overwritten; give another --out")
-    exp = settle(found, overrides, name="evaluate")
+    exp = handover_experiment(found, overrides, name="evaluate")
     source = weights or found.weights()
     dataset = data_of(found, exp)
     if split not in dataset.splits:
@@ -46,7 +46,7 @@ def evaluate_arch(
         "weights": str(file.path),
         "command": command(),
     }
-    print(f"{arch_file}: {one_line(outcome['metrics'])} on {split} ({len(dataset.splits[split])} images)")
+    print(f"{arch_file}: {metrics_line(outcome['metrics'])} on {split} ({len(dataset.splits[split])} images)")
     if out is not None:
         write_text(out, json.dumps(outcome, indent=2) + "\n")
     return outcome

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.engine.trial import report_final
-from experiments.job import Job, baseline_costs, prepare, reward_of
-from experiments.starts import source, told
+from experiments.job import Job, baseline_costs, job_of, reward_of
+from experiments.starts import source, start_facts
 from experiments.training import train_and_measure
 from models.nni_space import ArchSpace
 from models.yolo.nas import YoloModelSpace
@@ -27,7 +27,7 @@ Measure = Callable[[Job, Arch, Path, list[dict[str, float]]], dict[str, float]]
 def warm_up(run_dir: str) -> None:
     """Everything a forked trial inherits: the imports of this module, the pixels, decoded once, and the
     weights that trials start from, sorted once."""
-    job = prepare(run_dir)
+    job = job_of(run_dir)
     for split in ("search_train", "search_val"):
         job.task.pixels.preload(job.dataset.splits[split], job.exp.imgsz)
     if job.exp.weights:
@@ -49,7 +49,7 @@ def evaluate_trial(model: YoloModelSpace | ArchSpace, run_dir: str) -> None:
     The line of history is on disk, with the arch that really ran, before NNI hears of the result. A training
     that fails is a line too; the exception goes on to NNI, which marks the trial as failed.
     """
-    job = prepare(run_dir)
+    job = job_of(run_dir)
     run_trial(model, job, measure_of(job))
 
 
@@ -66,7 +66,7 @@ def run_trial(
     started, clock = time.time(), time.perf_counter()
 
     def line(**outcome: Any) -> Trial:
-        outcome |= {"seconds": time.perf_counter() - clock, "start": told(job.run.trial_dir(number))}
+        outcome |= {"seconds": time.perf_counter() - clock, "start": start_facts(job.run.trial_dir(number))}
         return Trial(number, arch, seed=job.exp.seed, parents=parents, started=started, **outcome)
 
     curve: list[dict[str, float]] = []

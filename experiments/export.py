@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.arch_file import Found, data_of, find, settle, top
+from experiments.arch_file import ArchFile, data_of, handover_experiment, open_arch_file, top_files
 from experiments.run_folder import RunFolder
 from models.networks import open_any_space
 from utils.errors import UserError
@@ -40,7 +40,7 @@ def export_arch(
     the file says it is for.
     UserError when `out` exists, or when the weights are of another network.
     """
-    found = find(arch_file, space_file)
+    found = open_arch_file(arch_file, space_file)
     source = weights or found.weights()
     if out is not None and out.exists():
         raise UserError(f"{out} exists and is never overwritten; give another name by --out")
@@ -61,7 +61,7 @@ def export_arch(
         if not (data or found.settings().get("data")):
             raise UserError(NEEDS_IMAGES.format(source))
         overrides = [f"data={json.dumps(data)}"] if data else []
-        exp = settle(found, [*overrides, *([f"imgsz={imgsz}"] if imgsz else [])], name="export")
+        exp = handover_experiment(found, [*overrides, *([f"imgsz={imgsz}"] if imgsz else [])], name="export")
         around = found, exp, data_of(found, exp)
     side = imgsz or found.arch.get("resolution") or found.record["imgsz"] or file.imgsz
     if side is None:
@@ -84,14 +84,14 @@ def export_arch(
     return exported
 
 
-def _names_of_data(found: Found) -> list[str]:
+def _names_of_data(found: ArchFile) -> list[str]:
     """Class names where the weight file does not tell them."""
     if not found.settings().get("data"):
         raise UserError(f"neither the weights nor {found.path} say what the classes are called")
-    return data_of(found, settle(found, [], name="export")).names
+    return data_of(found, handover_experiment(found, [], name="export")).names
 
 
-def weights_of(job: Job, found: Found) -> Path:
+def weights_of(job: Job, found: ArchFile) -> Path:
     """The best weights of one of the top k. UserError when it has none."""
     number = found.record["trial"]
     best = best_weights(job.run.path, number, quality_of(job.exp.search.objectives))
@@ -105,12 +105,12 @@ def weights_of(job: Job, found: Found) -> Path:
 def export_top(run: RunFolder) -> None:
     """The top k with their best weights for other tools, each checked: `top/N.onnx`, and `top/N.pt` for
     Ultralytics or, of other networks, `top/N.pt2` for plain torch."""
-    from experiments.job import prepare
+    from experiments.job import job_of
     from experiments.trained import trained
     from models.export import export, file_name
 
-    job = prepare(str(run.path))
-    for rank, found in top(run):
+    job = job_of(str(run.path))
+    for rank, found in top_files(run):
         weights = weights_of(job, found)
         detector, _ = trained(job.space, found.arch, weights, job.dataset.names)
         files = {}

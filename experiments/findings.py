@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 
 from data.sample import Sample
-from experiments.job import Job, calibration, prepare
+from experiments.job import Job, job_of, latency_reference
 from experiments.run_folder import RunFolder
 from experiments.trained import measure, trained
 from utils.errors import UserError
 from utils.files import write_bytes, write_text
 from utils.history import Trial
 from utils.report.outcomes import best_weights, on_val
-from utils.report.results import extend_top, one_line, results_table
+from utils.report.results import extend_top, metrics_line, results_table
 from utils.report.runs import quality_of, read_json, read_run
 from utils.report.summary import named_trials
 from utils.training.examine import Examined
-from utils.training.measure import Calibration
+from utils.training.measure import LatencyReference
 
 SCHEMA = 1
 SPREAD, WRONG = 4, 4  # pictures drawn evenly from val, and those with the most mistakes
@@ -42,7 +42,7 @@ def evaluate_top(run: RunFolder) -> None:
     Each with the weights that the search scored, so that both scores can be compared, and with its best ones
     (utils/report/outcomes.py), of which `evaluated` in `top/N.json` speaks.
     """
-    job = prepare(str(run.path))
+    job = job_of(str(run.path))
     search = job.exp.search
     trials = [t for t in run.history.load() if t.state != "infeasible"]
     ranks = {
@@ -52,7 +52,7 @@ def evaluate_top(run: RunFolder) -> None:
     }
     if not ranks:
         raise UserError(f"{run.path} has no top models yet; run its step `search` first")
-    reference = calibration(job)
+    reference = latency_reference(job)
     for trial in named_trials(trials, search.objectives, len(ranks), baseline=search.baseline):
         evaluated = evaluate_trial(job, trial, reference)
         if evaluated is None:
@@ -61,12 +61,12 @@ def evaluate_top(run: RunFolder) -> None:
             extend_top(run.path, ranks[trial.number], evaluated=evaluated)
         name = f"top {ranks[trial.number]}" if trial.number in ranks else f"trial {trial.number}"
         name = "the unsearched baseline" if trial.number == 0 and search.baseline else name
-        print(f"{name}, {evaluated['weights']}: {one_line(evaluated['metrics'])} on val")
+        print(f"{name}, {evaluated['weights']}: {metrics_line(evaluated['metrics'])} on val")
     val = on_val(read_run(run.path))
     print(results_table(trials, search.objectives, baseline=search.baseline, val=val))
 
 
-def evaluate_trial(job: Job, trial: Trial, reference: Calibration) -> dict[str, Any] | None:
+def evaluate_trial(job: Job, trial: Trial, reference: LatencyReference) -> dict[str, Any] | None:
     """What `top/N.json` says of a trial's best weights on val, and the files of its folder; None without
     weights, as of a network that was once the best and whose weights were dropped."""
     path, arch = job.run.path, job.space.canonical(trial.arch)
@@ -102,7 +102,9 @@ def evaluate_trial(job: Job, trial: Trial, reference: Calibration) -> dict[str, 
     return {key: result[key] for key in ("weights", "split", "metrics")}
 
 
-def look(job: Job, arch: Mapping[str, Any], weights: Path, reference: Calibration) -> tuple[dict, Examined]:
+def look(
+    job: Job, arch: Mapping[str, Any], weights: Path, reference: LatencyReference
+) -> tuple[dict, Examined]:
     """(result, what it did in each image) of these weights on val."""
     detector, _ = trained(job.space, dict(arch), weights, job.dataset.names)
     seen: list[Examined] = []

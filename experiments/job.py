@@ -18,14 +18,13 @@ from experiments.engine.gpus import gpus_to_share, training_device
 from experiments.inputs import open_space, open_splits
 from experiments.run_folder import RunFolder
 from experiments.tasks import TASKS, Task
-from models.networks import build
+from models.networks import build, open_any_space
 from models.space import Arch, Space
 from utils.cores import hint_if_busy, threads_each
 from utils.errors import UserError
 from utils.rewards import COST_KEYS, build_reward
-from utils.training.measure import Calibration, calibrate, device_info, latency, resolve_device
+from utils.training.measure import LatencyReference, device_info, latency, measure_reference, resolve_device
 from utils.training.precision import choose_precision
-from utils.training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -61,6 +60,20 @@ class Job:
     def task(self) -> Task:
         return TASKS[self.space.task]
 
+    def changed(self, **changes: Any) -> Job:
+        """The job with other values of its experiment's keys: `train`, `seed`, `data`, `space`, `weights`.
+
+        A seed changes no split. The task follows the space, and the augmentation the data and the schedule.
+        """
+        exp = self.exp.model_copy(update=changes)
+        run, dataset, space = RunFolder(self.run.path, exp), self.dataset, self.space
+        if "data" in changes or open_any_space(exp.space, nc=1).task != dataset.task:
+            dataset = open_splits(exp, run.cache, self.exp.seed)
+        if "space" in changes or dataset is not self.dataset:
+            space = open_space(exp, dataset)
+        hyp = load_hyp(hyp_file(exp, exp.train))
+        return replace(self, run=run, dataset=dataset, space=space, hyp=hyp)
+
     def build(self, arch: Arch) -> Any:
         """The network of an arch, fresh weights of torch's generator, its loss weighed as `hyp` says."""
         net = build(self.space, arch, self.dataset.names)
@@ -79,16 +92,9 @@ def weigh_losses(net: Any, hyp: dict[str, float]) -> None:
 
 
 @functools.cache
-def prepare(run_dir: str) -> Job:
+def job_of(run_dir: str) -> Job:
     """Open a run for its trials. Initialises no CUDA, so a process that did this can still be forked."""
     return Job.open(RunFolder.open(Path(run_dir)))
-
-
-def with_schedule(job: Job, settings: TrainSettings, seed: int | None = None) -> Job:
-    """The same job trained otherwise, with the augmentation that this schedule asks for."""
-    changes = {"train": settings, "seed": job.exp.seed if seed is None else seed}
-    run = RunFolder(job.run.path, job.exp.model_copy(update=changes))
-    return replace(job, run=run, hyp=load_hyp(hyp_file(job.exp, settings)))
 
 
 def loaders(job: Job, train_split: str, val_split: str, side: int) -> tuple[Any, Any]:
@@ -134,7 +140,7 @@ def costs(job: Job, arch: Arch) -> dict[str, float]:
     found = job.space.cost(arch, exp.imgsz)
     if "latency_ms" in wanted_costs(exp):
         net = build(job.space, arch)
-        found |= latency(net, job.side(arch), job.device, calibration=calibration(job))
+        found |= latency(net, job.side(arch), job.device, reference=latency_reference(job))
     return found
 
 
@@ -145,16 +151,16 @@ def wanted_costs(exp: Experiment) -> set[str]:
     return named & set(COST_KEYS)
 
 
-def calibration(job: Job) -> Calibration:
+def latency_reference(job: Job) -> LatencyReference:
     """What the latency reference takes on this machine, measured once a run and kept in its folder."""
     path = job.run.path / "latency.json"
     if path.is_file():
         try:
-            return Calibration.load(path)
+            return LatencyReference.load(path)
         except UserError as error:
             log.warning("%s; measured anew", error)
-    calibrate(job.exp.imgsz, job.device).save(path)
-    return Calibration.load(path)
+    measure_reference(job.exp.imgsz, job.device).save(path)
+    return LatencyReference.load(path)
 
 
 def baseline_costs(job: Job) -> dict[str, float]:

@@ -34,7 +34,7 @@ from experiments.starts import begin
 from models.weights import save_weights
 from utils.history import Arch
 from utils.plugin import load_function, wanted, where
-from utils.training.batch import prepare as ready
+from utils.training.batch import to_device
 from utils.training.loggers import open_loggers
 from utils.training.settings import TrainSettings
 from utils.training.train import TrainingFailed
@@ -60,7 +60,7 @@ class Data:
 
     def ready(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch on the device, as `network.loss` takes it: images float32 0..1."""
-        return ready(batch, self.device)
+        return to_device(batch, self.device)
 
     def score(self, network: Any) -> dict[str, float]:
         """COCO's mAP, or accuracies of a classifier, on val."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from data.images import SUFFIXES, is_hidden, list_images, read_pixels
-from experiments.arch_file import find
+from experiments.arch_file import open_arch_file
 from utils.errors import UserError, unknown
 from utils.files import write_text
 
@@ -93,7 +93,7 @@ def predict(
         raise UserError(f"conf and iou lie between 0 and 1, got {conf} and {iou}")
     saves, files = _saves(save), _files(source)
     if weights.suffix == ".json":
-        weights = find(weights).weights()
+        weights = open_arch_file(weights).weights()
     net, side, task = open_network(weights, device, imgsz)
     seen = finder(net, side, task, conf, iou)
 

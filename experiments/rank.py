@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from experiments.config import augmentation, rank_settings
 from experiments.engine.gpus import hand_out
 from experiments.engine.warm_server import die_with_parent
-from experiments.job import Job, gpus_of, prepare, threads_of, with_schedule
+from experiments.job import Job, gpus_of, job_of, threads_of
 from experiments.run_folder import RunFolder
 from experiments.slices import score_slice, trained_supernet
 from experiments.training import train_and_measure
@@ -42,7 +42,7 @@ SLICES = ("supernet", "uncalibrated")
 def rank(run: RunFolder) -> None:
     """Compare; `rank/` gets trainings.jsonl, rank.json and rank.png. Finished trainings are not repeated."""
     trained_supernet(str(run.path))  # says now, not after all the trainings, if there is none
-    job = prepare(str(run.path))
+    job = job_of(str(run.path))
     exp, folder = job.exp, run.path / "rank"
     folder.mkdir(exist_ok=True)
     archs = spread(job.space, exp.imgsz, exp.rank.n, exp.seed)
@@ -119,7 +119,7 @@ def trained(run: RunFolder, wanted: list[tuple[int, Arch, int]]) -> Iterator[Tri
         yield from map(work, wanted)
         return
     context = multiprocessing.get_context("spawn")
-    gpus = gpus_of(prepare(str(run.path)))
+    gpus = gpus_of(job_of(str(run.path)))
     waiting = context.SimpleQueue()
     for worker in range(at_a_time):
         waiting.put(gpus[worker % len(gpus)] if gpus else None)
@@ -143,8 +143,8 @@ def enter_pool(waiting: Any) -> None:
 def train_one(run_dir: str, what: tuple[int, Arch, int]) -> Trial:
     """Train one arch as `rank.train` says, with a seed of its own, on search_train, scored on search_val."""
     number, arch, seed = what
-    job = prepare(run_dir)
-    job = with_schedule(job, rank_settings(job.exp), seed)
+    job = job_of(run_dir)
+    job = job.changed(train=rank_settings(job.exp), seed=seed)
     started, clock = time.time(), time.perf_counter()
     curve: list[dict[str, float]] = []
     folder = Path(run_dir) / "rank" / f"{number:04d}-{seed}"

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.arch_file import Found, find, settle, top
+from experiments.arch_file import ArchFile, handover_experiment, open_arch_file, top_files
 from experiments.config import apply_overrides, finetune_settings, retrain_settings
 from experiments.inputs import open_splits
 from experiments.run_folder import RunFolder, cache_beside, locked, running
 from utils.errors import UserError
 from utils.files import own_json, write_text
-from utils.report.results import extend_top, one_line
+from utils.report.results import extend_top, metrics_line
 from utils.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def retrain(
     OUT gets last.pt (after the last epoch: its score is the reported one), best.pt (the best epoch on val, so
     its score flatters), log.csv and result.json.
     """
-    found = find(arch_file, space_file)
+    found = open_arch_file(arch_file, space_file)
     weights, overrides = start_for(found, overrides, weights)
     changes: dict[str, Any] = {}
     if weights is not None:
@@ -71,10 +71,10 @@ def finetune(
     From a supernet's weights, or those of a slice of one, which are nearly trained: a tenth of the epochs of
     the supernet, and hardly a warm-up.
     """
-    found = find(arch_file, space_file)
+    found = open_arch_file(arch_file, space_file)
     if any(item.startswith("weights=") for item in overrides):
         start_for(found, overrides, weights)  # says that they are given twice
-    settle(found, overrides, name="finetune")  # mistakes are answered before torch is imported
+    handover_experiment(found, overrides, name="finetune")  # mistakes are answered before torch is imported
     from models.weights import read_weights
 
     meta = read_weights(weights).meta
@@ -94,7 +94,9 @@ def finetune(
     return _train("finetune", found, overrides, changes, out, weights, resume)
 
 
-def start_for(found: Found, overrides: Sequence[str], weights: Path | None) -> tuple[Path | None, list[str]]:
+def start_for(
+    found: ArchFile, overrides: Sequence[str], weights: Path | None
+) -> tuple[Path | None, list[str]]:
     """What a training starts from, and the other overrides: what `--weights` or `weights=` says, else what
     the trainings of its search started from.
 
@@ -124,7 +126,7 @@ def is_result(value: Mapping[str, Any]) -> bool:
 
 def _train(
     kind: str,
-    found: Found,
+    found: ArchFile,
     overrides: Sequence[str],
     changes: Mapping[str, Any],
     out: Path | None,
@@ -132,7 +134,7 @@ def _train(
     resume: bool,
 ) -> dict[str, Any]:
     name = f"{kind}-{found.run.name if found.run else found.space.stem}-{found.path.stem}"
-    exp = settle(found, overrides, name=name, train=changes)
+    exp = handover_experiment(found, overrides, name=name, train=changes)
     if weights is not None and not weights.is_file():
         raise UserError(f"no weights {str(weights)!r}; expected a .pt file")
     folder = out or Path("runs") / name
@@ -175,15 +177,15 @@ def retrain_top(run: RunFolder) -> None:
     Each in `retrain/<trial>/`; what came out is added to `top/N.json` as `retrained`. The `retrain:` block
     of the experiment may ask for a longer schedule than a trial's.
     """
-    from experiments.job import prepare, with_schedule
+    from experiments.job import job_of
 
-    job = with_schedule(prepare(str(run.path)), retrain_settings(run.experiment))
+    job = job_of(str(run.path)).changed(train=retrain_settings(run.experiment))
     weights = Path(job.exp.weights) if job.exp.weights else None
     done = {
         number: _trained_in(run.path / "retrain" / f"{number:04d}", job, arch, weights)
         for number, arch in _wanted(job)
     }
-    for rank, found in top(run):
+    for rank, found in top_files(run):
         extend_top(run.path, rank, retrained=_summary(done[found.record["trial"]]))
     _print_best_first("retrained", done, job.task.quality)
 
@@ -194,21 +196,21 @@ def finetune_top(run: RunFolder) -> None:
 
     Each in `finetune/<trial>/`; what came out is added to `top/N.json` as `finetuned`.
     """
-    from experiments.job import prepare, with_schedule
+    from experiments.job import job_of
 
-    job = with_schedule(prepare(str(run.path)), finetune_settings(run.experiment))
+    job = job_of(str(run.path)).changed(train=finetune_settings(run.experiment))
     done = {}
     for number, arch in _wanted(job):
         folder, weights = run.path / "finetune" / f"{number:04d}", run.trial_dir(number) / "weights.pt"
         done[number] = _trained_in(folder, job, arch, weights, "finetune")
-    for rank, found in top(run):
+    for rank, found in top_files(run):
         extend_top(run.path, rank, finetuned=_summary(done[found.record["trial"]]))
     _print_best_first("fine-tuned", done, job.task.quality)
 
 
 def _wanted(job: Job) -> list[tuple[int, dict[str, Any]]]:
     """(trial, arch) of the top k, and of the unsearched baseline that they are compared with."""
-    wanted: dict[int, dict[str, Any]] = {found.record["trial"]: found.arch for _, found in top(job.run)}
+    wanted: dict[int, dict[str, Any]] = {found.record["trial"]: found.arch for _, found in top_files(job.run)}
     if job.exp.search.baseline:
         wanted.setdefault(0, job.space.default())
     return list(wanted.items())
@@ -217,7 +219,7 @@ def _wanted(job: Job) -> list[tuple[int, dict[str, Any]]]:
 def _print_best_first(what: str, done: Mapping[int, Mapping[str, Any]], quality: str) -> None:
     for number, outcome in sorted(done.items(), key=lambda item: -item[1]["metrics"][quality]):
         name = "the unsearched baseline" if number == 0 else f"trial {number}"
-        print(f"{what} {name}: {one_line(outcome['metrics'])} on val")
+        print(f"{what} {name}: {metrics_line(outcome['metrics'])} on val")
 
 
 def _summary(outcome: Mapping[str, Any]) -> dict[str, Any]:

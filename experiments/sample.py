@@ -180,9 +180,9 @@ def sample_costs(
 
 def sample_run(run: RunFolder) -> None:
     """The step `sample`: `sample.csv` and `sample.png` of what the run's `sample:` block asks for."""
-    from experiments.job import prepare
+    from experiments.job import job_of
 
-    job, wanted = prepare(str(run.path)), run.experiment.sample
+    job, wanted = job_of(str(run.path)), run.experiment.sample
     low, high = wanted.gflops or (None, None)
     sample = draw(job.space, job.exp.imgsz, wanted.n, job.exp.seed, low, high, wanted.traverse)
     table, picture = write_sample(sample, job.space, job.exp.imgsz, run.path)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from experiments.config import augmentation
 from experiments.engine.nni_runtime import SearchRuntime, run_search
 from experiments.evaluators import evaluate_trial
-from experiments.job import Job, baseline_costs, costs, note_facts, prepare, say_if_busy
+from experiments.job import Job, baseline_costs, costs, job_of, note_facts, say_if_busy
 from experiments.run_folder import RunFolder
 from experiments.starts import note_start
 from experiments.strategies import build_strategy
@@ -36,10 +36,10 @@ def search(run: RunFolder) -> None:
 
     Raises KeyboardInterrupt when it was interrupted.
     """
-    prepare.cache_clear()  # this process may have opened the run before it was resumed with other settings
-    exp, job = run.experiment, prepare(str(run.path))
+    job_of.cache_clear()  # this process may have opened the run before it was resumed with other settings
+    exp, job = run.experiment, job_of(str(run.path))
     print(job.dataset.summary())
-    print(opening(job))
+    print(describe_search(job))
     if exp.supernet is None:
         say_if_busy(job)
     evaluator = evaluator_of(job)
@@ -62,7 +62,7 @@ def search(run: RunFolder) -> None:
         training_service=exp.search.training_service,
     )
     try:
-        with follow(job):
+        with progress_shown(job):
             outcome = run_search(seen, evaluator, {"run_dir": str(run.path)}, strategy, runtime)
     finally:
         write_results(job)
@@ -110,7 +110,7 @@ def strategy_of(job: Job) -> Any:
     )
 
 
-def opening(job: Job) -> str:
+def describe_search(job: Job) -> str:
     """What is about to be searched, in a few lines; also kept in the run's meta.json."""
     exp, unsearched = job.exp, baseline_costs(job)
     note_facts(job)
@@ -178,7 +178,7 @@ def keep_weights_of_the_best(job: Job, trials: Sequence[Trial]) -> None:
 
 
 @contextmanager
-def follow(job: Job) -> Iterator[None]:
+def progress_shown(job: Job) -> Iterator[None]:
     """While the search runs, in a thread: a progress bar, a line a finished trial, a report that keeps up."""
     run, done = job.run, threading.Event()
     seen = {t.key for t in run.history.load()}
@@ -192,7 +192,7 @@ def follow(job: Job) -> Iterator[None]:
                 new = [t for t in run.history.load() if t.key not in seen]
                 for trial in new:
                     seen.add(trial.key)
-                    bar.write(one_line(trial))
+                    bar.write(trial_line(trial))
                     bar.update(trial.state != "infeasible")
                 if not bar.disable:
                     bar.set_postfix_str(progress_line(read_run(run.path)))
@@ -218,7 +218,7 @@ def progress_line(run: Run) -> str:
     return " | ".join([*parts, *(trial.line(run.quality) for trial in running)])
 
 
-def one_line(trial: Trial) -> str:
+def trial_line(trial: Trial) -> str:
     """A finished trial for the terminal."""
     if trial.state == "infeasible":
         return f"not trained: {trial.reason}"

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from data.sample import mixed
 from experiments.config import SampleSettings, SupernetSettings
 from experiments.evaluators import run_trial
-from experiments.job import Job, costs, prepare, reward_of, threads_of, workers_of
+from experiments.job import Job, costs, job_of, reward_of, threads_of, workers_of
 from experiments.own import measure_own
 from experiments.run_folder import RunFolder
 from experiments.sample import draw
@@ -33,8 +33,7 @@ from utils.history import History, Trial, arch_key
 from utils.report.plots import pareto_info, save_pareto_png
 from utils.report.results import write_csv
 from utils.rewards import COST_KEYS
-from utils.training.batch import prepare as ready
-from utils.training.batch import resized
+from utils.training.batch import resized, to_device
 
 BATCH_PIXELS = 2**19  # in a batch of slices, where that is more than training takes
 KEEP_BYTES = 2**30  # of validation images that are kept ready in memory
@@ -49,7 +48,7 @@ def settings_of(job: Job) -> SupernetSettings:
 @functools.cache
 def trained_supernet(run_dir: str) -> Supernet:
     """The run's supernet, in eval mode, on its device. UserError when it is not trained yet."""
-    job = prepare(run_dir)
+    job = job_of(run_dir)
     path = job.run.path / "supernet" / "weights.pt"
     if not path.is_file():
         raise UserError(f"{run_dir} has no trained supernet; run its step `supernet` first")
@@ -59,7 +58,7 @@ def trained_supernet(run_dir: str) -> Supernet:
 @functools.cache
 def calibration_images(run_dir: str) -> Tensor:
     """uint8 [N, 3, H, W]: training images, not augmented, for batch norm statistics."""
-    job = prepare(run_dir)
+    job = job_of(run_dir)
     chosen = mixed(job.dataset.splits["search_train"], settings_of(job).calibration)
     loader = job.task.make_loader(
         chosen, job.dataset.names, largest_side(job), slice_batch(job), train=False, workers=workers_of(job)
@@ -70,7 +69,7 @@ def calibration_images(run_dir: str) -> Tensor:
 def batches(job: Job, images: Tensor, arch: Arch) -> Iterator[Tensor]:
     """The images in equal batches at the arch's size: float32 0..1 on the run's device."""
     for part in images.tensor_split(math.ceil(len(images) / slice_batch(job))):
-        yield resized(ready({"img": part}, job.device), job.side(arch))["img"]
+        yield resized(to_device({"img": part}, job.device), job.side(arch))["img"]
 
 
 def slice_batch(job: Job) -> int:
@@ -103,7 +102,7 @@ def score_slice(job: Job, arch: Arch, calibrated: bool = True) -> dict[str, floa
 @functools.cache
 def search_val(run_dir: str, side: int) -> Any:
     """Batches of search_val, kept in memory where they are few: hundreds of archs are scored on them."""
-    job = prepare(run_dir)
+    job = job_of(run_dir)
     samples, names = job.dataset.splits["search_val"], job.dataset.names
     loader = job.task.make_loader(
         samples, names, side, slice_batch(job), train=False, workers=workers_of(job)
@@ -122,18 +121,18 @@ def measure_slice(job: Job, arch: Arch, folder: Path, curve: list[dict[str, floa
 
 def evaluate_slice(model: ArchSpace, run_dir: str) -> None:
     """NNI's evaluator: as experiments.evaluators.evaluate_trial, with inherited weights."""
-    run_trial(model, prepare(run_dir), measure_slice)
+    run_trial(model, job_of(run_dir), measure_slice)
 
 
 def warm_up(run_dir: str) -> None:
     """What trials forked from one process share. Nothing here may initialise CUDA."""
-    prepare(run_dir)
+    job_of(run_dir)
     calibration_images(run_dir)
 
 
 def save_slices(run: RunFolder, numbers: Iterable[int]) -> None:
     """`trials/<number>/weights.pt` of these trials: what retraining, fine-tuning and export start from."""
-    job = prepare(str(run.path))
+    job = job_of(str(run.path))
     by_number = {t.number: t for t in run.history.load() if t.state == "complete"}
     for number in numbers:
         path = run.trial_dir(number) / "weights.pt"
@@ -146,8 +145,8 @@ def save_slices(run: RunFolder, numbers: Iterable[int]) -> None:
 def sample_accuracy(run: RunFolder) -> None:
     """Score hundreds of slices, spread over the costs: `sample_accuracy/` gets history.jsonl, results.csv and
     pareto.png. Goes on where it was interrupted."""
-    prepare.cache_clear()
-    job = prepare(str(run.path))
+    job_of.cache_clear()
+    job = job_of(str(run.path))
     exp, wanted, folder = job.exp, job.exp.sample_accuracy, run.path / "sample_accuracy"
     torch.set_num_threads(threads_of(exp))
     archs = archs_of(job, wanted)

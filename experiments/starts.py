@@ -69,7 +69,7 @@ def begin(
         if given.meta.get("supernet"):
             given = _slice(job, given, arch, calibration)
     account = inherit(net, source(given, job.space), into=job.space.name)
-    keep(account, start.name, folder)
+    keep_account(account, start.name, folder)
     return account
 
 
@@ -80,14 +80,14 @@ def _slice(job: Job, file: WeightFile, arch: Arch, calibration: int) -> WeightFi
     return as_slice(file, sliced(file, job.space, arch, names, images, calibration, job.device), arch)
 
 
-def keep(account: Account, name: str, folder: Path) -> None:
+def keep_account(account: Account, name: str, folder: Path) -> None:
     """Print the account of a start, and write the whole of it."""
     print(account)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / FILE, json.dumps({"start": name} | account.to_dict(), indent=2) + "\n")
 
 
-def told(folder: Path) -> dict[str, Any]:
+def start_facts(folder: Path) -> dict[str, Any]:
     """What a line of history says of a training's start: its name and the share of inherited numbers."""
     path = folder / FILE
     said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -17,8 +17,8 @@ from data.sample import Dataset
 from experiments.config import Experiment, augmentation
 from experiments.job import (
     Job,
+    job_of,
     precision_of,
-    prepare,
     say_if_busy,
     threads_of,
     training_loader,
@@ -26,7 +26,7 @@ from experiments.job import (
 )
 from experiments.run_folder import RunFolder
 from experiments.slices import batches, calibration_images, largest_side, search_val, settings_of
-from experiments.starts import keep
+from experiments.starts import keep_account
 from models.elastic.gradients import direct_gradients
 from models.elastic.layers import running
 from models.networks import build, open_any_space
@@ -56,7 +56,7 @@ def train_supernet(run: RunFolder) -> None:
         print(f"the supernet is trained: {folder / 'weights.pt'}")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    job = prepare(str(run.path))
+    job = job_of(str(run.path))
     devices, precision = settings_of(job).devices, precision_of(job)
     say_if_busy(job)
     print(
@@ -78,7 +78,7 @@ def train_on_one_of(fabric: Fabric, run_dir: str) -> None:
 
 def train_on(fabric: Fabric, run_dir: str) -> None:
     """What each device does: train, validate live, and, the first of them, write the result."""
-    job = prepare(run_dir)
+    job = job_of(run_dir)
     exp, space, settings = job.exp, job.space, settings_of(job)
     folder = job.run.path / "supernet"
     torch.set_num_threads(max(1, threads_of(exp) // settings.devices))
@@ -89,7 +89,7 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
     if exp.weights:
         account = inherit_supernet(supernet, read_weights(exp.weights))
         if fabric.is_global_zero:
-            keep(account, Path(exp.weights).name, folder)
+            keep_account(account, Path(exp.weights).name, folder)
     weigh_losses(net, job.hyp)
 
     def on_epoch(row: dict[str, float]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from data.sample import Dataset, mixed
-from experiments.arch_file import Found, differing
+from experiments.arch_file import ArchFile, differing
 from experiments.config import Experiment
 from experiments.job import threads_of
 from experiments.tasks import TASKS, Task
@@ -22,9 +22,9 @@ from models.space import Arch, Space
 from models.supernet import sliced
 from models.weights import WeightFile, load_weights, read_weights
 from utils.errors import UserError
-from utils.training.batch import prepare
+from utils.training.batch import to_device
 from utils.training.measure import (
-    Calibration,
+    LatencyReference,
     count_flops,
     count_params,
     device_info,
@@ -44,7 +44,7 @@ def trained(
     arch: Arch,
     weights: Path,
     names: Sequence[str] | None,
-    around: tuple[Found, Experiment, Dataset] | None = None,
+    around: tuple[ArchFile, Experiment, Dataset] | None = None,
 ) -> tuple[Any, WeightFile]:
     """The network of `arch` with exactly these weights, in eval mode. UserError when they are of another.
 
@@ -84,7 +84,7 @@ def training_images(
     for part in torch.arange(len(chosen)).tensor_split(parts):
         some = [chosen[int(i)] for i in part]
         for ready in task.make_loader(some, dataset.names, side, len(some), train=False):
-            yield prepare(ready, device)["img"]
+            yield to_device(ready, device)["img"]
 
 
 def measure(
@@ -93,12 +93,12 @@ def measure(
     dataset: Dataset,
     arch: Arch,
     split: str,
-    calibration: Calibration | None = None,
+    reference: LatencyReference | None = None,
     score: Callable[[Any, Any, Sequence[str], torch.device], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Score and costs of a trained network, as a JSON-able result.
 
-    calibration: of latency, at the size that the arch works on. score: (network, loader, class names, device)
+    reference: of latency, at the size that the arch works on. score: (network, loader, class names, device)
     -> metrics, by default those of its task."""
     device, side = resolve_device(exp.device), int(arch.get("resolution", exp.imgsz))
     torch.set_num_threads(threads_of(exp))
@@ -109,7 +109,7 @@ def measure(
     metrics |= {
         "params_m": count_params(detector) / 1e6,
         "gflops": count_flops(detector, side) / 1e9,
-        **latency(detector, side, device, calibration=calibration),
+        **latency(detector, side, device, reference=reference),
     }
     return result_of("evaluate", arch, dataset, split, side, metrics, device)
 

@@ -20,7 +20,7 @@ from experiments.trained import result_of
 from models.space import Arch
 from models.weights import read_weights, save_weights
 from utils.files import write_text
-from utils.report.results import one_line
+from utils.report.results import metrics_line
 from utils.training.loggers import open_loggers
 from utils.training.train import train
 
@@ -81,7 +81,7 @@ def train_in_full(
     save_weights(folder / "last.pt", result.detector, job.space, arch, imgsz=side, names=names, kind=kind)
     write_text(folder / "result.json", json.dumps(outcome, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)
-    print(f"{folder}: {one_line(metrics)} on val after {exp.train.epochs} epochs, seed {exp.seed}")
+    print(f"{folder}: {metrics_line(metrics)} on val after {exp.train.epochs} epochs, seed {exp.seed}")
     return outcome
 
 

@@ -42,7 +42,7 @@ from tqdm import tqdm  # noqa: E402
 from models.elastic.gradients import direct_gradients  # noqa: E402
 from models.sampling import subnets  # noqa: E402
 from models.supernet import Supernet  # noqa: E402
-from utils.training.batch import prepare  # noqa: E402
+from utils.training.batch import to_device  # noqa: E402
 from utils.training.optimize import Flat  # noqa: E402
 from utils.training.sandwich import Pupil, sandwich_step  # noqa: E402
 from utils.training.settings import Distil  # noqa: E402
@@ -80,7 +80,7 @@ def objects(side: int, size: int, device: torch.device) -> dict[str, Any]:
         "cls": torch.randint(CLASSES, (n, 1), generator=rng).float(),
         "bboxes": torch.cat((centres, sides), 1),
     }
-    return prepare(batch, device)
+    return to_device(batch, device)
 
 
 def ready(net: nn.Module, device: torch.device) -> nn.Module:

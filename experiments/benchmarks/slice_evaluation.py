@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from experiments.config import load_experiment  # noqa: E402
-from experiments.job import prepare  # noqa: E402
+from experiments.job import job_of  # noqa: E402
 from experiments.run_folder import RunFolder  # noqa: E402
 from experiments.slices import measure_slice  # noqa: E402
 from experiments.supernet import train_supernet  # noqa: E402
@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder.create(Path(folder) / "run", load_experiment(args.experiment, changes))
         train_supernet(run)
-        job = prepare(str(run.path))
+        job = job_of(str(run.path))
         longer = job.exp.train.model_copy(update={"epochs": args.epochs})
         alone = replace(job, run=RunFolder(run.path, job.exp.model_copy(update={"train": longer})))
         rng = np.random.default_rng(0)

@@ -28,7 +28,7 @@ from data.hyp import load_hyp  # noqa: E402
 from data.loader import make_loader  # noqa: E402
 from models.networks import open_any_space  # noqa: E402
 from models.nni_space import model_space  # noqa: E402
-from utils.training.batch import prepare  # noqa: E402
+from utils.training.batch import to_device  # noqa: E402
 from utils.training.evaluate import evaluate  # noqa: E402
 from utils.offline import cache_dir  # noqa: E402
 
@@ -50,7 +50,7 @@ def evaluate_model(model: Any, data: str, epochs: int) -> None:
     for _ in range(epochs):
         detector.train()
         for batch in train_loader:
-            loss = sum(detector.loss(prepare(batch, device)).values())
+            loss = sum(detector.loss(to_device(batch, device)).values())
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(detector.parameters(), max_norm=10.0)

@@ -20,7 +20,7 @@ from data.sample import Sample
 from data.yolo_export import export_yolo
 from experiments import baselines, export, findings
 from experiments import retrain as retraining
-from experiments.arch_file import arch_of, find
+from experiments.arch_file import arch_of, open_arch_file
 from experiments.config import ROOT, load_experiment
 from experiments.evaluate import evaluate_arch
 from experiments.export import export_arch
@@ -38,7 +38,7 @@ from tests.models.stock import isolated
 from utils.errors import UserError
 from utils.history import Trial
 from utils.report.report import write_report
-from utils.report.results import load_arch_file, one_line, write_top
+from utils.report.results import load_arch_file, metrics_line, write_top
 from utils.training import measure
 from utils.training.evaluate import evaluate, to_original
 
@@ -396,12 +396,12 @@ def test_a_step_done_is_not_done_again(searched, capsys):
 
 
 def test_commands_find_what_lies_around_a_top_model(searched):
-    found = find(searched.path / "top/1.json")
+    found = open_arch_file(searched.path / "top/1.json")
     assert found.run == searched.path and found.weights().exists()
     assert found.settings()["train"]["batch"] == 8
     moved = searched.path.parent / "moved"
     shutil.copytree(searched.path, moved)
-    assert find(moved / "top/1.json").space == moved / "space/tiny.yaml"
+    assert open_arch_file(moved / "top/1.json").space == moved / "space/tiny.yaml"
 
 
 def test_the_family_is_trained_as_trials_are(work, searched, tmp_path):
@@ -453,10 +453,10 @@ ON_CPU = ["threads=1", "device=cpu", "train.batch=8"]
 def briefly(monkeypatch):
     """Latency in tenths of a second instead of six."""
 
-    def latency(net, side, device, calibration=None):
-        return honest(net, side, device, calibration=calibrate(side, device, seconds=0.1), seconds=0.1)
+    def latency(net, side, device, reference=None):
+        return honest(net, side, device, reference=measure_reference(side, device, seconds=0.1), seconds=0.1)
 
-    honest, calibrate = measure.latency, measure.calibrate
+    honest, measure_reference = measure.latency, measure.measure_reference
     monkeypatch.setattr(measure, "latency", latency)
 
 
@@ -535,7 +535,7 @@ def test_an_arch_spelled_out_as_subnet_settings(inherited):
     assert arch_of(record, space) == arch
     del record["arch"]
     (folder / "settings.json").write_text(json.dumps(record | {"imgsz": arch.get("resolution", 64)}))
-    assert find(folder / "settings.json").arch == arch
+    assert open_arch_file(folder / "settings.json").arch == arch
     other = next(a for a in map(space.random, map(np.random.default_rng, range(9))) if a != arch)
     if other.get("resolution") == arch.get("resolution"):
         with pytest.raises(UserError, match="arch and subnet_settings contradict each other: its backbone"):
@@ -635,5 +635,5 @@ def test_a_pickled_network_cannot_say_what_it_is_for_predictions(trained, pictur
     torch.save({"model": build(space, space.default()).model}, tmp_path / "n.pt")
     with pytest.raises(UserError, match="does not say what its network is"):
         predict(tmp_path / "n.pt", pictures, tmp_path / "out")
-    assert one_line({"map50_95": 0.5, "other": 1}) == "map50_95 0.5"
+    assert metrics_line({"map50_95": 0.5, "other": 1}) == "map50_95 0.5"
     assert os.listdir(tmp_path) == ["n.pt"]

@@ -6,7 +6,7 @@ import yaml
 
 import hello_nas
 from experiments.config import ROOT
-from experiments.job import prepare
+from experiments.job import job_of
 from models.weights import read_weights
 from utils.history import History
 
@@ -38,7 +38,7 @@ def test_the_examples_run_and_what_they_say_is_the_history(tiny):
         assert len(log) == 3 and "map50_95" in log[0] and "loss" in log[0]
     weights = read_weights(folder / "trials/0000/weights.pt")
     assert weights.arch == trials[0].arch
-    job = prepare(str(folder))  # the network that was trained is kept: it is no longer what seed 0 gives
+    job = job_of(str(folder))  # the network that was trained is kept: it is no longer what seed 0 gives
     torch.manual_seed(0)
     fresh = job.build(trials[0].arch).state_dict()
     assert any(not torch.equal(fresh[k], v) for k, v in weights.state.items() if k in fresh)

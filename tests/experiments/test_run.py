@@ -14,9 +14,9 @@ import yaml
 import hello_nas
 from data.hyp import load_hyp
 from experiments import evaluators, search, training
-from experiments.arch_file import find
+from experiments.arch_file import open_arch_file
 from experiments.config import load_experiment
-from experiments.job import prepare
+from experiments.job import job_of
 from experiments.run_folder import RunFolder
 from models.weights import read_weights
 from utils.errors import UserError
@@ -39,7 +39,7 @@ def test_a_search_leaves_everything_behind_and_the_metrics_are_those_of_the_arch
     trials = History(folder / "history.jsonl").load()
     assert [t.number for t in trials] == [0, 1, 2]
     assert all(t.state == "complete" for t in trials)
-    job = prepare(str(folder))
+    job = job_of(str(folder))
     assert trials[0].arch == job.space.default()
     for trial in trials:
         assert job.space.cost(trial.arch, 64).items() <= trial.metrics.items()
@@ -147,11 +147,11 @@ def test_the_image_size_may_be_searched(tiny):
     steps = ("--steps", "search,evaluate,export,report")
     assert run(tiny, "space=sizes.yaml", "search.max_trials=4", *steps) == 0
     folder = tiny.parent / "runs/tiny"
-    trials, job = History(folder / "history.jsonl").load(), prepare(str(folder))
+    trials, job = History(folder / "history.jsonl").load(), job_of(str(folder))
     assert trials[0].arch["resolution"] == 64 and {t.arch["resolution"] for t in trials} == {32, 64}
     for trial in trials:
         assert trial.metrics["gflops"] == job.space.cost(trial.arch, 64)["gflops"]
-    best = find(folder / "top/1.json")
+    best = open_arch_file(folder / "top/1.json")
     side = best.arch["resolution"]
     assert read_weights(folder / f"trials/{best.record['trial']:04d}/weights.pt").imgsz == side
     assert best.record["evaluated"]["metrics"]["latency_ms"] > 0

@@ -8,9 +8,9 @@ import yaml
 
 import hello_nas
 from experiments import slices, supernet
-from experiments.arch_file import find
+from experiments.arch_file import open_arch_file
 from experiments.config import load_experiment
-from experiments.job import prepare
+from experiments.job import job_of
 from experiments.run_folder import RunFolder
 from models.weights import read_weights
 from utils.history import History
@@ -65,14 +65,14 @@ STEPS = "supernet,sample,sample_accuracy,search,evaluate,finetune,export,report"
 def test_every_step_runs_and_a_resumed_run_repeats_nothing(shared, capsys, space):
     assert run(shared, f"space={space}", "--steps", STEPS) == 0
     folder = shared.parent / "runs" / "shared"
-    job = prepare(str(folder))
+    job = job_of(str(folder))
     trials = History(folder / "history.jsonl").load()
     assert [t.number for t in trials] == [0, 1, 2, 3] and all(t.state == "complete" for t in trials)
     assert trials[0].arch == job.space.default()
     measured = History(folder / "sample_accuracy" / "history.jsonl").load()
     assert len({t.key for t in measured}) == 5
     assert measured[0].arch == job.space.smallest() and measured[1].arch == job.space.largest()
-    best = find(folder / "top" / "1.json")
+    best = open_arch_file(folder / "top" / "1.json")
     kept = read_weights(folder / "trials" / f"{best.record['trial']:04d}" / "weights.pt")
     net = slices.sliced(job, best.arch)
     assert kept.state.keys() == net.state_dict().keys()
@@ -125,7 +125,7 @@ def test_rank_compares_slices_with_trainings_from_scratch(shared, capsys):
     found = json.loads((folder / "rank.json").read_text())
     trainings = History(folder / "trainings.jsonl").load()
     assert len(trainings) == len(found["rows"]) == 3
-    job = prepare(str(folder.parent))
+    job = job_of(str(folder.parent))
     for row, trial in zip(found["rows"], trainings, strict=True):
         assert row["standalone"] == {"0": trial.metrics["map50_95"]}
         assert row["supernet"] == slices.score_slice(job, row["arch"])["map50_95"]
@@ -163,7 +163,7 @@ def test_a_classifier_learns_at_several_resolutions_from_the_best_of_a_few(share
     folder = shared.parent / "runs" / "shared"
     exp = yaml.safe_load((folder / "experiment.yaml").read_text())
     assert exp["search"]["objectives"] == {"top1": "max", "gflops": "min"}
-    job = prepare(str(folder))
+    job = job_of(str(folder))
     for trial in History(folder / "history.jsonl").load():
         assert trial.reward == trial.metrics["top1"]
         assert trial.metrics["gflops"] == job.space.cost(trial.arch, trial.arch["resolution"])["gflops"]
@@ -192,7 +192,7 @@ def test_a_run_keeps_the_plugin_that_its_space_names(shared):
     run_folder = RunFolder.create(shared.parent / "kept", load_experiment(shared, ["space=mine.yaml"]))
     (shared.parent / "mine.py").unlink()
     reopened = RunFolder.open(run_folder.path)
-    space = prepare(str(reopened.path)).space
+    space = job_of(str(reopened.path)).space
     assert space.composed.backbone == run_folder.path / "space" / "mine.py"
     supernet.train_supernet(reopened)
     assert (run_folder.path / "supernet" / "weights.pt").is_file()
@@ -239,7 +239,7 @@ def test_steps_in_the_wrong_order_say_what_is_missing(shared, tiny, capsys):
 def test_a_supernet_of_another_space_is_refused(shared):
     run_folder = RunFolder.create(shared.parent / "one", load_experiment(shared, ["train.epochs=1"]))
     supernet.train_supernet(run_folder)
-    job = prepare(str(run_folder.path))
+    job = job_of(str(run_folder.path))
     file = read_weights(run_folder.path / "supernet" / "weights.pt")
     other = type(job.space)(job.space.model | {"width_multiple": 0.25}, job.space.nc)
     with pytest.raises(ValueError, match="another space.*width_multiple is 0.125, here it is 0.25"):

@@ -358,6 +358,6 @@ def supernet_line(info: SupernetInfo | None, alive: bool = False) -> str:
 SHOWN = ("map50_95", "map50", "top1", "top5", "params_m", "gflops", "latency_ms")
 
 
-def one_line(metrics: Mapping[str, float]) -> str:
+def metrics_line(metrics: Mapping[str, float]) -> str:
     """`map50_95 0.5123, params_m 1.2, ...` for people."""
     return ", ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)

@@ -14,7 +14,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.training.batch import prepare
+from utils.training.batch import to_device
 from utils.training.measure import fused_copy
 
 # Intermediate validations keep fewer boxes: an untrained network sends thousands per image through NMS.
@@ -71,7 +71,7 @@ def detect(
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
         for batch in loader:
             start = time.perf_counter()
-            ready = prepare(batch, device)
+            ready = to_device(batch, device)
             outputs = net.predict(ready["img"], conf=conf, iou=iou, max_det=max_det)
             seconds += time.perf_counter() - start
             truths += truths_of(batch)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from utils.errors import UserError
-from utils.training.batch import prepare
+from utils.training.batch import to_device
 from utils.training.measure import fused_copy
 
 FIVE = 5  # of five classes or fewer the right one is always among the best five
@@ -43,7 +43,7 @@ def classify(
     with torch.inference_mode():
         for batch in loader:
             start = time.perf_counter()
-            found.append(fused.predict(prepare(batch, device)["img"]).float().cpu().numpy())
+            found.append(fused.predict(to_device(batch, device)["img"]).float().cpu().numpy())
             seconds += time.perf_counter() - start
             labels.append(batch["cls"].cpu().numpy().reshape(-1).astype(np.int64))
     if not found:

@@ -108,7 +108,7 @@ def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class LatencyReference:
     """What the reference network takes on this machine; one for all trials of a run, so that they compare."""
 
     reference_ms: float
@@ -122,7 +122,7 @@ class Calibration:
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Calibration:
+    def load(cls, path: Path) -> LatencyReference:
         try:
             made = cls(**parse_json(path.read_bytes()))
             if not isinstance(made.reference_ms, int | float) or not made.reference_ms > 0:
@@ -147,9 +147,9 @@ def reference_net() -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def calibrate(
+def measure_reference(
     imgsz: int, device: str | torch.device = "cpu", threads: int = 1, batch: int = 1, seconds: float = 2.0
-) -> Calibration:
+) -> LatencyReference:
     """Time the reference network on this machine: median over blocks, see `latency`."""
     device = torch.device(device)
     with _threads(threads):
@@ -158,7 +158,7 @@ def calibrate(
         runs = _warm_up(run, clock)
         blocks = _blocks(runs * clock(run, 1), seconds)
         ms = 1000 * statistics.median(clock(run, runs) / runs for _ in range(blocks))
-    return Calibration(ms, imgsz, batch, threads, str(device), hardware(device))
+    return LatencyReference(ms, imgsz, batch, threads, str(device), hardware(device))
 
 
 def latency(
@@ -168,14 +168,14 @@ def latency(
     threads: int = 1,
     batch: int = 1,
     *,
-    calibration: Calibration | None = None,
+    reference: LatencyReference | None = None,
     seconds: float = 4.0,
 ) -> dict[str, float]:
     """Milliseconds of one forward pass (no NMS) of a batch of square images, fp32.
 
     A copy with folded batch norms is timed (channels_last), warmed up, in short blocks that alternate with
     blocks of a fixed reference network; what is reported is the median ratio of the two, times what the
-    reference takes on this machine, at its own image size (`calibration`, measured now if not given). Only
+    reference takes on this machine, at its own image size (`reference`, measured now if not given). Only
     this ratio is stable on a machine that others use as well: its coefficient of variation is 2 %, that of
     plain times 10 to 50 %.
     Clock: CPU time of this thread with threads=1, wall time with more, CUDA events on a GPU.
@@ -183,28 +183,28 @@ def latency(
     Returns latency_ms and latency_ms_spread, the distance between the quartiles of the blocks.
     """
     device = torch.device(device)
-    calibration = calibration or calibrate(imgsz, device, threads, batch)
+    reference = reference or measure_reference(imgsz, device, threads, batch)
     asked = (batch, threads, device.type)  # each of a machine's GPUs may be cuda:0 to the process that has it
-    made = (calibration.batch, calibration.threads, torch.device(calibration.device).type)
+    made = (reference.batch, reference.threads, torch.device(reference.device).type)
     if asked != made:
         raise UserError(f"latency asked for (batch, threads, device) = {asked}, calibrated for {made}")
     with _threads(threads):
         clock = _clock(device, threads)
         candidate = _runner(fused_copy(net), imgsz, device, batch)
-        reference = _runner(reference_net(), calibration.imgsz, device, batch)
-        runs, runs_reference = _warm_up(candidate, clock), _warm_up(reference, clock)
-        pair = clock(candidate, runs) + clock(reference, runs_reference)
+        standard = _runner(reference_net(), reference.imgsz, device, batch)
+        runs, runs_standard = _warm_up(candidate, clock), _warm_up(standard, clock)
+        pair = clock(candidate, runs) + clock(standard, runs_standard)
         ratios = []
         for block in range(_blocks(pair, seconds)):
             if block % 2:  # neither of the two always finds the other's caches
                 first = clock(candidate, runs) / runs
-                second = clock(reference, runs_reference) / runs_reference
+                second = clock(standard, runs_standard) / runs_standard
             else:
-                second = clock(reference, runs_reference) / runs_reference
+                second = clock(standard, runs_standard) / runs_standard
                 first = clock(candidate, runs) / runs
             ratios.append(first / second)
     low, middle, high = statistics.quantiles(ratios, n=4)
-    ms = calibration.reference_ms
+    ms = reference.reference_ms
     return {"latency_ms": middle * ms, "latency_ms_spread": (high - low) * ms}
 
 

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from utils.errors import UserError
 from utils.files import write_bytes
-from utils.training.batch import prepare
+from utils.training.batch import to_device
 from utils.training.lessons import Lesson, Plain
 from utils.training.optimize import Ema, Flat, Schedule, build_optimizer, freeze, names_of
 from utils.training.precision import choose_precision, make_fabric
@@ -165,7 +165,7 @@ def one_pass(works: Works, state: State, epoch: int, *, disable: bool | None) ->
         # The last window of an epoch may be shorter: its mean is over what it has.
         window = min(settings.accumulate, batches - i // settings.accumulate * settings.accumulate)
         closes = (i + 1) % settings.accumulate == 0 or i + 1 == batches
-        batch = prepare(batch, fabric.device)
+        batch = to_device(batch, fabric.device)
         labels += len(batch.get("cls", "?"))
 
         found = works.learning.backward(model, batch, fabric, share=1 / window, last=closes, step=state.step)

@@ -10,13 +10,13 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.training.measure import (
-    Calibration,
-    calibrate,
+    LatencyReference,
     count_flops,
     count_params,
     device_info,
     fused_copy,
     latency,
+    measure_reference,
     reference_net,
     resolve_device,
 )
@@ -89,17 +89,17 @@ def test_fused_copy_leaves_a_norm_that_two_convolutions_share():
 
 
 def test_latency_of_the_reference_is_the_reference():
-    calibration = Calibration(10.0, imgsz=64, batch=1, threads=1, device="cpu", hardware="any")
+    reference = LatencyReference(10.0, imgsz=64, batch=1, threads=1, device="cpu", hardware="any")
     before = torch.get_num_threads()
-    measured = latency(reference_net(), 64, calibration=calibration, seconds=1.0)
+    measured = latency(reference_net(), 64, reference=reference, seconds=1.0)
     assert torch.get_num_threads() == before
     assert measured["latency_ms"] == pytest.approx(10.0, rel=0.25)
     assert 0 <= measured["latency_ms_spread"] < 10
 
 
 def test_image_sizes_are_compared_by_one_reference():
-    calibration = Calibration(10.0, imgsz=64, batch=1, threads=1, device="cpu", hardware="any")
-    measured = latency(reference_net(), 128, calibration=calibration, seconds=1.0)
+    reference = LatencyReference(10.0, imgsz=64, batch=1, threads=1, device="cpu", hardware="any")
+    measured = latency(reference_net(), 128, reference=reference, seconds=1.0)
     assert 20 < measured["latency_ms"] < 60  # four times the work at 64 px, which takes 10
 
 
@@ -108,23 +108,23 @@ def test_a_deeper_network_takes_longer():
         layers = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)) for _ in range(depth)]
         return nn.Sequential(nn.Conv2d(3, 16, 3, stride=2), *layers)
 
-    calibration = Calibration(1.0, imgsz=64, batch=2, threads=1, device="cpu", hardware="any")
+    reference = LatencyReference(1.0, imgsz=64, batch=2, threads=1, device="cpu", hardware="any")
     short, long = (
-        latency(stack(d), 64, batch=2, calibration=calibration, seconds=0.5)["latency_ms"] for d in (4, 16)
+        latency(stack(d), 64, batch=2, reference=reference, seconds=0.5)["latency_ms"] for d in (4, 16)
     )
     assert long > 1.5 * short
 
 
 def test_calibration_is_kept_and_checked(tmp_path: Path):
-    made = calibrate(32, seconds=0.1)
+    made = measure_reference(32, seconds=0.1)
     assert made.reference_ms > 0 and made.device == "cpu"
     made.save(tmp_path / "calibration.json")
-    assert Calibration.load(tmp_path / "calibration.json") == made
+    assert LatencyReference.load(tmp_path / "calibration.json") == made
     with pytest.raises(UserError, match="calibrated for"):
-        latency(reference_net(), 32, batch=2, calibration=made)
+        latency(reference_net(), 32, batch=2, reference=made)
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(UserError, match="bad.json"):
-        Calibration.load(tmp_path / "bad.json")
+        LatencyReference.load(tmp_path / "bad.json")
 
 
 def test_devices():
