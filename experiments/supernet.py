@@ -64,6 +64,7 @@ def train_supernet(run: RunFolder) -> None:
         f"on {f'{devices} x ' * (devices > 1)}{job.device}, {precision}"
     )
     print(augmentation(job.exp, job.exp.train))
+    say_what_is_drawn(phases_of(job), 1)
     if devices == 1:
         train_on(make_fabric(job.device, precision), str(run.path))
     else:
@@ -91,10 +92,12 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
         if fabric.is_global_zero:
             keep_account(account, Path(exp.weights).name, folder)
     weigh_losses(net, job.hyp)
+    phases = phases_of(job)
 
     def on_epoch(row: dict[str, float]) -> None:
         log.log(int(row["epoch"]), row)
         print(epoch_line(row, exp.train.epochs, job.task.quality))
+        say_what_is_drawn(phases, int(row["epoch"]) + 1)
 
     loggers = exp.loggers if fabric.is_global_zero else []
     with open_loggers(loggers, folder, name=f"{exp.name}-supernet") as log:
@@ -170,9 +173,7 @@ def lesson_of(job: Job) -> Callable[[Any], Lesson]:
     exp, settings, teachers = job.exp, settings_of(job), teachers_of(job)
     one = job.space.task == "detect"
     draw = None if settings.schedule else sampler_of(job)
-    phases = Phases(
-        job.space, {k: (p.boundary, p.value) for k, p in settings.schedule.items()}, exp.train.epochs
-    )
+    phases = phases_of(job)
 
     def archs(step: int, epoch: int, score: Callable[[Arch], float]) -> list[Arch]:
         sampler = draw(score) if draw else None
@@ -188,6 +189,18 @@ def lesson_of(job: Job) -> Callable[[Any], Lesson]:
         )
 
     return lesson
+
+
+def phases_of(job: Job) -> Phases:
+    """What is drawn when, by `supernet.schedule`. Raises UserError for one that does not fit the space."""
+    schedule = {k: (p.boundary, p.value) for k, p in settings_of(job).schedule.items()}
+    return Phases(job.space, schedule, job.exp.train.epochs)
+
+
+def say_what_is_drawn(phases: Phases, epoch: int) -> None:
+    """Print what is new in the space of an epoch, from 1."""
+    if said := phases.said(epoch):
+        print(f"supernet: from epoch {epoch} on {said}")
 
 
 def sampler_of(job: Job) -> Callable[[Callable[[Arch], float]], Sampler]:

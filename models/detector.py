@@ -99,7 +99,7 @@ class Network(nn.Module):
     def distil(self, raw: Any, teacher: Any) -> dict[str, Tensor]:
         """Named losses of a raw output towards a teacher's, detached, on the same images.
 
-        Options of `supernet.distil` are further parameters.
+        Options of `supernet.distil` are further parameters. One that is called `batch` is given the batch.
         """
         raise no_distillation(self)
 

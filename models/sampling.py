@@ -63,7 +63,7 @@ class Phases:
     """What may be drawn in each epoch (progressive shrinking, Once-for-All, arXiv 1908.09791).
 
     schedule: label of a choice, or what labels begin with -> (epochs from 1 where a phase begins, values that
-    may be drawn in each). `at(epoch)` is the space of that epoch.
+    may be drawn in each). `at(epoch)` is the space of that epoch, `said(epoch)` what is new then.
 
     Raises UserError for labels and values that the space does not have, and for boundaries that do not fit.
     """
@@ -71,7 +71,7 @@ class Phases:
     def __init__(
         self, space: Space, schedule: Mapping[str, tuple[list[int], list[list[Any]]]], epochs: int
     ) -> None:
-        self.space = space
+        self.space, self.schedule = space, schedule
         self.phases: dict[str, tuple[list[int], list[list[Any]]]] = {}
         for key, (starts, values) in schedule.items():
             labels = [label for label in space.choices if label == key or label.startswith(f"{key}.")]
@@ -81,6 +81,8 @@ class Phases:
                 raise UserError(
                     f"supernet.schedule: {key} needs a list of values for each boundary, from 1 up"
                 )
+            if not all(values):
+                raise UserError(f"supernet.schedule: {key} has a phase without a value: {values}")
             if starts[-1] > epochs:
                 raise UserError(f"supernet.schedule: {key} changes in epoch {starts[-1]} of {epochs}")
             for value in (value for phase in values for value in phase):
@@ -94,6 +96,13 @@ class Phases:
             return self.space
         now = {k: values[bisect_right(starts, epoch) - 1] for k, (starts, values) in self.phases.items()}
         return Narrowed(self.space, now)
+
+    def said(self, epoch: int) -> str:
+        """`backbone.depth of 4, 3; ...`: what may be drawn from this epoch on; "" where nothing changes."""
+        if not any(epoch in starts for starts, _ in self.schedule.values()):
+            return ""
+        now = {k: values[bisect_right(starts, epoch) - 1] for k, (starts, values) in self.schedule.items()}
+        return "; ".join(f"{key} of {', '.join(map(str, values))}" for key, values in now.items())
 
 
 class Narrowed:

@@ -75,6 +75,7 @@ class RetinaNet(Network):
         nn.init.constant_(self.cls.predict.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
 
         sizes = tuple(tuple(s * scale for scale in scales) for s in strides)
+        self.coded = {"sizes": sizes, "ratios": tuple(ratios)}
         self.anchors = AnchorGenerator(sizes, (tuple(ratios),) * levels)
         self.coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)

@@ -90,8 +90,12 @@ def coco_map(truths: Sequence[Boxes], found: Sequence[Boxes], names: Sequence[st
     """Average precision by the COCO protocol (Lin et al. 2014; 101 recall points, 100 boxes per class and
     image), equal to pycocotools' on the same boxes. All in 0..1, unrounded:
 
-    map50_95 (mean over IoU .50:.05:.95), map50, map50_95_small / _medium / _large (areas split at 32 x 32 and
-    96 x 96 pixels) and "map50_95/<name>" for each class. What has no true objects has no key.
+    map50_95 (mean over IoU .50:.05:.95), map50, map50_voc07 (at the 11 recall points of Pascal VOC 2007),
+    map50_95_small / _medium / _large (areas split at 32 x 32 and 96 x 96 pixels) and "map50_95/<name>" for
+    each class. What has no true objects has no key.
+
+    VOC's own devkit leaves out difficult objects, counts a pixel more for every side, has no limit of boxes
+    and calls a detection false whose best object another one has, where here it may have the next best.
 
     Raises UserError if there are no true objects at all: mAP is not defined then.
     """
@@ -104,6 +108,7 @@ def precision_map(precision: np.ndarray, names: Sequence[str]) -> dict[str, floa
     parts = {
         "map50_95": precision[:, :, :, 0, -1],
         "map50": precision[:1, :, :, 0, -1],
+        "map50_voc07": precision[:1, ::10, :, 0, -1],
         "map50_95_small": precision[:, :, :, 1, -1],
         "map50_95_medium": precision[:, :, :, 2, -1],
         "map50_95_large": precision[:, :, :, 3, -1],

@@ -102,12 +102,13 @@ def check(net: Any, distil: Distil, teachers: Mapping[str, nn.Module]) -> None:
     distils = getattr(net, "distils", hasattr(net, "distil"))
     if not distils and (distil.weight or distil.outputs):
         raise no_distillation(net)
-    known = list(inspect.signature(net.distil).parameters)[2:] if distils else []
+    known = [option for option in options_of(net) if option != "batch"]
     for option in distil.options:
         if option not in known:
             raise unknown(f"option of distillation for {type(net).__name__}", option, known or ["none"])
     for learnt in distil.outputs:
         _same_classes(net, learnt.teacher, teachers[learnt.teacher])
+        _same_coding(net, learnt.teacher, teachers[learnt.teacher])
     if distil.mimic or distil.outputs or distil.options:
         try:
             trials = _Trials(net, distil, teachers)
@@ -117,6 +118,12 @@ def check(net: Any, distil: Distil, teachers: Mapping[str, nn.Module]) -> None:
             trials.check_outputs()
         for job in distil.mimic:
             trials.check_mimic(job)
+
+
+def options_of(net: Any) -> list[str]:
+    """What the network's `distil` takes beside two raw outputs; `batch`, what both are of, is no setting."""
+    distils = getattr(net, "distils", hasattr(net, "distil"))
+    return list(inspect.signature(net.distil).parameters)[2:] if distils else []
 
 
 class _Trials:
@@ -222,6 +229,17 @@ def _same_classes(net: Any, name: str, teacher: Any) -> None:
             f"the teacher {name!r} knows the classes {', '.join(theirs)}; "
             f"the network learns {', '.join(ours)}"
         )
+
+
+def _same_coding(net: Any, name: str, teacher: Any) -> None:
+    """Whether numbers in the same places of raw outputs are about the same anchors."""
+    ours, theirs = (dict(getattr(n, "coded", {})) for n in (net, teacher))
+    for key in ours | theirs:
+        if ours.get(key) != theirs.get(key):
+            raise UserError(
+                f"the teacher {name!r} has other anchors ({key} {theirs.get(key)}) than the network "
+                f"({ours.get(key)}): it can teach features only"
+            )
 
 
 def _absent(layer: str) -> UserError:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.training.batch import resized
-from utils.training.mimic import Features, check, features, mapped, mimic_loss
+from utils.training.mimic import Features, check, features, mapped, mimic_loss, options_of
 from utils.training.settings import MAX, Distil
 
 Arch = Mapping[str, Any]
@@ -61,6 +61,7 @@ class Pupil(nn.Module):
         super().__init__()
         check(net, distil, teachers or {})
         self.net, self.distil = net, distil
+        self.sees_labels = "batch" in options_of(net)
         self.teachers = {name: (teachers or {})[name] for name in distil.teachers}
         for teacher in self.teachers.values():
             teacher.eval().requires_grad_(False)
@@ -87,14 +88,15 @@ class Pupil(nn.Module):
             taught = {name: self._ask(name, batch) for name in self.teachers}
 
         losses: dict[str, Tensor] = {}
+        options = distil.options | ({"batch": batch} if self.sees_labels else {})
         labels = 1.0 if largest else distil.labels
         if labels:
             losses = {k: labels * v for k, v in net.losses(raw, batch).items()}
         if not largest and distil.weight:
-            parts = net.distil(raw, taught[MAX]["raw"], **distil.options)
+            parts = net.distil(raw, taught[MAX]["raw"], **options)
             losses |= {f"distil_{k}": distil.weight * v for k, v in parts.items()}
         for learnt in distil.outputs:
-            parts = net.distil(raw, taught[learnt.teacher]["raw"], **distil.options)
+            parts = net.distil(raw, taught[learnt.teacher]["raw"], **options)
             for k, v in parts.items():
                 _add(losses, f"distil_{learnt.teacher}_{k}", learnt.weight_at(step) * v)
         for job in distil.mimic:

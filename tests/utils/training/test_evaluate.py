@@ -64,6 +64,8 @@ def pycocotools_map(truths: list[Boxes], found: list[Boxes], names: list[str]) -
         run.summarize()
     keys = ["map50_95", "map50", None, "map50_95_small", "map50_95_medium", "map50_95_large"]
     out = {k: run.stats[i] for i, k in enumerate(keys) if k and run.stats[i] >= 0}
+    elevenths = run.eval["precision"][0, [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100], :, 0, -1]
+    out["map50_voc07"] = elevenths[elevenths > -1].mean()
     for i, name in enumerate(names):
         part = run.eval["precision"][:, :, i, 0, -1]
         if (part > -1).any():
@@ -77,7 +79,7 @@ def test_equal_to_pycocotools(seed):
     truths = [random_boxes(rng, int(rng.integers(0, 15))) for _ in range(25)]
     found = [noisy(rng, t) for t in truths]
     ours, reference = coco_map(truths, found, NAMES), pycocotools_map(truths, found, NAMES)
-    assert ours.keys() == reference.keys() and len(ours) == 8
+    assert ours.keys() == reference.keys() and len(ours) == 9
     assert ours == pytest.approx(reference, abs=1e-9)
     assert 0.05 < ours["map50_95"] < 0.9
 
@@ -108,8 +110,18 @@ def test_perfect_detections_score_one():
 def test_sizes_without_objects_have_no_key():
     truth: Boxes = {"boxes": np.array([[0.0, 0, 10, 10]]), "labels": np.array([1])}
     found: Boxes = {**truth, "scores": np.array([0.5])}
-    expected = {"map50_95": 1.0, "map50": 1.0, "map50_95_small": 1.0, "map50_95/dog": 1.0}
-    assert coco_map([truth], [found], NAMES) == expected
+    expected = ["map50_95", "map50", "map50_voc07", "map50_95_small", "map50_95/dog"]
+    assert coco_map([truth], [found], NAMES) == dict.fromkeys(expected, 1.0)
+
+
+def test_voc_2007_s_eleven_points_by_hand():
+    """Right, wrong, right, of three objects: precision 1 up to recall 1/3, 2/3 up to 2/3, then none."""
+    boxes = np.array([[0.0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]])
+    truth: Boxes = {"boxes": boxes, "labels": np.zeros(3, int)}
+    seen = np.array([[0.0, 0, 10, 10], [70, 70, 80, 80], [20, 20, 30, 30]])
+    found: Boxes = {"boxes": seen, "labels": np.zeros(3, int), "scores": np.array([0.9, 0.8, 0.7])}
+    points = [1, 1, 1, 1, 2 / 3, 2 / 3, 2 / 3, 0, 0, 0, 0]  # recalls 0, .1, ... 1
+    assert coco_map([truth], [found], ["a"])["map50_voc07"] == pytest.approx(sum(points) / 11)
 
 
 def test_half_right_by_hand():
