@@ -85,7 +85,7 @@ def published_names(count: int) -> list[str]:
 
 def backbones(ours: str = "backbone.") -> list[Alias]:
     """Of any of them, which may be a detector's body; ours is called `ours`."""
-    return [*resnet(ours), *regnet(ours), *mobilenet(ours)]
+    return [*resnet(ours), *regnet(ours), *mobilenet(ours), *shufflenet(ours)]
 
 
 def resnet(ours: str) -> list[Alias]:
@@ -184,4 +184,23 @@ def mobilenet(ours: str) -> list[Alias]:
                     )
             for name, what in ends:
                 found.append((rf"{features}\.{number}\.{theirs}\.{name}\.(.*)", rf"{here}.project.{what}.\1"))
+    return found
+
+
+def shufflenet(ours: str) -> list[Alias]:
+    """Of a ShuffleNet v2."""
+    body = r"(?:.*\.)?"
+    found = [
+        (rf"{body}conv1\.0\.(.*)", rf"{ours}stem.conv.\1"),
+        (rf"{body}conv1\.1\.(.*)", rf"{ours}stem.norm.\1"),
+        (r"conv5\.0\.(.*)", r"last.conv.\1"),
+        (r"conv5\.1\.(.*)", r"last.norm.\1"),
+    ]
+    layers = [("branch1", "side.0", 0), ("branch1", "side.1", 2), ("branch2", "branch.first", 0)]
+    layers += [("branch2", "branch.depthwise", 3), ("branch2", "branch.last", 5)]
+    for stage in range(3):
+        theirs, here = rf"{body}stage{stage + 2}\.(\d+)", rf"{ours}stages.{stage}.\1"
+        for branch, layer, i in layers:
+            for j, kind in enumerate(("conv", "norm")):
+                found.append((rf"{theirs}\.{branch}\.{i + j}\.(.*)", rf"{here}.{layer}.{kind}.\2"))
     return found

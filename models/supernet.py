@@ -153,12 +153,12 @@ def inherit_supernet(supernet: Supernet, source: WeightFile | str | Path, into: 
 def paths(supernet: Supernet) -> list[Callable[[], object]]:
     """What brings the largest network to run each path once, where paths have weights of their own."""
     space, largest = supernet.space, supernet.space.largest()
-    weighty = [m for m in supernet.net.modules() if isinstance(m, PathChoice) and any(m.parameters())]
+    weighty = [m for m in supernet.net.modules() if isinstance(m, PathChoice) and list(m.parameters())]
     most = max([len(m.choice.values) for m in weighty], default=1)
-    archs = []
-    for i in range(most):
+    archs = [largest]
+    for i in range(most if weighty else 0):
         other = {v.label: v.values[min(i, len(v.values) - 1)] for m in weighty for v in m.choice.choices}
-        archs.append(space.canonical({**largest, **other}) if i else largest)
+        archs.append(space.canonical({**largest, **other}))
     return [partial(supernet.set_arch, arch) for arch in archs]
 
 

@@ -39,6 +39,7 @@ BACKBONES = {
     "resnet": MODELS / "backbones/resnet.py",
     "regnet": MODELS / "backbones/regnet.py",
     "mobilenet": MODELS / "backbones/mobilenet.py",
+    "shufflenet": MODELS / "backbones/shufflenet.py",
     "serial": MODELS / "backbones/serial.py",  # of models/serial/space.py
 }
 NETWORKS = {"retinanet": ("retinanet", "resnet"), "regnet": ("classifier", "regnet")}  # short names
@@ -51,14 +52,15 @@ class Declared(BaseModel):
         one of them and gives the number of stages (None: any).
     STRIDE: image sides are multiples of it; a backbone's last map has it.
     OPTIONS: settings that are not searched, and their defaults.
-    SPELLING: how others write the archs of a backbone: `genotype`, see models/elastic/genotype.py.
+    SPELLING: how others write the archs of a backbone: `genotype` or `mutable_cfg`, see
+        models/elastic/genotype.py and mmrazor.py.
     """
 
     PARTS: dict[str, dict[str, Any]]
     STRIDE: PositiveInt | None = None
     OPTIONS: dict[str, Any] = {}
     TASK: Literal["detect", "classify"] = "detect"
-    SPELLING: Literal["genotype"] | None = None
+    SPELLING: Literal["genotype", "mutable_cfg"] | None = None
 
     @field_validator("PARTS")
     @classmethod

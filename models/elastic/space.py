@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from models.elastic import genotype
+from models.elastic import genotype, mmrazor
 from models.elastic.composed import beside, compose
 from models.elastic.outline import blocks_of
 from models.elastic.parts import Part
@@ -30,6 +30,7 @@ from models.space import Arch, Block, Choice, LabelledSpace, Take, Value, check_
 from models.yaml_file import check_numbers, positive, read_mapping
 from utils.errors import UserError, unknown
 
+SPELLINGS: dict[str, Any] = {"genotype": genotype, "mutable_cfg": mmrazor}
 KEYS = ("name", "network", "nc", "ch", "resolution", "options")
 
 
@@ -214,23 +215,23 @@ class ElasticSpace(LabelledSpace):
         return EXPORTERS
 
     def spelled(self, arch: Mapping[str, Any]) -> dict[str, Any]:
-        settings = {"subnet_settings": self.settings(arch)}
-        if self.composed.spelling is None:
-            return settings
-        return settings | {self.composed.spelling: genotype.write(self, self.canonical(arch))}
+        settings, key = {"subnet_settings": self.settings(arch)}, self.composed.spelling
+        return settings if key is None else settings | {key: SPELLINGS[key].write(self, self.canonical(arch))}
 
     def read_spelled(self, record: Mapping[str, Any]) -> Arch | None:
-        """The arch of a file's `subnet_settings` or `genotype`; where the resolution is searched and they do
-        not say it, it is the `imgsz`."""
-        if "genotype" in record and self.composed.spelling != "genotype":
-            raise UserError(f"networks of {self.composed} have no genotype; give the arch instead")
-        readers: dict[str, Callable[[Any], Arch]] = {
-            "subnet_settings": self.from_settings,
-            "genotype": lambda text: genotype.read(self, text),
-        }
-        found = [self._at_side(read(record[key]), record) for key, read in readers.items() if key in record]
-        if len(found) == 2 and found[0] != found[1]:
-            raise UserError("subnet_settings and genotype contradict each other; drop one")
+        """The arch of a file's `subnet_settings`, or of what others call theirs; where the resolution is
+        searched and they do not say it, it is the `imgsz`."""
+        readers: dict[str, Callable[[Any], Arch]] = {"subnet_settings": self.from_settings}
+        if (own := self.composed.spelling) is not None:
+            readers[own] = lambda said: SPELLINGS[own].read(self, said)
+        if own == "mutable_cfg":
+            readers["genotype"] = readers[own]
+        for key in (key for key in SPELLINGS if key in record and key not in readers):
+            raise UserError(f"networks of {self.composed} have no {key}; give the arch instead")
+        told = [key for key in readers if key in record]
+        found = [self._at_side(readers[key](record[key]), record) for key in told]
+        if any(arch != found[0] for arch in found):
+            raise UserError(f"{' and '.join(told)} contradict each other; drop one")
         return found[0] if found else None
 
     def _at_side(self, arch: Arch, record: Mapping[str, Any]) -> Arch:

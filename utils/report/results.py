@@ -33,7 +33,7 @@ from utils.report.runs import (
     top_trials,
 )
 from utils.steps import steps_line
-from utils.yaml_text import short
+from utils.yaml_text import parse_yaml, short
 
 SCHEMA = 1
 TABLE_METRICS = ("map50_95", "params_m", "gflops", "latency_ms")
@@ -213,7 +213,11 @@ def _set_aside(folder: Path, rank: int, trial: Any) -> None:
             path.rename(folder / f"{rank}.{owner}{path.suffix}")
 
 
-SPELLINGS = ("subnet_settings", "genotype")  # of others; what the space reads in the place of `arch`
+SPELLINGS = (
+    "subnet_settings",
+    "genotype",
+    "mutable_cfg",
+)  # of others; what the space reads in the place of `arch`
 
 
 def load_arch_file(path: str | Path, space: str | None = None) -> dict[str, Any]:
@@ -221,13 +225,16 @@ def load_arch_file(path: str | Path, space: str | None = None) -> dict[str, Any]
     In the place of `arch` may stand United-Perception's `subnet_settings` or aw_nas's `genotype`, which only
     the space can read.
 
-    space: of a file that holds nothing but label: value, as NNI exports architectures; `imgsz` is None then.
+    space: of a file that holds nothing but label: value, as NNI exports architectures, or MMRazor's paths of
+        a ShuffleNet (`mutable_cfg`, a YAML), or DetNAS's list of numbers; `imgsz` is None then.
 
     UserError, one line, for anything that is not such a file.
     """
     name = str(path)
     try:
-        record = parse_json(Path(path).read_bytes().decode("utf-8"), strict=True)
+        text = Path(path).read_bytes().decode("utf-8")
+        yaml = Path(path).suffix in (".yaml", ".yml")
+        record = parse_yaml(text) if yaml else parse_json(text, strict=True)
     except FileNotFoundError:
         raise UserError(f"no file {name!r}; expected an architecture, like runs/<name>/top/1.json") from None
     except IsADirectoryError:
@@ -240,18 +247,15 @@ def load_arch_file(path: str | Path, space: str | None = None) -> dict[str, Any]
         raise UserError(f"{name!r} is a binary file, not JSON (weights go to --weights)") from None
     except Malformed as error:
         raise UserError(f"{name!r} {error}") from None
+    if space is not None and isinstance(record, list) and all(isinstance(v, int | list) for v in record):
+        record = {"genotype": record}
     if isinstance(record, list):
         raise UserError(f"{name!r} holds a list of {len(record)}; give one architecture, like top/1.json")
     if not isinstance(record, dict):
         raise UserError(f"{name!r} holds {type(record).__name__} {short(record)}; expected a JSON object")
-    if record and not record.keys() & {"schema", "space", "arch", *SPELLINGS}:
-        if space is None:
-            raise UserError(
-                f"{name!r} says no space; if it holds an architecture as NNI exports it, give --space YAML"
-            )
-        _check_arch(name, record)
-        bare = {"schema": SCHEMA, "space": space, "arch": record, "imgsz": None}
-        return {"metrics": {}, "reward": None, "trial": None, "data": None, "versions": {}} | bare
+    known = {"schema", "space", "arch"} | (set() if space else set(SPELLINGS))
+    if record and not record.keys() & known:
+        return _bare(name, record, space)
     if space is not None and record:
         raise UserError(f"{name!r} names its own space, {record.get('space')!r}: leave --space out")
     arch = "arch" if "arch" in record else next((key for key in SPELLINGS if key in record), "arch")
@@ -273,6 +277,21 @@ def load_arch_file(path: str | Path, space: str | None = None) -> dict[str, Any]
     record = empty | record
     _check(name, "metrics", record["metrics"], dict, "an object of name: number")
     return record
+
+
+def _bare(name: str, record: dict[str, Any], space: str | None) -> dict[str, Any]:
+    """A file that is nothing but an architecture, of a space that the user names."""
+    if space is None:
+        raise UserError(
+            f"{name!r} says no space; if it holds an architecture as NNI exports it, give --space YAML"
+        )
+    if all(isinstance(v, dict) and "chosen" in v for v in record.values()):
+        record = {"mutable_cfg": record}
+    if not record.keys() <= set(SPELLINGS):
+        _check_arch(name, record)
+        record = {"arch": record}
+    empty: dict[str, Any] = {"metrics": {}, "reward": None, "trial": None, "data": None, "versions": {}}
+    return empty | {"schema": SCHEMA, "space": space, "imgsz": None} | record
 
 
 def _check_arch(name: str, arch: Mapping[str, Any]) -> None:
