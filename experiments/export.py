@@ -6,6 +6,7 @@ The command answers mistakes before it imports torch.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,7 +110,7 @@ def export_top(run: RunFolder) -> None:
     from experiments.trained import trained
     from models.export import export, file_name
 
-    job = job_of(str(run.path))
+    job, said = job_of(str(run.path)), set[str]()
     for rank, found in top_files(run):
         weights = weights_of(job, found)
         detector, _ = trained(job.space, found.arch, weights, job.dataset.names)
@@ -127,6 +128,7 @@ def export_top(run: RunFolder) -> None:
                 names=job.dataset.names,
                 data=job.exp.data,
             )
-            print(exported)
+            print(replace(exported, notes=[note for note in exported.notes if note not in said]))
+            said.update(exported.notes)
             files[format] = {"file": path.name, "max_difference": exported.max_difference, **exported.values}
         extend_top(run.path, rank, exported={"weights": str(weights.relative_to(run.path)), **files})

@@ -221,7 +221,7 @@ def test_evaluation_scores_the_weights_on_val(work, lively, tmp_path):
     assert json.loads((tmp_path / "e.json").read_text()) == result
 
 
-def test_stock_ultralytics_scores_an_export_as_we_do(work, lively, tmp_path):
+def test_stock_ultralytics_scores_an_export_but_for_how_it_interpolates(work, lively, tmp_path):
     """In a process without this package; their AP interpolates a little differently from COCO's."""
     ours = json.loads((lively.parent / "result.json").read_text())["metrics"]
     export_arch(work / "arch.json", "pt", weights=lively, out=tmp_path / "x.pt")
