@@ -208,13 +208,13 @@ class SSD(Network):
         return cross, F.binary_cross_entropy_with_logits(teacher, q, reduction="none")
 
     def decode(self, raw: Raw, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The same numbers as torchvision's box coder gives."""
+        """The same numbers as torchvision's box coder gives, cut at the edges of the image."""
         logits, offsets, anchors = raw[0].float(), raw[1].float(), raw[2]
         sides = anchors[:, 2:] - anchors[:, :2]
         centres = offsets[..., :2] / 10 * sides + (anchors[:, :2] + sides / 2)
         halves = (offsets[..., 2:] / 5).clamp(max=self.coder.bbox_xform_clip).exp() * sides / 2
         scores = logits.softmax(-1)[..., 1:] if self.multibox else logits.sigmoid()
-        return torch.cat((centres - halves, centres + halves), -1), scores
+        return _inside(torch.cat((centres - halves, centres + halves), -1), images), scores
 
     def _anchors(self, level: int, x: Tensor, images: Tensor) -> Tensor:
         """[h x w x anchors of a position, 4] of a map, xyxy in pixels, as of torchvision's generator."""
@@ -274,6 +274,13 @@ class Predictor(nn.Sequential):
         self.spatial = ConvBlock(inputs, inputs, kernel, groups=inputs, norm=norm)
         self.predict = ElasticConv2d(inputs, fixed(out), 1, bias=True)
         nn.init.zeros_(self.predict.bias)  # type: ignore[arg-type]
+
+
+def _inside(boxes: Tensor, images: Tensor) -> Tensor:
+    """xyxy in pixels, cut at the edges: by shares, so that an exporter can follow it to any size."""
+    height, width = images.shape[-2:]
+    sides = zip(boxes.unbind(-1), (width, height, width, height), strict=True)
+    return torch.stack([(x / side).clamp(0, 1) * side for x, side in sides], -1)
 
 
 def _positive(value: Any) -> bool:
