@@ -196,6 +196,7 @@ def inherit(
             here[name].copy_(value)
         for name in identities:
             here[name].zero_()
+    net.inherited = frozenset(values) - set(identities)  # for `train.inherited_lr`
     return Account(
         source.file.path,
         source.file.kind,

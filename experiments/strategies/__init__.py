@@ -1,7 +1,7 @@
-"""Which architecture to try next: seven strategies by name, one set of rules around all of them.
+"""Which architecture to try next: eight strategies by name, one set of rules around all of them.
 
-`random`, `evolution`, `rl` and `grid` are NNI's strategies, `tpe` is NNI's tuner, `pareto` and `predictor`
-are ours behind our ask/tell adapter. Whatever the name, `build_strategy` gives an NNI strategy that runs the
+`random`, `evolution`, `rl` and `grid` are NNI's strategies, `tpe` is NNI's tuner, `pareto`, `predictor` and
+`streams` are ours behind our ask/tell adapter. Whatever the name, `build_strategy` gives an NNI strategy that runs the
 unsearched baseline first, never trains an architecture twice, rejects what breaks a limit before training,
 and resumes by replay (`ledger.py`).
 
@@ -219,6 +219,15 @@ def predictor(
     return AskTellStrategy(searcher, setup.space)
 
 
+def streams(setup: Setup) -> Strategy:
+    """SP-NAS's second phase: extra streams drawn beside the stages of the best serial codes that are known."""
+    from experiments.strategies.adapter import AskTellStrategy
+    from experiments.strategies.streams import Streams
+
+    searcher = Streams(setup.space, setup.objectives, seed=setup.seed, known=setup.known)
+    return AskTellStrategy(searcher, setup.space)
+
+
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "random": random,
     "evolution": evolution,
@@ -227,6 +236,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "grid": grid,
     "pareto": pareto,
     "predictor": predictor,
+    "streams": streams,
 }
 
 # Proposals in a row that bring nothing new before a search ends. Where choices do nothing (the convs of a
@@ -310,7 +320,8 @@ def _check_option(name: str, key: str, value: Any, annotation: str) -> None:
     if value is None and optional:
         return
     if kind == "str":
-        fits, wanted = value in STARTS, " or ".join(STARTS)
+        starts = STARTS if name == "pareto" else STARTS[:2]
+        fits, wanted = value in starts, " or ".join(starts)
     elif kind == "bool":
         fits, wanted = isinstance(value, bool), "true or false"
     elif kind == "int":
@@ -328,7 +339,7 @@ def _check_option(name: str, key: str, value: Any, annotation: str) -> None:
         raise UserError(f"{key} of strategy {name!r} is {value!r}; {wanted} is needed")
 
 
-STARTS = ("baseline", "random")
+STARTS = ("baseline", "random", "front")
 
 
 def _population(budget: int) -> int:

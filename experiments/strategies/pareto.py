@@ -43,7 +43,9 @@ class ParetoEvolution:
     crossover_prob:  to mix two parents, label by label with equal chances, instead of copying one
     start:           where the first population comes from: "baseline" = it fans out from the unsearched
                      network, the i-th of n with each label redrawn with probability (i/n)^2, so that a
-                     small budget begins where things are known to work; "random" = as in the paper
+                     small budget begins where things are known to work; "random" = as in the paper;
+                     "front" = all but the unsearched network are children of the front from the first on,
+                     of that network until anything is known, so that each has a parent's weights to start from
     limits:          an arch that breaks one loses against any that breaks none, and against any that breaks
                      less (constraint-dominance, section VI of the paper)
     within_limits:   moves a random arch into the limits
@@ -88,7 +90,9 @@ class ParetoEvolution:
             if self._is_new(arch):
                 self.parents = ()
                 return arch
-        begun = len(self._proposed) >= self.population_size and len(self.population) >= 2
+        begun = self.start == "front" or (
+            len(self._proposed) >= self.population_size and len(self.population) >= 2
+        )
         for _ in range(VARIATIONS if begun else 0):
             child, parents = self._child()
             if self._is_new(child):
@@ -144,7 +148,10 @@ class ParetoEvolution:
         return True
 
     def _child(self) -> tuple[Arch, tuple[int, ...]]:
-        mother, father = self._tournament(), self._tournament()
+        if self.start == "front" and not self.population:
+            genes = self.space.complete(self.space.default())
+            return self.space.repair(self.space.mutate(genes, self._rng, self.mutation_prob)), (0,)
+        mother, father = self._parent(), self._parent()
         genes = self.space.complete(mother.trial.arch)
         parents = [mother]
         if mother is not father and self._rng.random() < self.crossover_prob:
@@ -153,6 +160,12 @@ class ParetoEvolution:
         child = self.space.repair(self.space.mutate(genes, self._rng, self.mutation_prob))
         # An infeasible parent is no trial and has no number (-1): nothing to point to.
         return child, tuple(p.trial.number for p in parents if p.trial.number >= 0)
+
+    def _parent(self) -> Individual:
+        if self.start != "front":
+            return self._tournament()
+        front = [p for p, (rank, _) in zip(self.population, self._fitness, strict=True) if rank == 0]
+        return front[int(self._rng.integers(len(front)))]
 
     def _tournament(self) -> Individual:
         """The better of two by rank, then by crowding (the crowded-comparison operator, section III B)."""

@@ -287,24 +287,28 @@ class SerialSpace:
         code = self._bounded(stages, [*a.streams[:cut], *b.streams[cut:]])
         return self.complete({"code": str(code)})
 
-    def with_streams(self, arch: Mapping[str, Any], rng: np.random.Generator, imgsz: int) -> Arch:
+    def with_streams(self, arch: Mapping[str, Any], rng: np.random.Generator) -> Arch:
         """The arch with extra streams drawn anew for each stage, by `stream_weights`."""
         code = self.code(arch)
-        weights = [np.array(self.stream_weights(code, i, imgsz)) for i in range(len(code.stages))]
+        weights = [np.array(self.stream_weights(code, i)) for i in range(len(code.stages))]
         drawn = tuple(int(rng.choice(len(w), p=w / w.sum())) for w in weights)
         return {"code": str(replace(code, streams=drawn))}
 
-    def stream_weights(self, code: Code, stage: int, imgsz: int) -> list[float]:
+    def stream_weights(self, code: Code, stage: int) -> list[float]:
         """How often a stage has 0, 1, 2, ... extra streams: in proportion to 1 / (1 + their MACs), these in
         the mean of a stage of this backbone. (SP-NAS says so, and draws .4, .3, .2, .1 whatever they cost.)
         """
 
         def macs(k: int) -> int:
             streams = tuple(k if i == stage else 0 for i in range(len(code.stages)))
-            return self._backbone_cost(replace(code, streams=streams), imgsz)[1]
+            return self._backbone_cost(replace(code, streams=streams), self.stride)[1]
 
         mean = macs(0) / len(code.stages)
         return [1 / (1 + (macs(k) - macs(0)) / mean) for k in range(self.most_streams + 1)]
+
+    def serial(self, arch: Mapping[str, Any]) -> bool:
+        """Whether no stage has extra streams."""
+        return not any(self.code(arch).streams)
 
     def smallest(self) -> Arch:
         """Where single changes find nothing with fewer GFLOPs any more."""

@@ -59,7 +59,7 @@ def test_the_published_coco_backbone_is_built_in_its_published_size(dialect, pub
 def test_costs_are_those_of_the_built_network(kind, own, dialect):
     space = small(code=f"{kind}_11-21-2-2", base=8, dialect=dialect, options={"own_streams": own})
     rng = np.random.default_rng(1)
-    for arch in (space.default(), space.with_streams(space.random(rng), rng, 64)):
+    for arch in (space.default(), space.with_streams(space.random(rng), rng)):
         net = space.build(arch)
         cost = space.cost(arch, 64)
         assert cost["params_m"] * 1e6 == count_params(net), arch
@@ -164,12 +164,12 @@ def test_ends_enclose_what_is_drawn():
 def test_streams_are_the_rarer_the_more_they_cost():
     space, rng = small(), np.random.default_rng(0)
     code = space.base
-    mean = backbone_cost(code, 3, 4, False, 64)[1] / 4
+    mean = backbone_cost(code, 3, 4, False, 64)[1] / 4  # 64 is the space's stride
     stage = 2 * 2 * 9 * 4 * 4 * 16**2  # two blocks of two 3x3 convolutions of 4 channels at 16 x 16 px
     connection = 4 * 4 * 16**2
-    weights = space.stream_weights(code, 0, 64)
+    weights = space.stream_weights(code, 0)
     assert weights == pytest.approx([1 / (1 + k * (stage + connection) / mean) for k in range(4)])
-    drawn = [parse(space.with_streams(space.default(), rng, 64)["code"]).streams[0] for _ in range(400)]
+    drawn = [parse(space.with_streams(space.default(), rng)["code"]).streams[0] for _ in range(400)]
     share = [drawn.count(k) / 400 for k in range(4)]
     assert share == pytest.approx([w / sum(weights) for w in weights], abs=0.06)
 

@@ -42,6 +42,17 @@ def names_of(net: Any, part: str) -> frozenset[str]:
     return frozenset(n for n, p in net.named_parameters() if id(p) in chosen)
 
 
+def apart(net: Any, settings: TrainSettings) -> frozenset[str]:
+    """Names of the parameters that have a learning rate of their own: the backbone's, or what is inherited
+    (models/inherit.py notes it on the network). All of them are trained."""
+    if settings.inherited_lr is None:
+        return frozenset() if settings.backbone_lr is None else names_of(net, "backbone")
+    inherited = frozenset(getattr(net, "inherited", ()))
+    still = [n for n, p in net.named_parameters() if n in inherited and not p.requires_grad]
+    assert settings.freeze or not still, f"frozen by accident: {still[:4]}"
+    return inherited
+
+
 def freeze(net: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
     """Train these parts no more. Returns their batch norms, which stay in eval mode: their statistics are
     part of what they are. Raises UserError for a part that the network lacks, and for all of them."""
@@ -103,7 +114,7 @@ class Flat:
 
 def build_optimizer(flat: Flat, settings: TrainSettings, fused: bool = True) -> Optimizer:
     """AdamW or SGD over the groups. Gradients are zeroed with `zero_grad(set_to_none=False)`."""
-    scale = 1.0 if settings.backbone_lr is None else settings.backbone_lr / settings.lr
+    scale = settings.inherited_lr or (settings.backbone_lr or settings.lr) / settings.lr
     groups: list[dict[str, Any]] = [
         {
             "params": [p],

@@ -45,6 +45,12 @@ class TrainSettings(BaseModel):
     backbone_lr: float | None = Field(
         None, gt=0, description="peak learning rate of the backbone; by default lr, as all others"
     )
+    inherited_lr: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of lr for what comes from a parent or from `weights`; what is new learns at lr",
+    )
     freeze: list[str] = Field(
         [], description="parts that are not trained: backbone, neck, head; their batch norms stand still too"
     )
@@ -103,10 +109,16 @@ class TrainSettings(BaseModel):
                 raise unknown("part", part, ("backbone", "neck", "head"))
         return parts
 
+    @model_validator(mode="after")
+    def _one_rate_each(self) -> TrainSettings:
+        if self.backbone_lr is not None and self.inherited_lr is not None:
+            raise ValueError("backbone_lr and inherited_lr say two things of one weight: give one of them")
+        return self
+
     @model_serializer(mode="wrap")
     def _what_is_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without what came later and is not used: runs that never heard of it go on."""
-        unused: dict[str, Any] = {"backbone_lr": None, "freeze": []}
+        unused: dict[str, Any] = {"backbone_lr": None, "inherited_lr": None, "freeze": []}
         return {k: v for k, v in dump(self).items() if k not in unused or v != unused[k]}
 
     @property

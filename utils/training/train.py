@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.files import write_bytes
 from utils.training.batch import to_device
 from utils.training.lessons import Lesson, Plain
-from utils.training.optimize import Ema, Flat, Schedule, build_optimizer, freeze, names_of
+from utils.training.optimize import Ema, Flat, Schedule, apart, build_optimizer, freeze
 from utils.training.precision import choose_precision, make_fabric
 from utils.training.settings import TrainSettings
 
@@ -116,7 +116,7 @@ def _set_up(
     """What a training works with, and where it stands: at its checkpoint, if there is one. See `train`."""
     detector = detector.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     frozen = freeze(detector, settings.freeze)
-    flat = Flat(detector, () if settings.backbone_lr is None else names_of(detector, "backbone"))
+    flat = Flat(detector, apart(detector, settings))
     scaler = getattr(fabric._precision, "scaler", None)  # a fused step unscales too late for clipping
     optimizer = build_optimizer(flat, settings, fused=scaler is None)
     learning = lesson(detector)
