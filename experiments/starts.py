@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from models.supernet import as_slice, sliced
 from models.weights import WeightFile, read_weights
 from utils.errors import UserError
 from utils.files import write_text
+from utils.history import Trial
+from utils.training.train import TrainingFailed
 
 FILE = "start.json"  # in the folder of a training: where it started, and what became of each layer
 
@@ -42,9 +45,20 @@ def start_of(job: Job) -> Start | None:
     """Where a training of this job starts: its first parent whose weights are there, else its file."""
     for number in job.parents if job.exp.search.inherit == "parent" else ():
         path = job.run.trial_dir(number) / "weights.pt"
+        if ended(job, number).state == "complete" and not path.is_file():
+            raise TrainingFailed(f"the weights of trial {number}, whose child this is, are missing: no {path}")
         if path.is_file():
             return Start(path, f"trial {number}")
     return Start(Path(job.exp.weights), Path(job.exp.weights).name) if job.exp.weights else None
+
+
+def ended(job: Job, number: int) -> Trial:
+    """A trial of the run; where it still runs, beside its first children, it is waited for."""
+    while True:
+        found = [t for t in job.run.history.load() if t.number == number]
+        if found:
+            return found[-1]
+        time.sleep(0.2)
 
 
 def begin(

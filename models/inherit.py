@@ -58,11 +58,12 @@ class Source:
         self, file: WeightFile | str | Path, like: nn.Module, poses: Iterable[Callable[[], object]] = AS_IT_IS
     ) -> None:
         self.file = file if isinstance(file, WeightFile) else read_weights(file)
+        file = self.file
         if hasattr(getattr(like, "backbone", None), "adopt"):  # whose blocks are known by ids, not by places
-            self.file = replace(self.file, state=like.backbone.adopt(self.file))  # type: ignore[union-attr,operator]
+            file = replace(self.file, state=like.backbone.adopt(self.file))  # type: ignore[union-attr,operator]
         names, tensors = plain_names(like), like.state_dict()
         shapes = {plain: tuple(tensors[name].shape) for name, plain in names.items()}
-        state, classes = named(self.file, like, shapes)
+        state, classes = named(file, like, shapes)
         strange = {name: f"{name} is {a}, here {b}" for name, (a, b) in classes.items() if a != b}
         strange = {n: said for n, said in strange.items() if any(k.startswith(f"{n}.") for k in shapes)}
         others = tuple(f"{name}." for name in strange)

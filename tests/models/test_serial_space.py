@@ -66,7 +66,7 @@ def test_costs_are_those_of_the_built_network(kind, own, dialect):
         assert cost["gflops"] * 1e9 == count_flops(net, 64), arch
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "classifier"])
+@pytest.mark.parametrize("detector", ["retinanet", "classifier", "faster_rcnn"])
 def test_a_code_stands_under_several_detectors(detector):
     parts = {} if detector == "classifier" else {k: SMALL[k] for k in ("neck", "head")}
     model = {k: v for k, v in SMALL.items() if k not in ("neck", "head")} | parts
