@@ -195,6 +195,12 @@ class SampleAccuracySettings(SampleSettings):
     n: int = Field(200, ge=1, le=10_000_000, description="how many architectures")
 
 
+class ParallelSettings(Strict):
+    """The `parallel:` block."""
+
+    max_trials: int = Field(6, ge=1, le=100_000, description="trials beyond those of the search")
+
+
 class RankSettings(Strict):
     """The `rank:` block: archs trained from scratch, to see whether the supernet orders them alike."""
 
@@ -252,6 +258,9 @@ class Experiment(Strict):
     sample: SampleSettings = Field(SampleSettings(), description="archs whose costs are looked at")
     sample_accuracy: SampleAccuracySettings = Field(
         SampleAccuracySettings(), description="slices that are scored before the search"
+    )
+    parallel: ParallelSettings = Field(
+        ParallelSettings(), description="serial codes with extra streams that are trained after the search"
     )
     rank: RankSettings = Field(
         RankSettings(), description="archs trained from scratch, to be compared with their slices"

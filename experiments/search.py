@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from experiments.config import augmentation
+from experiments.config import SearchSettings, augmentation
 from experiments.engine.nni_runtime import SearchRuntime, run_search
 from experiments.evaluators import evaluate_trial
 from experiments.job import Job, baseline_costs, costs, job_of, note_facts, say_if_busy
@@ -31,19 +32,23 @@ from utils.report.summary import named_trials
 REPORT_EVERY = 60.0  # seconds between two reports while a search runs
 
 
-def search(run: RunFolder) -> None:
+def search(run: RunFolder, further: SearchSettings | None = None, first: int = 0) -> None:
     """Search and leave the results in the run folder, also when the search is interrupted.
 
+    further: how to go on after the run's own search, from trial number `first` on: its trials are known then.
     Raises KeyboardInterrupt when it was interrupted.
     """
     job_of.cache_clear()  # this process may have opened the run before it was resumed with other settings
-    exp, job = run.experiment, job_of(str(run.path))
+    job = job_of(str(run.path))
+    if further is not None:
+        job = replace(job, run=RunFolder(run.path, run.experiment.model_copy(update={"search": further})))
+    exp = job.exp
     print(job.dataset.summary())
     print(describe_search(job))
     if exp.supernet is None:
         say_if_busy(job)
     evaluator = evaluator_of(job)
-    strategy = strategy_of(job)
+    strategy = strategy_of(job, first)
     seen = model_space(job.space, trained=exp.supernet is None)
     runtime = SearchRuntime(
         run_dir=run.path,
@@ -91,9 +96,10 @@ def evaluator_of(job: Job) -> Callable[..., None]:
     return evaluate_slice
 
 
-def strategy_of(job: Job) -> Any:
+def strategy_of(job: Job, first: int = 0) -> Any:
     """The experiment's strategy inside the rules of a search (experiments/strategies)."""
     exp, search = job.exp, job.exp.search
+    known = History(job.run.path / "sample_accuracy" / "history.jsonl").load()
     return build_strategy(
         search.strategy.name,
         search.strategy.options,
@@ -106,7 +112,8 @@ def strategy_of(job: Job) -> Any:
         cost=lambda arch: costs(job, arch),
         quick_cost=lambda arch: job.space.cost(arch, exp.imgsz),
         baseline=search.baseline,
-        known=History(job.run.path / "sample_accuracy" / "history.jsonl").load(),
+        known=[t for t in job.run.history.load() if 0 <= t.number < first] if first else known,
+        first=first,
     )
 
 

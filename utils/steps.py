@@ -93,6 +93,13 @@ def _search(run: Run) -> Parts:
     return later or (of is not None and parts >= of), parts, of
 
 
+def _parallel(run: Run) -> Parts:
+    """Its trials come after those of the search, of which there were so many when it began."""
+    begun, of = run.meta.get("parallel_from"), count(run, "parallel", "max_trials")
+    parts = max(0, len(run.trials) - begun) if type(begun) is int else 0
+    return of is not None and parts >= of, parts, of
+
+
 def _baselines(run: Run) -> Parts:
     family = run.experiment.get("family")
     of = len(family) if isinstance(family, list) else None
@@ -181,6 +188,13 @@ STEPS: dict[str, Step] = {
             needs="supernet",
         ),
         Step("search", "any strategy; a trial is a training, or a slice", "search:search", _search),
+        Step(
+            "parallel",
+            "extra streams beside the stages of the serial codes found, as further trials (SP-NAS)",
+            "serial:parallel",
+            _parallel,
+            blocks=("parallel",),
+        ),
         Step(
             "baselines",
             "the unsearched networks of `family:`, trained as trials are",

@@ -1,9 +1,9 @@
 """Which architecture to try next: eight strategies by name, one set of rules around all of them.
 
 `random`, `evolution`, `rl` and `grid` are NNI's strategies, `tpe` is NNI's tuner, `pareto`, `predictor` and
-`streams` are ours behind our ask/tell adapter. Whatever the name, `build_strategy` gives an NNI strategy that runs the
-unsearched baseline first, never trains an architecture twice, rejects what breaks a limit before training,
-and resumes by replay (`ledger.py`).
+`streams` are ours behind our ask/tell adapter. Whatever the name, `build_strategy` gives an NNI strategy that
+runs the unsearched baseline first, never trains an architecture twice, rejects what breaks a limit before
+training, and resumes by replay (`ledger.py`).
 
 NNI and torch are imported only when a strategy is built.
 """
@@ -220,7 +220,7 @@ def predictor(
 
 
 def streams(setup: Setup) -> Strategy:
-    """SP-NAS's second phase: extra streams drawn beside the stages of the best serial codes that are known."""
+    """SP-NAS's second phase: extra streams beside the stages of the best serial codes that are known."""
     from experiments.strategies.adapter import AskTellStrategy
     from experiments.strategies.streams import Streams
 
@@ -260,6 +260,7 @@ def build_strategy(
     baseline: bool = True,
     patience: int | None = None,
     known: Sequence[Trial] = (),
+    first: int = 0,
 ) -> Search:
     """An NNI strategy ready for `NasExperiment`, new or resumed: what `run_dir` holds decides.
 
@@ -272,6 +273,7 @@ def build_strategy(
     patience: proposals in a row that bring nothing new before the search ends with a message
     known:    trials of an earlier step: `predictor` fits to them, and the best of them come first in it, in
               `pareto` and in `evolution`; the same on resume, or the replay would diverge
+    first:    number of the first trial of this search, where another one came before it in `run_dir`
     Raises UserError for an unknown name or option, or a value that does not fit.
     """
     from experiments.strategies.ledger import Ledger, Search
@@ -290,6 +292,7 @@ def build_strategy(
         quick_cost=quick_cost,
         patience=patience or PATIENCE.get(name, DEFAULT_PATIENCE),
         penalise=name == "rl",
+        first=first,
     )
     fitted_to = _first_budget(run_dir, name, budget)
     setup = Setup(

@@ -56,6 +56,7 @@ class Asked:
 class Ledger(StrategyMiddleware):
     """See `build_strategy` for the arguments.
 
+    first:    number of the first trial that this strategy asked for; those before it were another's
     penalise: give the strategy a reward of 0 for a failed arch and of -violation for an infeasible one (for
               PolicyBasedRL, which learns nothing from silence; the others skip them or read the trial)
     """
@@ -71,6 +72,7 @@ class Ledger(StrategyMiddleware):
         patience: int,
         quick_cost: Callable[[Arch], Mapping[str, float]] | None = None,
         penalise: bool = False,
+        first: int = 0,
     ) -> None:
         super().__init__()
         self.space = space
@@ -96,9 +98,8 @@ class Ledger(StrategyMiddleware):
         numbers = [asked.number for asked in self._asked.values()] + [t.number for t in self.results.values()]
         self._next_number = 1 + max(numbers, default=-1)
 
-        self._script = deque(
-            sorted(self._asked.items(), key=lambda item: item[1].number)
-        )  # still to be replayed
+        before = [item for item in self._asked.items() if item[1].number >= first]
+        self._script = deque(sorted(before, key=lambda item: item[1].number))  # still to be replayed
         self._flight: dict[str, list[Any]] = {}  # models that wait for the result of an arch
         self._recorded: list[str] = []  # those of them whose result is in the history already
         self._told: set[str] = set()

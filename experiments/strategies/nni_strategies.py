@@ -31,7 +31,10 @@ class RandomSearch(Random):
 
     def random(self, model_space: Any) -> Any:
         sample: dict[str, Any] = {}
-        model_space.random(memo=sample, random_state=self._random_state)
+        if getattr(self._setup.space, "walks", False):  # whose genes say little one by one
+            sample = self._setup.space.complete(self._setup.space.random(self._rng))
+        else:
+            model_space.random(memo=sample, random_state=self._random_state)
         sample = _steered(self._setup, sample, self._rng)
         self._dedup_helper.dedup(sample)
         return model_space.freeze(sample)

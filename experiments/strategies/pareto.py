@@ -44,8 +44,8 @@ class ParetoEvolution:
     start:           where the first population comes from: "baseline" = it fans out from the unsearched
                      network, the i-th of n with each label redrawn with probability (i/n)^2, so that a
                      small budget begins where things are known to work; "random" = as in the paper;
-                     "front" = all but the unsearched network are children of the front from the first on,
-                     of that network until anything is known, so that each has a parent's weights to start from
+                     "front" = all are children of the front from the first on, of the unsearched network
+                     until anything is known, so that each has the weights of a parent to start from
     limits:          an arch that breaks one loses against any that breaks none, and against any that breaks
                      less (constraint-dominance, section VI of the paper)
     within_limits:   moves a random arch into the limits

@@ -1,6 +1,6 @@
 """Extra streams beside the stages of serial codes, SP-NAS's second phase (section 3.3 of the paper).
 
-Each proposal takes a code of the Pareto front of those that have no extra streams, one as likely as the other,
+Each proposal takes a code of the Pareto front of those that have no extra streams, one as likely as another,
 and draws the streams of every stage anew, the rarer the more they cost (models/serial/space.py).
 """
 
@@ -27,7 +27,9 @@ class Streams:
     ) -> None:
         check_objectives(objectives)
         if not hasattr(space, "with_streams"):
-            raise UserError(f"strategy 'streams' needs a space of serial codes (`code: ...`), not {space.name}")
+            raise UserError(
+                f"strategy 'streams' needs a space of serial codes (`code: ...`), not {space.name}"
+            )
         self.space: Any = space
         self.objectives = dict(objectives)
         self.parents: tuple[int, ...] = ()
@@ -42,7 +44,9 @@ class Streams:
         for _ in range(DRAWS):
             front = pareto_front(list(self._serial.values()), self.objectives)
             i = int(self._rng.integers(max(1, len(front))))
-            arch, self.parents = (front[i].arch, (front[i].number,)) if front else (self.space.default(), (0,))
+            arch, self.parents = (
+                (front[i].arch, (front[i].number,)) if front else (self.space.default(), (0,))
+            )
             drawn = self.space.with_streams(arch, self._rng)
             if not self.space.serial(drawn) and arch_key(drawn) not in self._proposed:
                 self._proposed.add(arch_key(drawn))

@@ -76,6 +76,7 @@ class SerialSpace:
 
     formats: Mapping[str, str] = {"pt": ".pt2", "onnx": ".onnx"}
     ordered = layered = False
+    walks = True  # random codes come from walks, not from genes drawn one by one
 
     def __init__(
         self, source: str | Path | dict[str, Any], nc: int | None = None, ch: int | None = None
