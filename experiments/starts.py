@@ -46,9 +46,7 @@ def start_of(job: Job) -> Start | None:
     for number in job.parents if job.exp.search.inherit == "parent" else ():
         path = job.run.trial_dir(number) / "weights.pt"
         if ended(job, number).state == "complete" and not path.is_file():
-            raise TrainingFailed(
-                f"the weights of trial {number}, whose child this is, are missing: no {path}"
-            )
+            raise TrainingFailed(f"the weights of its parent, trial {number}, are missing: no {path}")
         if path.is_file():
             return Start(path, f"trial {number}")
     return Start(Path(job.exp.weights), Path(job.exp.weights).name) if job.exp.weights else None
