@@ -32,8 +32,16 @@ from utils.report.summary import named_trials
 REPORT_EVERY = 60.0  # seconds between two reports while a search runs
 
 
-def search(run: RunFolder, further: SearchSettings | None = None, first: int = 0) -> None:
+def search(run: RunFolder) -> None:
     """Search and leave the results in the run folder, also when the search is interrupted.
+
+    Raises KeyboardInterrupt when it was interrupted.
+    """
+    search_by(run)
+
+
+def search_by(run: RunFolder, further: SearchSettings | None = None, first: int = 0) -> None:
+    """`search`, by the run's own settings or others.
 
     further: how to go on after the run's own search, from trial number `first` on: its trials are known then.
     Raises KeyboardInterrupt when it was interrupted.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from experiments.config import Named
 from experiments.run_folder import RunFolder
-from experiments.search import completed_or_failed, search
+from experiments.search import completed_or_failed, search_by
 from models.networks import open_any_space
 from utils.errors import UserError
 
@@ -30,4 +30,4 @@ def parallel(run: RunFolder) -> None:
     settings = run.experiment.search
     budget = begun + run.experiment.parallel.max_trials
     further = settings.model_copy(update={"strategy": Named(name="streams"), "max_trials": budget})
-    search(run, further, first=begun)
+    search_by(run, further, first=begun)
