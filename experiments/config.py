@@ -87,7 +87,7 @@ class SearchSettings(Strict):
     """The `search:` block."""
 
     strategy: Named = Field(
-        Named(name="evolution"), description="random, evolution, rl, tpe, grid, pareto or predictor"
+        Named(name="evolution"), description="random, evolution, rl, tpe, grid, pareto, predictor or streams"
     )
     engine: Literal["nni", "inline"] = Field(
         "nni", description="nni: one process a trial; inline: in process"
