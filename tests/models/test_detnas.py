@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
-from experiments.arch_file import find
+from experiments.arch_file import open_arch_file
 from models.backbones.shufflenet import Shuffle, Xception
 from models.elastic.layers import ElasticBatchNorm2d
 from models.elastic.mmrazor import from_genotype, from_mutable_cfg, mutable_cfg
@@ -214,7 +214,7 @@ def test_they_are_architecture_files(tmp_path):
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
-        assert find(tmp_path / name, YAML).arch == arch
+        assert open_arch_file(tmp_path / name, YAML).arch == arch
 
 
 def test_mistakes():
