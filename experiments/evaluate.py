@@ -26,7 +26,7 @@ def evaluate_arch(
 ) -> dict[str, Any]:
     """Quality on a split, params, GFLOPs and latency of one trained architecture; `out`: a JSON to write.
 
-    weights: by default `Found.weights`; of a supernet the slice is scored, its batch norm re-estimated on
+    weights: by default `ArchFile.weights`; of a supernet the slice is scored, its batch norm re-estimated on
     training images. overrides: data=, imgsz=, device=, ...
     UserError when the weights are of another network or the classes are not those of the data.
     """
