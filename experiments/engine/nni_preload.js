@@ -68,23 +68,33 @@ function known(host, hosts) {
 
 // Other users of this machine reach loopback, too, and a job is a command that runs as us. Linux knows whose a
 // connection is: the row of its other end in /proc/net/tcp. Who comes from another machine has no row there and is
-// heard if --host lets them in; where there is no such file nobody can be told apart.
+// heard if --host lets them in; where the kernel does not even show our own end nobody can be told apart.
 const NOT_THEIRS = 'Only the user who started this search is heard.';
 
 function anotherUser({ localAddress, localPort, remoteAddress, remotePort }) {
-    if (!process.getuid || !fs.existsSync('/proc/net/tcp') || remoteAddress === undefined) return false;
+    if (!process.getuid || remoteAddress === undefined) return false;
     const [theirs, ours] = [asKernelWrites(remoteAddress, remotePort), asKernelWrites(localAddress, localPort)];
-    for (const file of ['/proc/net/tcp', '/proc/net/tcp6']) {
-        for (const line of fs.existsSync(file) ? fs.readFileSync(file, 'latin1').split('\n').slice(1) : []) {
-            const [, from, to, , , , , uid, , inode] = line.trim().split(/\s+/);
-            if (!from || unmapped(from) !== theirs || unmapped(to) !== ours) continue;
-            // Closed by its owner it is said to be root's, and has no inode.
-            return inode === '0' || ![0, process.getuid()].includes(Number(uid));
-        }
-    }
+    const rows = connections();
+    if (!rows.some(row => row.from === ours && row.to === theirs && row.inode !== '0')) return false;
+    const other = rows.find(row => row.from === theirs && row.to === ours);
+    // Closed by its owner it is said to be root's, and has no inode.
+    if (other) return other.inode === '0' || ![0, process.getuid()].includes(other.uid);
     const own = Object.values(os.networkInterfaces()).flat().map(each => each.address);
     const address = remoteAddress.replace(/^::ffff:/, '').replace(/%.*/, '');
     return address.startsWith('127.') || ['::1', ...own].includes(address);
+}
+
+function connections() {
+    return ['/proc/net/tcp', '/proc/net/tcp6'].flatMap(file => {
+        try {
+            return fs.readFileSync(file, 'latin1').trim().split('\n').slice(1).map(line => {
+                const [, from, to, , , , , uid, , inode] = line.trim().split(/\s+/);
+                return { from: unmapped(from), to: unmapped(to), uid: Number(uid), inode };
+            });
+        } catch {
+            return [];
+        }
+    });
 }
 
 // 127.0.0.1, 8083 -> 0100007F:1F93: words of 32 bits with their lowest byte first.
