@@ -372,9 +372,17 @@ def named(
     """
     naming = max(_namings(file, net, shapes), key=lambda naming: _hits(file.state, naming, shapes))
     here = {name: type(module).__name__ for name, module in net.named_modules(remove_duplicate=False)}
-    classes = {naming(f"{k}.")[:-1]: v for k, v in file.classes.items()}
+    classes = {naming(f"{k}.")[:-1]: v for k, v in file.classes.items() if _moves_along(k, file.state, naming)}
     both = {k: (v, here[k]) for k, v in classes.items() if k in here}
     return {naming(k): v for k, v in file.state.items()}, both
+
+
+def _moves_along(module: str, state: Mapping[str, Tensor], naming: Naming) -> bool:
+    """Whether a module's new name is a head of the new names of its tensors: else the one says nothing of the
+    other, as of a container whose rows were taken apart."""
+    head = f"{module}."
+    inside = next((k for k in state if k.startswith(head)), None)
+    return inside is None or naming(inside) == naming(head) + inside[len(head) :]
 
 
 def _namings(file: WeightFile, net: Any, shapes: Shapes) -> Iterator[Naming]:
