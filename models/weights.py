@@ -372,7 +372,8 @@ def named(
     """
     naming = max(_namings(file, net, shapes), key=lambda naming: _hits(file.state, naming, shapes))
     here = {name: type(module).__name__ for name, module in net.named_modules(remove_duplicate=False)}
-    classes = {naming(f"{k}.")[:-1]: v for k, v in file.classes.items() if _moves_along(k, file.state, naming)}
+    told = {k: v for k, v in file.classes.items() if _moves_along(k, file.state, naming)}
+    classes = {naming(f"{k}.")[:-1]: v for k, v in told.items()}
     both = {k: (v, here[k]) for k, v in classes.items() if k in here}
     return {naming(k): v for k, v in file.state.items()}, both
 
