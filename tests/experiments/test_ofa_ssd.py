@@ -7,8 +7,10 @@ import torch
 import yaml
 
 import hello_nas
-from experiments.arch_file import find
-from experiments.config import ROOT
+from experiments import supernet
+from experiments.arch_file import open_arch_file
+from experiments.config import ROOT, load_experiment
+from experiments.run_folder import RunFolder
 from models.elastic import genotype
 from models.networks import open_any_space
 from models.sampling import Phases
@@ -54,7 +56,7 @@ def test_every_step_of_the_experiment(experiment, capsys):
     trials = History(folder / "history.jsonl").load()
     assert [t.number for t in trials] == [0, 1, 2]
     file = folder / "top" / "1.json"
-    record, found = json.loads(file.read_text()), find(file)
+    record, found = json.loads(file.read_text()), open_arch_file(file)
     space = open_any_space(SPACE, nc=3)
     assert genotype.read(space, record["genotype"]) == found.arch
     assert record["exported"]["onnx"]["max_difference"] < 1e-3 and (folder / "top/1.onnx").is_file()
@@ -62,7 +64,7 @@ def test_every_step_of_the_experiment(experiment, capsys):
 
     del record["arch"], record["subnet_settings"]
     (file.parent / "genotype.json").write_text(json.dumps(record))
-    assert find(file.parent / "genotype.json").arch == found.arch
+    assert open_arch_file(file.parent / "genotype.json").arch == found.arch
 
 
 def test_a_schedule_that_cannot_be():
@@ -119,3 +121,15 @@ def test_students_learn_from_positive_anchors_of_their_batch():
         found[anchors] = float(losses["distil_cls"])
         assert found[anchors] == pytest.approx(float(expected["cls"]))
     assert found["positive"] < found["all"]
+
+
+@pytest.mark.slow  # two processes that import torch and NNI
+def test_two_processes_train_one_supernet(experiment):
+    """Sliced norms are synchronised and both draw the same archs, of another phase in each epoch."""
+    model = SPACE | {"options": SPACE["options"] | {"synchronised_norm": True}}
+    (experiment.parent / "space.yaml").write_text(yaml.safe_dump(model))
+    exp = load_experiment(experiment, ["supernet.devices=2", f"space={experiment.parent / 'space.yaml'}"])
+    run = RunFolder.create(experiment.parent / "two", exp)
+    supernet.train_supernet(run)
+    result = json.loads((run.path / "supernet" / "result.json").read_text())
+    assert result["steps"] == 3  # 24 images, 12 on each of two: one step an epoch
