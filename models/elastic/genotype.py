@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from models.elastic.parts import Part
+from models.space import Arch
 from utils.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    from models.elastic.space import ElasticSpace
-    from models.space import Arch
 
 LONGEST = 20_000  # characters
 PAIR = ("expand_ratio", "kernel_size")
 
 
-def write(space: ElasticSpace, arch: Mapping[str, Any]) -> str:
+def write(space: Any, arch: Mapping[str, Any]) -> str:
     """The genotype of an arch."""
     body, found = space.parts["backbone"], []
     if "resolution" in arch:
@@ -38,7 +35,7 @@ def write(space: ElasticSpace, arch: Mapping[str, Any]) -> str:
     return ", ".join(found)
 
 
-def read(space: ElasticSpace, text: Any) -> Arch:
+def read(space: Any, text: Any) -> Arch:
     """The arch of a genotype. What the space does not search may be left out.
 
     Raises UserError for what is no genotype, for a cell that is missing and one that the space does not have.

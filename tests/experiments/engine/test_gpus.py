@@ -144,7 +144,7 @@ def seen_by(run_dir: str, what: int) -> tuple[str, str]:
 
 def test_trainings_of_rank_share_the_gpus_out(monkeypatch, tmp_path):
     """Forked here instead of spawned: the imports would take most of the test."""
-    monkeypatch.setattr(rank, "prepare", lambda run_dir: None)
+    monkeypatch.setattr(rank, "job_of", lambda run_dir: None)
     monkeypatch.setattr(rank, "gpus_of", lambda job: ("3", "GPU-8f6a"))
     monkeypatch.setattr(rank, "train_one", seen_by)
     fork = multiprocessing.get_context("fork")
