@@ -22,6 +22,7 @@ from utils.offline import cache_dir
 from utils.report.outcomes import best_weights
 from utils.report.results import load_arch_file
 from utils.report.runs import read_run
+from utils.run_files import Files
 
 KEYS = ("data", "imgsz", "device", "seed", "threads", "train")  # of an experiment, that mean something here
 CALIBRATION = 2048  # training images that re-estimate a slice's batch norm, where its run does not say
@@ -61,7 +62,7 @@ class ArchFile:
         trial = self.record.get("trial")
         places = [self.path.with_suffix(".pt")]
         if self.run:
-            places.append(self.run / "supernet" / "weights.pt")
+            places.append(Files(self.run).supernet_weights)
         if self.run and isinstance(trial, int):
             best = best_weights(self.run, trial, read_run(self.run).quality)
             places = [best, *places] if best else places
@@ -150,9 +151,7 @@ def differing(ours: Arch, theirs: Mapping[str, Any]) -> str:
 
 def top_files(run: RunFolder) -> list[tuple[int, ArchFile]]:
     """(rank, architecture file) of the run's top k. UserError when the search has left none."""
-    files = sorted(
-        (p for p in (run.path / "top").glob("*.json") if p.stem.isdigit()), key=lambda p: int(p.stem)
-    )
+    files = Files(run.path).top
     if not files:
         raise UserError(f"{run.path} has no top models yet; run its step `search` first")
     return [(int(path.stem), open_arch_file(path)) for path in files]

@@ -28,6 +28,7 @@ from utils.report.outcomes import best_weights, on_val
 from utils.report.results import extend_top, metrics_line, results_table
 from utils.report.runs import quality_of, read_json, read_run
 from utils.report.summary import named_trials
+from utils.run_files import Files
 from utils.training.examine import Examined
 from utils.training.measure import LatencyReference
 
@@ -47,8 +48,8 @@ def evaluate_top(run: RunFolder) -> None:
     trials = [t for t in run.history.load() if t.state != "infeasible"]
     ranks = {
         record["trial"]: int(path.stem)
-        for path in (run.path / "top").glob("*.json")
-        if path.stem.isdigit() and "trial" in (record := read_json(path))
+        for path in Files(run.path).top
+        if "trial" in (record := read_json(path))
     }
     if not ranks:
         raise UserError(f"{run.path} has no top models yet; run its step `search` first")
@@ -71,7 +72,10 @@ def evaluate_trial(job: Job, trial: Trial, reference: LatencyReference) -> dict[
     weights, as of a network that was once the best and whose weights were dropped."""
     path, arch = job.run.path, job.space.canonical(trial.arch)
     quality = quality_of(job.exp.search.objectives)
-    folder, own = path / "evaluate" / f"{trial.number:04d}", job.run.trial_dir(trial.number) / "weights.pt"
+    folder, own = (
+        Files(path).of_trial("evaluate", trial.number),
+        job.run.trial_dir(trial.number) / "weights.pt",
+    )
     looked: dict[Path, tuple[dict[str, Any], Examined]] = {}
     if own.is_file():
         looked[own] = look(job, arch, own, reference)

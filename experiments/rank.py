@@ -34,6 +34,7 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.history import History, Trial, arch_key
 from utils.report.rank import RankRow, Tau, draw_rank, rank_info
+from utils.run_files import Files
 from utils.training.train import TrainingFailed
 
 SLICES = ("supernet", "uncalibrated")
@@ -43,7 +44,7 @@ def rank(run: RunFolder) -> None:
     """Compare; `rank/` gets trainings.jsonl, rank.json and rank.png. Finished trainings are not repeated."""
     trained_supernet(str(run.path))  # says now, not after all the trainings, if there is none
     job = job_of(str(run.path))
-    exp, folder = job.exp, run.path / "rank"
+    exp, folder = job.exp, Files(run.path).rank
     folder.mkdir(exist_ok=True)
     archs = spread(job.space, exp.imgsz, exp.rank.n, exp.seed)
     history = History(folder / "trainings.jsonl")
@@ -147,7 +148,7 @@ def train_one(run_dir: str, what: tuple[int, Arch, int]) -> Trial:
     job = job.changed(train=rank_settings(job.exp), seed=seed)
     started, clock = time.time(), time.perf_counter()
     curve: list[dict[str, float]] = []
-    folder = Path(run_dir) / "rank" / f"{number:04d}-{seed}"
+    folder = Files(Path(run_dir)).rank / f"{number:04d}-{seed}"
     outcome: dict[str, Any]
     try:
         outcome = {"metrics": train_and_measure(job, arch, folder, curve)}

@@ -21,6 +21,7 @@ from experiments.run_folder import RunFolder, cache_beside, locked, running
 from utils.errors import UserError
 from utils.files import own_json, write_text
 from utils.report.results import extend_top, metrics_line
+from utils.run_files import Files
 from utils.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def retrain_top(run: RunFolder) -> None:
     job = job_of(str(run.path)).changed(train=retrain_settings(run.experiment))
     weights = Path(job.exp.weights) if job.exp.weights else None
     done = {
-        number: _trained_in(run.path / "retrain" / f"{number:04d}", job, arch, weights)
+        number: _trained_in(Files(run.path).of_trial("retrain", number), job, arch, weights)
         for number, arch in _wanted(job)
     }
     for rank, found in top_files(run):
@@ -201,7 +202,7 @@ def finetune_top(run: RunFolder) -> None:
     job = job_of(str(run.path)).changed(train=finetune_settings(run.experiment))
     done = {}
     for number, arch in _wanted(job):
-        folder, weights = run.path / "finetune" / f"{number:04d}", run.trial_dir(number) / "weights.pt"
+        folder, weights = Files(run.path).of_trial("finetune", number), run.trial_dir(number) / "weights.pt"
         done[number] = _trained_in(folder, job, arch, weights, "finetune")
     for rank, found in top_files(run):
         extend_top(run.path, rank, finetuned=_summary(done[found.record["trial"]]))

@@ -24,6 +24,7 @@ from utils.files import printed_to
 from utils.limits import check_limits, parse_limits
 from utils.plugin import check_arguments, load_function
 from utils.rewards import COST_KEYS, QUALITIES, QUALITY_KEYS, check_reward, task_objectives
+from utils.run_files import Files
 from utils.steps import STEPS
 from utils.training.loggers import check_loggers
 
@@ -79,7 +80,7 @@ def run_steps(run: RunFolder) -> None:
                 getattr(import_module(f"experiments.{module}"), function)(run)
     finally:
         # After a Ctrl-C or an error too, and with the state as it is now.
-        if run.history.path.is_file() or (run.path / "supernet" / "log.csv").is_file():
+        if run.history.path.is_file() or (Files(run.path).supernet / "log.csv").is_file():
             from utils.report.report import write_report
 
             write_report(run.path)

@@ -35,6 +35,7 @@ from utils.errors import UserError
 from utils.files import own_json, write_bytes, write_text
 from utils.history import Arch, History, arch_key, read_lines
 from utils.json_text import parse_json
+from utils.run_files import Files
 from utils.steps import STEPS
 from utils.training.settings import AUTO
 
@@ -189,7 +190,7 @@ class RunFolder:
         write_text(self.path / "meta.json", json.dumps(self.meta | values, indent=2) + "\n")
 
     def trial_dir(self, number: int) -> Path:
-        return self.path / "trials" / f"{number:04d}"
+        return Files(self.path).of_trial("trials", number)
 
     def asked(self, arch: Arch) -> tuple[int, tuple[int, ...]]:
         """(number, parents) of an architecture that was submitted; every arch is submitted once in a run."""

@@ -28,6 +28,7 @@ from utils.report.report import write_report
 from utils.report.results import extend_top, results_table, write_csv, write_top
 from utils.report.runs import Run, completed, duration, read_run, top_trials
 from utils.report.summary import named_trials
+from utils.run_files import Files
 
 REPORT_EVERY = 60.0  # seconds between two reports while a search runs
 
@@ -107,7 +108,7 @@ def evaluator_of(job: Job) -> Callable[..., None]:
 def strategy_of(job: Job, first: int = 0) -> Any:
     """The experiment's strategy inside the rules of a search (experiments/strategies)."""
     exp, search = job.exp, job.exp.search
-    known = History(job.run.path / "sample_accuracy" / "history.jsonl").load()
+    known = History(Files(job.run.path).sampled / "history.jsonl").load()
     return build_strategy(
         search.strategy.name,
         search.strategy.options,

@@ -33,6 +33,7 @@ from utils.history import History, Trial, arch_key
 from utils.report.plots import pareto_info, save_pareto_png
 from utils.report.results import write_csv
 from utils.rewards import COST_KEYS
+from utils.run_files import Files
 from utils.training.batch import resized, to_device
 
 BATCH_PIXELS = 2**19  # in a batch of slices, where that is more than training takes
@@ -49,7 +50,7 @@ def settings_of(job: Job) -> SupernetSettings:
 def trained_supernet(run_dir: str) -> Supernet:
     """The run's supernet, in eval mode, on its device. UserError when it is not trained yet."""
     job = job_of(run_dir)
-    path = job.run.path / "supernet" / "weights.pt"
+    path = Files(job.run.path).supernet_weights
     if not path.is_file():
         raise UserError(f"{run_dir} has no trained supernet; run its step `supernet` first")
     return load_supernet(read_weights(path), job.space, job.dataset.names).to(job.device)
@@ -147,7 +148,7 @@ def sample_accuracy(run: RunFolder) -> None:
     pareto.png. Goes on where it was interrupted."""
     job_of.cache_clear()
     job = job_of(str(run.path))
-    exp, wanted, folder = job.exp, job.exp.sample_accuracy, run.path / "sample_accuracy"
+    exp, wanted, folder = job.exp, job.exp.sample_accuracy, Files(run.path).sampled
     torch.set_num_threads(threads_of(exp))
     archs = archs_of(job, wanted)
     folder.mkdir(exist_ok=True)

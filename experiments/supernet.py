@@ -36,6 +36,7 @@ from models.supernet import Supernet, calibrate, extract, inherit_supernet
 from models.weights import load_weights, read_weights, save_weights
 from utils.errors import UserError
 from utils.files import write_text
+from utils.run_files import Files
 from utils.training.lessons import Lesson, SandwichLesson
 from utils.training.loggers import open_loggers
 from utils.training.measure import device_info
@@ -51,7 +52,7 @@ def train_supernet(run: RunFolder) -> None:
     Every `train.val_every` epochs the largest and the smallest arch are scored on search_val. With
     `supernet.devices`, data-parallel on several devices of this machine.
     """
-    folder = run.path / "supernet"
+    folder = Files(run.path).supernet
     if (folder / "weights.pt").is_file():
         print(f"the supernet is trained: {folder / 'weights.pt'}")
         return
@@ -81,7 +82,7 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
     """What each device does: train, validate live, and, the first of them, write the result."""
     job = job_of(run_dir)
     exp, space, settings = job.exp, job.space, settings_of(job)
-    folder = job.run.path / "supernet"
+    folder = Files(job.run.path).supernet
     torch.set_num_threads(max(1, threads_of(exp) // settings.devices))
     torch.manual_seed(exp.seed)
     supernet = Supernet(space.model, space.nc, space.ch)

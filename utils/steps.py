@@ -14,6 +14,7 @@ from typing import Any
 from utils.history import History, read_lines
 from utils.report.progress import block, count, supernet_info
 from utils.report.runs import Run, read_json, run_state
+from utils.run_files import Files
 
 Parts = tuple[bool, int, int | None]  # done, and parts and of as StepState has them
 UNKNOWN: Parts = (False, 0, None)  # a step of another version: listed, and not known to be done
@@ -71,7 +72,7 @@ def steps_of(run: Run) -> list[StepState]:
 
 
 def _supernet(run: Run) -> Parts:
-    info, weights = supernet_info(run), run.folder / "supernet" / "weights.pt"
+    info, weights = supernet_info(run), Files(run.folder).supernet_weights
     return weights.exists(), info.epochs if info else 0, info.planned if info else None
 
 
@@ -80,7 +81,7 @@ def _sample(run: Run) -> Parts:
 
 
 def _sample_accuracy(run: Run) -> Parts:
-    folder, of = run.folder / "sample_accuracy", count(run, "sample_accuracy", "n")
+    folder, of = Files(run.folder).sampled, count(run, "sample_accuracy", "n")
     parts = len(read_lines(folder / "history.jsonl"))
     rows = len(read_lines(folder / "results.csv")) - 1  # a range of costs may hold fewer than n
     return rows > 0 and (rows >= parts or (of is not None and rows >= of)), parts, of
@@ -142,9 +143,9 @@ def _export(run: Run) -> Parts:
 def _rank(run: Run) -> Parts:
     n, seeds = count(run, "rank", "n"), block(run, "rank").get("seeds")
     of = n * len(seeds) if n is not None and isinstance(seeds, list) else None
-    trainings = History(run.folder / "rank" / "trainings.jsonl").load()
+    trainings = History(Files(run.folder).rank / "trainings.jsonl").load()
     parts = len({(t.key, t.seed) for t in trainings})  # what failed has a line for each attempt
-    written = (run.folder / "rank" / "rank.json").exists()
+    written = (Files(run.folder).rank / "rank.json").exists()
     return written and (of is None or parts >= of), parts, of
 
 
@@ -154,7 +155,7 @@ def _report(run: Run) -> Parts:
 
 
 def _top(run: Run) -> list[dict[str, Any]]:
-    return [read_json(p) for p in (run.folder / "top").glob("*.json") if p.stem.isdigit()]
+    return [read_json(p) for p in Files(run.folder).top]
 
 
 def _wanted(run: Run) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from utils.report.drawing import is_number
 from utils.report.runs import Run, read_json
+from utils.run_files import Files
 
 LEAST = 18.0  # percent of the width that a narrow block takes at least
 
@@ -53,7 +54,7 @@ class Blueprint:
 
 def blueprint_of(run: Run, trial: int) -> Blueprint | None:
     """The drawing of a trial beside trial 0; None where `evaluate` left no blocks of it."""
-    ours = read_json(run.folder / "evaluate" / f"{trial:04d}" / "network.json")
+    ours = read_json(Files(run.folder).of_trial("evaluate", trial) / "network.json")
     theirs = read_json(run.folder / "evaluate" / "0000" / "network.json") if run.has_baseline else {}
     return blueprint_info(trial, ours, theirs)
 

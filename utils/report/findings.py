@@ -19,6 +19,7 @@ from utils.report.drawing import ACCENT, BASE, OTHER, Figure, is_number, layout,
 from utils.report.outcomes import says_of
 from utils.report.runs import Run, read_json, top_trials
 from utils.report.summary import value_cell, verdict_of
+from utils.run_files import Files
 
 MOST_CURVES = 10  # classes whose curves are drawn
 MOST_LABELS = 26  # of a confusion matrix, the background among them
@@ -58,7 +59,7 @@ def findings_of(run: Run) -> list[Findings]:
 
 
 def _read(run: Run, trial: int, name: str) -> Findings | None:
-    folder = run.folder / "evaluate" / f"{trial:04d}"
+    folder = Files(run.folder).of_trial("evaluate", trial)
     data = read_json(folder / "findings.json")
     if not isinstance(data.get("metrics"), dict):
         return None

@@ -12,6 +12,7 @@ from typing import Any
 
 from utils.report.drawing import is_number
 from utils.report.runs import Run, read_json
+from utils.run_files import Files
 from utils.steps import STEPS
 
 TRAININGS = sorted(
@@ -45,8 +46,8 @@ def best_weights(folder: Path, trial: int, quality: str) -> Path | None:
     """
     best: tuple[float, Path] | None = None
     for kind, (name, scored) in KINDS.items():
-        path = folder / kind / f"{trial:04d}" / name
-        metrics = read_json(folder / scored / f"{trial:04d}" / "result.json").get("metrics")
+        path = Files(folder).of_trial(kind, trial) / name
+        metrics = read_json(Files(folder).of_trial(scored, trial) / "result.json").get("metrics")
         score = metrics.get(quality) if isinstance(metrics, dict) else None
         if not path.is_file() or (kind != "trials" and not is_number(score)):  # a training that goes on
             continue

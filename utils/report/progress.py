@@ -12,6 +12,7 @@ from utils.history import History, read_lines
 from utils.json_text import parse_json
 from utils.report.drawing import is_number, title
 from utils.report.runs import Cost, Run, duration, read_json, sampled, search_cost
+from utils.run_files import Files
 
 # The archs of a step of a supernet's training.
 KINDS = {"max": "largest", "random": "random", "min": "smallest"}
@@ -49,7 +50,7 @@ class SupernetInfo:
 
 def supernet_info(run: Run) -> SupernetInfo | None:
     """None for a run without a supernet, and before the first epoch of its training."""
-    folder = run.folder / "supernet"
+    folder = Files(run.folder).supernet
     result = read_json(folder / "result.json")
     given = result.get("curve")
     rows = [r for r in given if isinstance(r, dict)] if isinstance(given, list) else _log(folder / "log.csv")
@@ -146,7 +147,7 @@ def running_trials(run: Run) -> list[TrialProgress]:
     of = count(run, "train", "epochs") if ours else None
     found = []
     for number in in_flight(run):
-        rows = [r for r in _log(run.folder / "trials" / f"{number:04d}" / "log.csv") if "epoch" in r]
+        rows = [r for r in _log(Files(run.folder).of_trial("trials", number) / "log.csv") if "epoch" in r]
         if not rows:
             found.append(TrialProgress(number, 0, of))
             continue
@@ -218,7 +219,7 @@ def later_spent(run: Run) -> dict[str, tuple[int, float]]:
         took = [r["seconds"] for r in results if is_number(r.get("seconds"))]
         if took:
             found[kind] = (len(took), float(sum(took)))
-    trainings = History(run.folder / "rank" / "trainings.jsonl").load()
+    trainings = History(Files(run.folder).rank / "trainings.jsonl").load()
     if trainings:
         found["rank"] = (len(trainings), float(sum(t.seconds for t in trainings if is_number(t.seconds))))
     return found

@@ -80,6 +80,7 @@ from utils.report.supernet_report import (
     tau_rows,
     tau_verdict,
 )
+from utils.run_files import Files
 
 CAUTION = (
     "Every architecture was trained once, so the spread between seeds is unknown; small gains may be chance."
@@ -184,7 +185,7 @@ def report_context(run: Run, others: Sequence[Trial] = ()) -> dict[str, Any]:
 
 def _supernet(run: Run, supernet: SupernetInfo | None, ranked: RankReport | None) -> dict[str, Any]:
     """What the template shows of a supernet and of the step `rank`; empty values where there are none."""
-    files = [f"rank/{n}" for n in ("rank.json", "rank.png") if (run.folder / "rank" / n).exists()]
+    files = [f"rank/{n}" for n in ("rank.json", "rank.png") if (Files(run.folder).rank / n).exists()]
     return {
         "supernet": supernet_facts(run, supernet) if supernet else {},
         "supernet_trained": supernet is not None and supernet.trained,

@@ -18,6 +18,7 @@ from utils.json_text import parse_json
 from utils.pareto import pareto_front
 from utils.report.drawing import is_number
 from utils.rewards import QUALITIES
+from utils.run_files import Files
 from utils.yaml_text import parse_yaml
 
 COSTS = ("gflops", "params_m", "latency_ms")
@@ -98,7 +99,7 @@ def read_run(run_dir: str | Path) -> Run:
 
 def _supernet_facts(folder: Path) -> dict[str, Any]:
     """Where the supernet was trained, which a run notes before it notes where it searches."""
-    versions = read_json(folder / "supernet" / "result.json").get("versions")
+    versions = read_json(Files(folder).supernet / "result.json").get("versions")
     if not isinstance(versions, dict):
         return {}
     return {"versions": versions} | {k: versions[k] for k in ("device", "threads") if k in versions}
@@ -106,7 +107,7 @@ def _supernet_facts(folder: Path) -> dict[str, Any]:
 
 def sampled(run: Run) -> list[Trial]:
     """Architectures that were scored as slices of the supernet before the search; [] without any."""
-    return History(run.folder / "sample_accuracy" / "history.jsonl").load()
+    return History(Files(run.folder).sampled / "history.jsonl").load()
 
 
 def _objectives(given: Any, trials: Sequence[Trial]) -> dict[str, str]:

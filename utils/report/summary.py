@@ -28,6 +28,7 @@ from utils.report.runs import (
     top_trials,
 )
 from utils.report.supernet_report import RankReport
+from utils.run_files import Files
 
 TOP_DEFAULT = 3
 
@@ -395,7 +396,7 @@ def final_title(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _records(run: Run) -> dict[int, dict[str, Any]]:
     """rank -> `top/<rank>.json`."""
-    files = {int(p.stem): read_json(p) for p in (run.folder / "top").glob("*.json") if p.stem.isdigit()}
+    files = {int(p.stem): read_json(p) for p in Files(run.folder).top}
     return dict(sorted(files.items()))
 
 

@@ -15,6 +15,7 @@ from utils.report.drawing import ACCENT, BASE, MUTED, OTHER, Figure, is_number, 
 from utils.report.progress import KINDS, SupernetInfo
 from utils.report.rank import RankInfo, RankRow, Tau, rank_info
 from utils.report.runs import Run, read_json
+from utils.run_files import Files
 
 FEWEST = 3  # architectures that a ranking is looked at of
 FEW_EPOCHS = 12  # whose axis has a tick for each
@@ -92,7 +93,7 @@ class RankReport:
 
 def rank_report(run: Run) -> RankReport | None:
     """What `rank/rank.json` holds; None without it, and for fewer than three readable architectures."""
-    given = read_json(run.folder / "rank" / "rank.json").get("rows")
+    given = read_json(Files(run.folder).rank / "rank.json").get("rows")
     rows = [r for r in map(_sound, given if isinstance(given, list) else []) if r is not None]
     rows = [r for r in rows if r["standalone"].keys() == rows[0]["standalone"].keys()]
     if len(rows) < FEWEST:

@@ -1,0 +1,42 @@
+"""Where things lie in the folder of a run. What they hold is said by who writes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Files:
+    """The paths in a run's folder, whether there is something or not."""
+
+    folder: Path
+
+    @property
+    def supernet(self) -> Path:
+        """The folder of the supernet's training."""
+        return self.folder / "supernet"
+
+    @property
+    def supernet_weights(self) -> Path:
+        return self.supernet / "weights.pt"
+
+    @property
+    def sampled(self) -> Path:
+        """The folder of the step `sample_accuracy`."""
+        return self.folder / "sample_accuracy"
+
+    @property
+    def rank(self) -> Path:
+        """The folder of the step `rank`."""
+        return self.folder / "rank"
+
+    def of_trial(self, kind: str, number: int) -> Path:
+        """A trial's folder of a kind: `trials`, `evaluate`, `retrain`, `finetune`."""
+        return self.folder / kind / f"{number:04d}"
+
+    @property
+    def top(self) -> list[Path]:
+        """The architecture files of the top models that there are, the best first."""
+        files = [p for p in (self.folder / "top").glob("*.json") if p.stem.isdigit()]
+        return sorted(files, key=lambda p: int(p.stem))
