@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from utils.errors import UserError, printable
-
-if TYPE_CHECKING:
-    from data.sample import Sample
+from utils.errors import printable
 
 REASONS = {
     "unreadable": "box that is no numbers where numbers should be, or too few or too many of them",
@@ -102,30 +97,3 @@ class Account:
         some = ", ".join(self.examples[reason]) + (", ..." if len(places) > 3 else "")
         spread = f" in {len(places)} places" if n > len(places) > 1 else ""
         return f"{n} x {reason} ({ {**REASONS, **KEPT}[reason] }){spread}: {some}"
-
-
-def fail_if_most_is_bad(
-    samples: Sequence[Sample], split: str, account: Account, before: dict[str, int]
-) -> None:
-    """A few bad files or boxes are a fact of life; most of them bad is a mistake to be told about.
-
-    samples: what came out of a split; before: `account.counts` when its reading began.
-    """
-    new = Counter(account.counts)
-    new.subtract(before)
-    corrupt, good = new["corrupt image"], len(samples)
-    if corrupt > good:
-        first = account.examples["corrupt image"][0]
-        raise UserError(
-            f"{corrupt} of {corrupt + good} images in split {split!r} cannot be decoded (first: {first})"
-        )
-    bad, good = sum(new[reason] for reason in BAD), sum(len(s.cls) for s in samples)
-    if bad > good:
-        pixels = (
-            "; YOLO counts in fractions of the image, VOC and COCO in pixels"
-            if new["outside"] * 2 > bad
-            else ""
-        )
-        raise UserError(
-            f"{bad} of {bad + good} boxes in split {split!r} cannot be used{account.why(BAD)}{pixels}"
-        )

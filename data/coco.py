@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from data.account import Account, fail_if_most_is_bad
+from data.account import Account
 from data.boxes import from_pixels, judge_boxes
 from data.card import check_splits, how_to_get, licence_of, root_of
 from data.coco_file import BoxEntry, CategoryEntry, CocoFile, Id, ImageEntry, id_of, load, size_of
 from data.images import count_outside, probe
 from data.progress import progress
-from data.sample import Reading, Sample
+from data.sample import Reading, Sample, fail_if_most_is_bad
 from data.text import SPLIT_WORDS, split_of
 from utils.errors import UserError
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.account import Account, fail_if_most_is_bad
+from data.account import Account
 from data.card import licence_of
 from data.images import SUFFIXES, count_outside, is_hidden, list_images, probe
 from data.progress import progress
-from data.sample import Reading, Sample
+from data.sample import Reading, Sample, fail_if_most_is_bad
 from data.text import SPLIT_WORDS
 from utils.errors import UserError
 

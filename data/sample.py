@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from data.account import Account
-from utils.errors import printable
+from data.account import BAD, Account
+from utils.errors import UserError, printable
 
 
 @dataclass(frozen=True)
@@ -111,3 +112,30 @@ def mixed(samples: Sequence[Sample], n: int) -> list[Sample]:
     """
     order = np.random.default_rng(0).permutation(len(samples))
     return [samples[i] for i in order[:n]]
+
+
+def fail_if_most_is_bad(
+    samples: Sequence[Sample], split: str, account: Account, before: dict[str, int]
+) -> None:
+    """A few bad files or boxes are a fact of life; most of them bad is a mistake to be told about.
+
+    samples: what came out of a split; before: `account.counts` when its reading began.
+    """
+    new = Counter(account.counts)
+    new.subtract(before)
+    corrupt, good = new["corrupt image"], len(samples)
+    if corrupt > good:
+        first = account.examples["corrupt image"][0]
+        raise UserError(
+            f"{corrupt} of {corrupt + good} images in split {split!r} cannot be decoded (first: {first})"
+        )
+    bad, good = sum(new[reason] for reason in BAD), sum(len(s.cls) for s in samples)
+    if bad > good:
+        pixels = (
+            "; YOLO counts in fractions of the image, VOC and COCO in pixels"
+            if new["outside"] * 2 > bad
+            else ""
+        )
+        raise UserError(
+            f"{bad} of {bad + good} boxes in split {split!r} cannot be used{account.why(BAD)}{pixels}"
+        )

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.account import Account, fail_if_most_is_bad
+from data.account import Account
 from data.boxes import from_pixels, judge_boxes
 from data.card import check_splits, how_to_get, licence_of, root_of
 from data.images import Probe, count_outside, is_hidden, leads_out, list_images, probe, walk
 from data.names import Index
 from data.progress import progress
-from data.sample import Reading, Sample
+from data.sample import Reading, Sample, fail_if_most_is_bad
 from data.text import SPLIT_WORDS, read_lines, read_text, split_of
 from data.voc_xml import Page, read_xml
 from utils.errors import UserError

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.account import Account, fail_if_most_is_bad
+from data.account import Account
 from data.boxes import judge_boxes
 from data.card import check_splits, how_to_get, licence_of, load_card, root_of
 from data.images import SUFFIXES, count_outside, is_hidden, leads_out, list_images, probe
 from data.progress import progress
-from data.sample import Reading, Sample
+from data.sample import Reading, Sample, fail_if_most_is_bad
 from data.text import read_lines, read_text
 from data.yolo_labels import Labels, find_label, label_of
 from utils.errors import UserError

@@ -43,12 +43,10 @@ def path_of(module: str) -> str:
 
 
 def imported(module: str) -> list[str]:
-    """The dotted names that a module imports, late imports too; those for type checkers alone left out."""
+    """The dotted names that a module imports, late imports and those for type checkers too."""
     found, todo = [], list(ast.iter_child_nodes(trees()[module]))
     while todo:
         node = todo.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -14,90 +14,20 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from experiments.strategies.contract import Setup
 from models.space import Space
 from utils.errors import UserError, unknown
 from utils.files import own_json, write_text
 from utils.history import Arch, Trial
-from utils.limits import Limit, steer, violation
-from utils.pareto import as_costs, crowding, sort_fronts
+from utils.limits import Limit
 
 if TYPE_CHECKING:
     from nni.nas.strategy.base import Strategy
 
     from experiments.strategies.ledger import Search
-
-
-class AskTell(Protocol):
-    """A strategy of our own: one seeded generator, no torch, no NNI.
-
-    `ask` may be called several times before the first `tell` (several trials run at once).
-    """
-
-    parents: tuple[int, ...]
-    """Numbers of the trials that the arch of the last `ask` was made from; empty if it was drawn at random.
-    """
-
-    def ask(self) -> Arch | None:
-        """A canonical arch to try next; None when nothing is left to propose."""
-
-    def tell(self, trial: Trial) -> None:
-        """What became of an arch: complete, failed or infeasible. Also told of the baseline, never asked
-        for.
-        """
-
-    # May have `closing() -> str | None` as well: a line for the end of the search.
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What every strategy gets beside its options.
-
-    budget:  trials of the whole search, the baseline included
-    repeats: how many proposals in a row have been tried before, by now
-    quick:   costs of an arch in microseconds, or None where only measuring tells
-    known:   trials of an earlier step, measured as this search measures
-    run_dir: where a strategy may write down what it found out, or None
-    """
-
-    space: Space
-    seed: int
-    budget: int
-    objectives: Mapping[str, str]
-    limits: Sequence[Limit] = ()
-    repeats: Callable[[], int] = lambda: 0
-    quick: Callable[[Arch], Mapping[str, float]] | None = None
-    known: Sequence[Trial] = ()
-    run_dir: Path | None = None
-
-    def within_limits(self, arch: Arch, rng: np.random.Generator) -> Arch:
-        """`arch`, or one near it that meets the limits: a random start would seldom find those on its own."""
-        if self.quick is None or not self.limits:
-            return self.space.repair(arch)
-        return steer(self.space, arch, self.limits, self.quick, rng)
-
-    def head_start(self, count: int) -> list[Arch]:
-        """Up to `count` archs of the known trials, the best by all objectives first (rank, then crowding).
-
-        They are for measuring again, so that they are in the history of this search; only within the limits.
-        """
-        able: list[tuple[Arch, dict[str, float]]] = []
-        for trial in self.known:
-            metrics = {**trial.metrics, **(self.quick(trial.arch) if self.quick else {})}
-            scored = all(math.isfinite(metrics.get(key, math.nan)) for key in self.objectives)
-            if trial.state == "complete" and scored and violation(self.limits, metrics) == 0:
-                able.append((trial.arch, metrics))
-        costs = as_costs([metrics for _, metrics in able], self.objectives)
-        found: list[Arch] = []
-        for front in sort_fronts(costs):
-            apart = crowding(costs[front])
-            found += [able[front[i]][0] for i in np.argsort(-apart, kind="stable")]
-        return found[:count]
 
 
 def random(setup: Setup) -> Strategy:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nni.nas.strategy.base import Strategy
 
 if TYPE_CHECKING:
-    from experiments.strategies import AskTell
+    from experiments.strategies.contract import AskTell
     from models.space import Space
 
 

@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.history import arch_key
 
 if TYPE_CHECKING:
-    from experiments.strategies import Setup
+    from experiments.strategies.contract import Setup
 
 MUTATIONS = 50  # repeats in a row before a random individual is tried instead
 STUCK = 50  # repeats in a row after which the RL policy only draws at random

@@ -30,7 +30,7 @@ from utils.pareto import as_costs, check_objectives, sort_fronts
 from utils.report.drawing import title
 
 if TYPE_CHECKING:
-    from experiments.strategies import Setup
+    from experiments.strategies.contract import Setup
 
 DRAWS = 500  # random archs tried before we call the space exhausted
 GENERATION = 50  # archs that are predicted at once, and the population that they compete in

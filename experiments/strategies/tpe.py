@@ -14,7 +14,7 @@ from nni.nas.strategy import TPE
 from utils.history import Arch, Trial, arch_key
 
 if TYPE_CHECKING:
-    from experiments.strategies import Setup
+    from experiments.strategies.contract import Setup
 
 SUGGESTIONS = 100  # asked of the tuner, and looked around, before we draw at random
 DRAWS = 500  # random archs tried before we call the space exhausted

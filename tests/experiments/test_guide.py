@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from experiments.strategies import Setup
+from experiments.strategies.contract import Setup
 from models.elastic import composed
 from models.networks import open_any_space
 from utils.history import History, Trial

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from experiments.strategies import Setup, check_strategy
+from experiments.strategies import check_strategy
+from experiments.strategies.contract import Setup
 from experiments.strategies.pareto import ParetoEvolution
 from experiments.strategies.predictor import Candidate, Predictor
 from experiments.strategies.surrogate import Encoder, Surrogate, held_out, skill

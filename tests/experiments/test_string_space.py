@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.strategies import Setup
+from experiments.strategies.contract import Setup
 from experiments.strategies.pareto import ParetoEvolution
 from experiments.strategies.predictor import Predictor
 from experiments.strategies.tpe import Tpe
