@@ -432,14 +432,18 @@ def retrain_settings(exp: Experiment) -> TrainSettings:
 
 
 def finetune_settings(exp: Experiment) -> TrainSettings:
-    """A tenth of `train`'s epochs at a tenth of its lr, as the `finetune` block changes that.
+    """A tenth of `train`, as the `finetune` block changes that."""
+    return changed(exp.train, {**a_tenth_of(exp.train), **exp.finetune}, "finetune")
 
-    A trained head needs no warm-up of its biases.
+
+def a_tenth_of(train: TrainSettings) -> dict[str, Any]:
+    """What changes for weights that are nearly trained: a tenth of the epochs, at a tenth of the lr.
+
+    There is hardly a warm-up, and none of the biases: a trained head needs none.
     """
-    epochs = math.ceil(exp.train.epochs / 10)
-    warmup = min(exp.train.warmup_epochs, epochs / 10)
-    short = {"epochs": epochs, "lr": exp.train.lr / 10, "warmup_epochs": warmup, "warmup_bias_lr": 0.0}
-    return changed(exp.train, {**short, **exp.finetune}, "finetune")
+    epochs = math.ceil(train.epochs / 10)
+    warmup = min(train.warmup_epochs, epochs / 10)
+    return {"epochs": epochs, "lr": train.lr / 10, "warmup_epochs": warmup, "warmup_bias_lr": 0.0}
 
 
 def rank_settings(exp: Experiment) -> TrainSettings:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.arch_file import ArchFile, handover_experiment, open_arch_file, top_files
-from experiments.config import apply_overrides, finetune_settings, retrain_settings
+from experiments.config import a_tenth_of, apply_overrides, finetune_settings, retrain_settings
 from experiments.inputs import open_splits
 from experiments.run_folder import RunFolder, cache_beside, locked, running
 from utils.errors import UserError
@@ -85,13 +85,11 @@ def finetune(
         before = before.model_copy(
             update={k: meta["train"][k] for k in ("epochs", "lr") if k in meta["train"]}
         )
-    changes: dict[str, Any] = {"lr": before.lr / 10, "warmup_bias_lr": 0.0}
+    changes = a_tenth_of(before)
     if inherited:
-        epochs = math.ceil(before.epochs / 10)
-        changes |= {"epochs": epochs, "warmup_epochs": min(before.warmup_epochs, epochs / 10)}
         changes |= found.experiment.get("finetune") or {}
     else:
-        changes["epochs"] = math.ceil(before.epochs / 4)
+        changes |= {"epochs": math.ceil(before.epochs / 4), "warmup_epochs": before.warmup_epochs}
     return _train("finetune", found, overrides, changes, out, weights, resume)
 
 

@@ -168,7 +168,7 @@ def _by_ultralytics(
     from ultralytics import YOLO
 
     source, _ = _write_pt(detector, folder, about, data)
-    # onnxslim, which `simplify` asks for, gains nothing measurable here and is one more thing to go wrong.
+    # `simplify` asks for onnxslim, which gains nothing measurable here and is one more thing to go wrong.
     extra = {"simplify": False} if format == "onnx" else {}
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # both talk a lot
         warnings.simplefilter("ignore")
