@@ -57,7 +57,7 @@ def rank(run: RunFolder) -> None:
     ]
     print(f"rank: {len(archs)} architectures x {len(exp.rank.seeds)} seeds, {len(wanted)} trainings to do")
     print(augmentation(exp, rank_settings(exp)))
-    bar = tqdm(trained(run, wanted), "rank", len(wanted), unit="training", leave=False, disable=None)
+    bar = tqdm(train_in_turn(run, wanted), "rank", len(wanted), unit="training", leave=False, disable=None)
     for trial in bar:
         history.append(trial)
         outcome = trial.reason or f"{job.task.quality} {trial.metrics[job.task.quality]:.4f}"
@@ -111,7 +111,7 @@ def compared(job: Job, archs: list[Arch], trainings: list[Trial]) -> Iterator[di
         }
 
 
-def trained(run: RunFolder, wanted: list[tuple[int, Arch, int]]) -> Iterator[Trial]:
+def train_in_turn(run: RunFolder, wanted: list[tuple[int, Arch, int]]) -> Iterator[Trial]:
     """Train (number, arch, seed) from scratch, `search.concurrency` at a time, in processes of their own,
     which share the run's GPUs out."""
     work = functools.partial(train_one, str(run.path))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.arch_file import ArchFile, handover_experiment, open_arch_file, top_files
 from experiments.config import a_tenth_of, apply_overrides, finetune_settings, retrain_settings
 from experiments.inputs import open_splits
-from experiments.run_folder import RunFolder, cache_beside, locked, running
+from experiments.run_folder import RunFolder, cache_beside, locked, marked_as_running
 from utils.errors import UserError
 from utils.files import own_json, write_text
 from utils.report.results import extend_top, metrics_line
@@ -161,7 +161,7 @@ def _train(
     if finished:
         print(f"{folder} is finished already")
         return finished
-    with locked(run), running(run):
+    with locked(run), marked_as_running(run):
         from experiments.job import Job
         from experiments.training import train_in_full
 

@@ -15,7 +15,7 @@ from experiments.engine.gpus import gpus_to_share
 from experiments.engine.processes import check_port, stop_leftovers
 from experiments.engine.runtime_settings import check_training_service
 from experiments.inputs import check_box_sizes, open_data, open_space
-from experiments.run_folder import NO_UI, RunFolder, WebUi, cache_beside, locked, running
+from experiments.run_folder import NO_UI, RunFolder, WebUi, cache_beside, locked, marked_as_running
 from experiments.sample import draw
 from models.networks import open_any_space
 from models.space import Space
@@ -74,7 +74,7 @@ def run_experiment(
 def run_steps(run: RunFolder) -> None:
     """One step after the other; what they print is in `log.txt` too."""
     try:
-        with running(run), printed_to(run.path / "log.txt"):
+        with marked_as_running(run), printed_to(run.path / "log.txt"):
             for step in run.experiment.steps:
                 module, function = STEPS[step].run.split(":")  # imported now: torch and NNI take seconds
                 getattr(import_module(f"experiments.{module}"), function)(run)

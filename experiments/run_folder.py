@@ -241,7 +241,7 @@ def command() -> str:
 
 
 @contextmanager
-def running(run: RunFolder) -> Iterator[None]:
+def marked_as_running(run: RunFolder) -> Iterator[None]:
     """Keep `run.json` true for `status`: who works on this run, since when, and how it ended."""
     facts: dict[str, Any] = {"pid": os.getpid(), "started": time.time(), "command": command()}
 

@@ -33,7 +33,7 @@ def describe_space(experiment: Path, overrides: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Sample:
+class CostSample:
     """Archs with their costs; `default` is the unsearched one's. params_m, gflops: [n].
 
     how: which archs these are, for people: "random architectures"."""
@@ -54,7 +54,7 @@ def draw(
     low: float | None = None,
     high: float | None = None,
     traverse: bool = False,
-) -> Sample:
+) -> CostSample:
     """`n` archs, priced by the cost model: random ones, each choice uniform, of which some may be equal.
 
     low, high: only archs of so many GFLOPs, both included; `n` different ones, drawn so that the ends of the
@@ -90,7 +90,7 @@ def draw(
             )
         archs = [arch for arch, ok in zip(archs, inside, strict=True) if ok]
         params_m, gflops = params_m[inside], gflops[inside]
-    return Sample(archs, params_m, gflops, default, time.perf_counter() - started, how)
+    return CostSample(archs, params_m, gflops, default, time.perf_counter() - started, how)
 
 
 def traversed(space: Space, n: int) -> list[Arch]:
@@ -189,7 +189,7 @@ def sample_run(run: RunFolder) -> None:
     print(f"{summary(sample, job.space, job.exp.imgsz)}\nsample: {table}, {picture}")
 
 
-def write_sample(sample: Sample, space: Space, imgsz: int, folder: Path) -> tuple[Path, Path]:
+def write_sample(sample: CostSample, space: Space, imgsz: int, folder: Path) -> tuple[Path, Path]:
     """`folder`/sample.csv, a line an arch, unrounded, and sample.png, a histogram; returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     table, picture = folder / "sample.csv", folder / "sample.png"
@@ -203,7 +203,7 @@ def write_sample(sample: Sample, space: Space, imgsz: int, folder: Path) -> tupl
     return table, picture
 
 
-def summary(sample: Sample, space: Space, imgsz: int) -> str:
+def summary(sample: CostSample, space: Space, imgsz: int) -> str:
     """The costs of a sample for people."""
     size = "their resolutions" if "resolution" in space.choices else f"{imgsz} px"
     lines = [f"{len(sample.archs):,} {sample.how} of {space.name} at {size} in {sample.seconds:.2f} s"]
@@ -217,7 +217,7 @@ def summary(sample: Sample, space: Space, imgsz: int) -> str:
     return "\n".join(lines)
 
 
-def _plot(sample: Sample, space: Space, imgsz: int, path: Path) -> None:
+def _plot(sample: CostSample, space: Space, imgsz: int, path: Path) -> None:
     where = "its resolution" if "resolution" in space.choices else f"{imgsz} px"
     with png(path, 9, 3.6, panels=2) as (left, right):
         left.hist(sample.gflops, bins=60, color=ACCENT, alpha=0.8)

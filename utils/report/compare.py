@@ -20,8 +20,9 @@ from utils.report.outcomes import alike, says_of
 from utils.report.page import render
 from utils.report.plots import Point, describe, scatter
 from utils.report.progress import device_cost, search_spent
-from utils.report.runs import COSTS, Run, device_hours, duration, read_run
+from utils.report.runs import Run, device_hours, duration, read_run
 from utils.report.summary import mapping, value_cell, verdict_of
+from utils.rewards import COST_KEYS
 
 LINES = [ACCENT, BASE, OTHER, "#c2417a", "#7a5bd0", "#8a7a22", "#4aa3c7", "#b5534a", "#5e9c4b", "#6b7280"]
 # Where runs differ in one of these, their scores are not of the same thing. label -> how a run says it
@@ -61,7 +62,7 @@ def compare_info(runs: Sequence[Run]) -> CompareInfo:
         raise UserError(f"these runs cannot be compared, they are judged by different scores ({said})")
     names = unique_names(runs)
     fronts: dict[str, list[Front]] = {}
-    for cost in COSTS:
+    for cost in COST_KEYS:
         found = [_front(run, name, cost) for run, name in zip(runs, names, strict=True)]
         if any(front.points for front in found):
             fronts[cost] = [front for front in found if front.points]
@@ -156,7 +157,7 @@ def compare_rows(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, An
 
 
 def _costs(trial: Trial | None, base: Trial | None) -> dict[str, dict[str, str]]:
-    known = {k: trial.metrics[k] for k in COSTS if k in trial.metrics} if trial else {}
+    known = {k: trial.metrics[k] for k in COST_KEYS if k in trial.metrics} if trial else {}
     return {k: value_cell(v, base.metrics.get(k) if base else None, True) for k, v in known.items()}
 
 
@@ -178,7 +179,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: Path | None = None) ->
         "quality": title(info.quality),
         "differ": info.differ,
         "rows": rows,
-        "costs": {k: title(k) for k in COSTS if any(k in row["costs"] for row in rows)},
+        "costs": {k: title(k) for k in COST_KEYS if any(k in row["costs"] for row in rows)},
         "figures": {"fronts": {title(k): draw_fronts(info, k) for k in info.fronts}} if info.fronts else {},
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }

@@ -50,7 +50,7 @@ from utils.report.plots import (
 )
 from utils.report.progress import SupernetInfo, supernet_info
 from utils.report.results import write_csv
-from utils.report.runs import COSTS, Run, completed, front_of, read_run, run_state, sampled, search_cost
+from utils.report.runs import Run, completed, front_of, read_run, run_state, sampled, search_cost
 from utils.report.summary import (
     Verdict,
     cards,
@@ -80,6 +80,7 @@ from utils.report.supernet_report import (
     tau_rows,
     tau_verdict,
 )
+from utils.rewards import COST_KEYS
 from utils.run_files import Files
 
 CAUTION = (
@@ -101,7 +102,7 @@ def write_report(
     others = _others(run, baselines)
     write_csv(run.folder, [*run.trials, *run.infeasible])
     if png:
-        cost = next((k for k, way in run.objectives.items() if way == "min"), COSTS[0])
+        cost = next((k for k, way in run.objectives.items() if way == "min"), COST_KEYS[0])
         info = _pareto(run, cost, others)
         save_pareto_png(info, run.folder / "pareto.png")
     path = run.folder / "report.html"
@@ -203,7 +204,7 @@ def _final(run: Run) -> dict[str, Any]:
     """What the template shows of the scores on val."""
     final = final_rows(run)
     heads = final[0]["cells"] if final else {}
-    costs = [k for k in dict.fromkeys([*run.objectives, "params_m", "gflops"]) if k in COSTS]
+    costs = [k for k in dict.fromkeys([*run.objectives, "params_m", "gflops"]) if k in COST_KEYS]
     return {
         "final": final,
         "final_title": final_title(final),
@@ -225,7 +226,7 @@ def _figures(
     done = run.complete
     figures: dict[str, dict[str, Figure]] = {"pareto": {}}
     first = [k for k, way in run.objectives.items() if way == "min"]
-    for key in dict.fromkeys([*first, *COSTS]):
+    for key in dict.fromkeys([*first, *COST_KEYS]):
         info = _pareto(run, key, others)
         if info.points or info.sampled:
             figures["pareto"][title(key)] = draw_pareto(info)

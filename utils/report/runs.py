@@ -17,11 +17,10 @@ from utils.history import History, Trial
 from utils.json_text import parse_json
 from utils.pareto import pareto_front
 from utils.report.drawing import is_number
-from utils.rewards import QUALITIES
+from utils.rewards import COST_KEYS, QUALITIES
 from utils.run_files import Files
 from utils.yaml_text import parse_yaml
 
-COSTS = ("gflops", "params_m", "latency_ms")
 MAIN = tuple(keys[0] for keys in QUALITIES.values())  # what a history without an experiment is judged by
 Objectives = Mapping[str, str]  # metric -> "max" or "min"
 
@@ -115,8 +114,8 @@ def _objectives(given: Any, trials: Sequence[Trial]) -> dict[str, str]:
     if isinstance(given, dict) and given and all(v in ("max", "min") for v in given.values()):
         return {str(k): str(v) for k, v in given.items()}
     seen = [k for t in completed(trials) for k in t.metrics]
-    costs = [k for k in COSTS if k in seen]
-    scores = [k for k in seen if k not in COSTS and "/" not in k]
+    costs = [k for k in COST_KEYS if k in seen]
+    scores = [k for k in seen if k not in COST_KEYS and "/" not in k]
     score = next((k for k in MAIN if k in seen), scores[0] if scores else MAIN[0])
     return {score: "max"} | ({costs[0]: "min"} if costs else {})
 

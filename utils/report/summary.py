@@ -12,7 +12,6 @@ from utils.report.outcomes import KINDS, TRAININGS, alike, best_outcome, on_val,
 from utils.report.progress import SupernetInfo, device_cost, later_spent, search_spent
 from utils.report.results import gain, highlights, percent, signed
 from utils.report.runs import (
-    COSTS,
     Cost,
     Objectives,
     Run,
@@ -28,6 +27,7 @@ from utils.report.runs import (
     top_trials,
 )
 from utils.report.supernet_report import RankReport
+from utils.rewards import COST_KEYS
 from utils.run_files import Files
 
 TOP_DEFAULT = 3
@@ -217,7 +217,7 @@ def cell(t: Trial, base: Trial | None, key: str, objectives: Objectives) -> dict
     """A metric, or `reward`, of a trial and what it gains on the baseline."""
     value = t.reward if key == "reward" else t.metrics.get(key)
     start = None if base is None else base.reward if key == "reward" else base.metrics.get(key)
-    return value_cell(value, None if base is t else start, objectives.get(key) == "min" or key in COSTS)
+    return value_cell(value, None if base is t else start, objectives.get(key) == "min" or key in COST_KEYS)
 
 
 def cards(run: Run) -> list[dict[str, str]]:
@@ -359,7 +359,7 @@ def final_rows(run: Run) -> list[dict[str, Any]]:
     kinds = [k for k in KINDS if any(k in found[n] and key in found[n][k].metrics for n in numbers)]
     if not kinds:
         return []
-    costs = [k for k in dict.fromkeys([*run.objectives, "params_m", "gflops"]) if k in COSTS]
+    costs = [k for k in dict.fromkeys([*run.objectives, "params_m", "gflops"]) if k in COST_KEYS]
     last = base.number if base else None
     if last is not None and last not in numbers:
         numbers.append(last)

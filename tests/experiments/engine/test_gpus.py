@@ -151,7 +151,7 @@ def test_trainings_of_rank_share_the_gpus_out(monkeypatch, tmp_path):
     monkeypatch.setattr(rank.multiprocessing, "get_context", lambda kind: fork)
     search = SimpleNamespace(concurrency=3)
     run = SimpleNamespace(path=tmp_path, experiment=SimpleNamespace(search=search))
-    seen = list(rank.trained(run, list(range(6))))
+    seen = list(rank.train_in_turn(run, list(range(6))))
     assert len(seen) == 6 and set(seen) == {("3", "cuda"), ("GPU-8f6a", "cuda")}
 
 
