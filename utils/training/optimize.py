@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,9 +80,10 @@ class Flat:
     memory back.
     """
 
-    def __init__(self, net: nn.Module, apart: Collection[str] = ()) -> None:
-        self.apart = apart
-        self.groups = weight_groups(net, apart)
+    def __init__(
+        self, net: nn.Module, apart: Collection[str] = (), groups: Mapping[str, list[Tensor]] | None = None
+    ) -> None:
+        self.groups = weight_groups(net, apart) if groups is None else groups
         self.tensors = [t for group in self.groups.values() for t in group]
         assert all(t.dtype == torch.float32 for t in self.tensors), {t.dtype for t in self.tensors}
         self.buffer = torch.empty(sum(t.numel() for t in self.tensors), device=self.tensors[0].device)
@@ -107,9 +108,19 @@ class Flat:
             parameters[name].grad = gradient
         return parameters
 
+    def of_copy(self, net: nn.Module, copied: nn.Module) -> Flat:
+        """The same places for the tensors of a copy of the network, whose marks (`no_decay`) a copy lacks."""
+        pairs = zip(_tensors(net), _tensors(copied), strict=True)
+        twin = {id(mine): theirs for mine, theirs in pairs}
+        return Flat(copied, groups={k: [twin[id(t)] for t in group] for k, group in self.groups.items()})
+
     def release(self) -> None:
         for t in self.tensors:
             t.data, t.grad = t.data.clone(), None
+
+
+def _tensors(net: nn.Module) -> list[Tensor]:
+    return [*net.parameters(), *net.buffers()]
 
 
 def build_optimizer(flat: Flat, settings: TrainSettings, fused: bool = True) -> Optimizer:
@@ -173,7 +184,7 @@ class Ema:
 
     def __init__(self, detector: nn.Module, flat: Flat, decay: float, tau: float) -> None:
         self.detector = copy.deepcopy(detector).eval()
-        self.flat = Flat(self.detector, flat.apart)
+        self.flat = flat.of_copy(detector, self.detector)
         self.detector.requires_grad_(False)
         self.source, self.decay, self.tau = flat.buffer, decay, tau
         pairs = zip(self.detector.buffers(), detector.buffers(), strict=True)

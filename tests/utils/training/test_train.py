@@ -199,6 +199,17 @@ def test_ema_averages_the_statistics_and_copies_the_counter():
     assert ema.detector.state_dict()["num_batches_tracked"] == 1
 
 
+def test_ema_averages_each_weight_with_itself_whatever_it_is_marked():
+    """Marks stay behind when a parameter is copied, and groups are in the order of marks."""
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    net[0].weight.no_decay = True
+    ema = Ema(net, Flat(net), decay=0.0, tau=1.0)
+    nn.init.constant_(net[0].weight, 1.0)
+    nn.init.constant_(net[1].weight, 2.0)
+    ema.update(0)
+    assert [p.unique().tolist() for p in ema.detector.parameters()] == [[1.0], [2.0]]
+
+
 def test_result_holds_the_average_not_the_last_weights():
     net = Toy()
     result = train(net, loader(), settings=settings(ema_tau=5.0))
