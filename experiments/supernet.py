@@ -32,7 +32,7 @@ from models.elastic.layers import running
 from models.networks import build, open_any_space
 from models.sampling import BestOf, Phases, Sampler, Stratified, subnets
 from models.space import Arch, Space
-from models.supernet import Supernet, calibrate, extract, inherit_supernet
+from models.supernet import Supernet, calibrate, extract, importance, inherit_supernet
 from models.weights import load_weights, read_weights, save_weights
 from utils.errors import UserError
 from utils.files import write_text
@@ -40,6 +40,7 @@ from utils.run_files import Files
 from utils.training.lessons import Lesson, SandwichLesson
 from utils.training.loggers import open_loggers
 from utils.training.measure import device_info
+from utils.training.optimize import Orders
 from utils.training.precision import leave_group, make_fabric
 from utils.training.train import train
 
@@ -65,7 +66,6 @@ def train_supernet(run: RunFolder) -> None:
         f"on {f'{devices} x ' * (devices > 1)}{job.device}, {precision}"
     )
     print(augmentation(job.exp, job.exp.train))
-    say_what_is_drawn(phases_of(job), 1)
     if devices == 1:
         train_on(make_fabric(job.device, precision), str(run.path))
     else:
@@ -93,12 +93,10 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
         if fabric.is_global_zero:
             keep_account(account, Path(exp.weights).name, folder)
     weigh_losses(net, job.hyp)
-    phases = phases_of(job)
 
     def on_epoch(row: dict[str, float]) -> None:
         log.log(int(row["epoch"]), row)
         print(epoch_line(row, exp.train.epochs, job.task.quality))
-        say_what_is_drawn(phases, int(row["epoch"]) + 1)
 
     loggers = exp.loggers if fabric.is_global_zero else []
     with open_loggers(loggers, folder, name=f"{exp.name}-supernet") as log:
@@ -111,7 +109,7 @@ def train_on(fabric: Fabric, run_dir: str) -> None:
             on_epoch=on_epoch,
             checkpoint=folder / "checkpoint.pt",
             fabric=fabric,
-            lesson=lesson_of(job),
+            lesson=lesson_of(job, print if fabric.is_global_zero else None),
             about={"space": space.model, "supernet": settings.model_dump(mode="json", exclude={"devices"})},
         )
     if not fabric.is_global_zero:
@@ -169,8 +167,8 @@ def check_supernet(exp: Experiment, space: Space, dataset: Dataset) -> None:
         raise UserError(f"supernet.devices is {devices}, but torch finds {there} CUDA devices here")
 
 
-def lesson_of(job: Job) -> Callable[[Any], Lesson]:
-    """The sandwich that the experiment's `supernet:` block describes."""
+def lesson_of(job: Job, say: Callable[[str], Any] | None = None) -> Callable[[Any], Lesson]:
+    """The sandwich that the experiment's `supernet:` block describes. say: where what it does is told."""
     exp, settings, teachers = job.exp, settings_of(job), teachers_of(job)
     one = job.space.task == "detect"
     draw = None if settings.schedule else sampler_of(job)
@@ -186,22 +184,46 @@ def lesson_of(job: Job) -> Callable[[Any], Lesson]:
                 layer.set_arch(arch)
 
         return SandwichLesson(
-            net, settings.distil, run, settings.subnets, archs, teachers, direct_gradients(net)
+            net,
+            settings.distil,
+            run,
+            settings.subnets,
+            archs,
+            teachers,
+            direct_gradients(net),
+            preparation(net, job.space, phases, say or (lambda line: None)),
         )
 
     return lesson
+
+
+def preparation(net: Any, space: Space, phases: Phases, say: Callable[[str], Any]) -> Callable[[int], Orders]:
+    """What happens before each epoch: what is drawn from then on is told, and before the first with narrower
+    widths the most important channels, which the narrow networks will have, come first."""
+    told = False
+
+    def prepare(epoch: int) -> Orders:
+        nonlocal told
+        if phases.schedule and (not told or phases.changes(epoch)):
+            say(f"supernet: from epoch {epoch} on {phases.said(epoch)}")
+        told = True
+        if epoch == 1 or not phases.changes(epoch):
+            return {}
+        orders = importance(net, space, lambda labels: phases.first_below(labels) == epoch)
+        if orders:
+            say(
+                f"supernet: the channels of {len(orders)} tensors sorted by importance before widths shrink; "
+                "the largest network computes the same"
+            )
+        return orders
+
+    return prepare
 
 
 def phases_of(job: Job) -> Phases:
     """What is drawn when, by `supernet.schedule`. Raises UserError for one that does not fit the space."""
     schedule = {k: (p.boundary, p.value) for k, p in settings_of(job).schedule.items()}
     return Phases(job.space, schedule, job.exp.train.epochs)
-
-
-def say_what_is_drawn(phases: Phases, epoch: int) -> None:
-    """Print what is new in the space of an epoch, from 1."""
-    if said := phases.said(epoch):
-        print(f"supernet: from epoch {epoch} on {said}")
 
 
 def sampler_of(job: Job) -> Callable[[Callable[[Arch], float]], Sampler]:

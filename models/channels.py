@@ -145,6 +145,21 @@ class Channels:
             found[axis] = _descending(score, axis.block(shapes))
         return found
 
+    def places(
+        self, order: Mapping[Axis, Tensor], shapes: Mapping[str, Sequence[int]]
+    ) -> dict[str, tuple[Tensor | None, ...]]:
+        """What puts the channels of a network, of these shapes, in this order, the same in everything that
+        holds them: name -> of each dimension the numbers of what comes first, second, ...; None: as it is."""
+        widths, found = self.widths(shapes), {}
+        for name, dims in self.of.items():
+            shown = dims[: 1 if name in self.grouped else 2]
+            rows = tuple(None if of is None else _numbers(of, order, widths) for of in shown)
+            if any(row is not None for row in rows):
+                sizes = [n for n, row in zip(shapes[name], rows, strict=False) if row is not None]
+                assert sizes == [len(row) for row in rows if row is not None], (name, shapes[name])
+                found[name] = rows
+        return found
+
     def _scales(self, name: str, state: Mapping[str, Tensor]) -> Tensor:
         """The squared scale of each channel that a weight makes: batch norm's, the mean over several; without
         one the squared norm of its filter."""
@@ -163,6 +178,18 @@ def _add(scores: dict[Axis, Tensor], widths: Mapping[Axis, int], of: Segments | 
         axis = segment.axis.whole()
         if axis in scores:
             scores[axis] += part.view(-1, segment.repeat).sum(1)
+
+
+def _numbers(of: Segments, order: Mapping[Axis, Tensor], widths: Mapping[Axis, int]) -> Tensor | None:
+    """The numbers of places along a dimension in the order of its axes; None: none of them has one."""
+    if not any(segment.axis.whole() in order for segment in of):
+        return None
+    parts, start = [], 0
+    for axis, n in ((segment.axis.whole(), segment.repeat) for segment in of):
+        mine = order.get(axis, torch.arange(widths[axis]))
+        parts.append(start + (mine[:, None] * n + torch.arange(n)).flatten())
+        start += widths[axis] * n
+    return torch.cat(parts)
 
 
 def _descending(scores: Tensor, block: int) -> Tensor:

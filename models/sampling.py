@@ -97,10 +97,20 @@ class Phases:
         now = {k: values[bisect_right(starts, epoch) - 1] for k, (starts, values) in self.phases.items()}
         return Narrowed(self.space, now)
 
+    def changes(self, epoch: int) -> bool:
+        """Whether a phase begins with this epoch."""
+        return any(epoch in starts for starts, _ in self.schedule.values())
+
+    def first_below(self, labels: Sequence[str]) -> int:
+        """The first epoch in which one of these choices may be drawn below its largest; 1 without a phase."""
+        largest, found = self.space.largest(), []
+        for label in labels:
+            starts, values = self.phases.get(label, ([1], [self.space.choices[label]]))
+            found += [at for at, may in zip(starts, values, strict=True) if set(may) - {largest.get(label)}]
+        return min(found, default=1)
+
     def said(self, epoch: int) -> str:
-        """`backbone.depth of 4, 3; ...`: what may be drawn from this epoch on; "" where nothing changes."""
-        if not any(epoch in starts for starts, _ in self.schedule.values()):
-            return ""
+        """`backbone.depth of 4, 3; ...`: what may be drawn in this epoch; "" without a schedule."""
         now = {k: values[bisect_right(starts, epoch) - 1] for k, (starts, values) in self.schedule.items()}
         return "; ".join(f"{key} of {', '.join(map(str, values))}" for key, values in now.items())
 

@@ -22,7 +22,8 @@ import torch
 from nni.nas.space import current_model
 from torch import Tensor, nn
 
-from models.elastic.layers import Elastic, ModelSpace, PathChoice, choices, frozen, running
+from models.channels import watch
+from models.elastic.layers import Elastic, ElasticConv2d, ModelSpace, PathChoice, choices, frozen, running
 from models.inherit import Account, inherit
 from models.networks import open_any_space
 from models.space import Arch, Space, Value
@@ -58,8 +59,7 @@ class Supernet(ModelSpace):
     def set_arch(self, arch: Mapping[str, Any]) -> Arch:
         """Run `arch` from now on; returns it, canonical. Raises UserError if it is not of this space."""
         self.arch = self.space.canonical(arch)
-        for layer in running(self.net, self.arch):
-            layer.set_arch(self.arch)
+        _run(self.net, self.arch)
         return self.arch
 
     def sample(self, rng: np.random.Generator) -> Arch:
@@ -144,22 +144,48 @@ def inherit_supernet(supernet: Supernet, source: WeightFile | str | Path, into: 
     """
     before = supernet.arch
     try:
-        poses = paths(supernet)
+        poses = paths(supernet.net, supernet.space)
         return inherit(supernet.net, source, into=into or supernet.space.name, sort=True, poses=poses)
     finally:
         supernet.set_arch(before)
 
 
-def paths(supernet: Supernet) -> list[Callable[[], object]]:
+def importance(
+    net: nn.Module, space: Space, sorts: Callable[[Sequence[str]], bool] = bool
+) -> dict[str, tuple[Tensor | None, ...]]:
+    """The order that puts the most important channels first: tensor -> of its first dimensions the numbers
+    of what comes first, None: as it is. The largest network computes the same in that order, and a narrower
+    one is the best of it (Once-for-All, arXiv 1908.09791, section 3.3). The network runs any arch after.
+
+    sorts: given the choices that a number of channels depends on, whether these are sorted: elastic ones are.
+    """
+    channels, state = watch(net, paths(net, space)), net.state_dict()
+    wanted = set()
+    for name, conv in net.named_modules():
+        made = channels.of.get(f"{name}.weight", (None,))[0]
+        if isinstance(conv, ElasticConv2d) and made is not None and sorts(conv.shape.out.labels):
+            wanted |= {segment.axis.whole() for segment in made}
+    orders = channels.order({key: tensor.cpu() for key, tensor in state.items()})
+    orders = {axis: order for axis, order in orders.items() if axis in wanted}
+    return channels.places(orders, {key: tuple(tensor.shape) for key, tensor in state.items()})
+
+
+def paths(net: nn.Module, space: Space) -> list[Callable[[], object]]:
     """What brings the largest network to run each path once, where paths have weights of their own."""
-    space, largest = supernet.space, supernet.space.largest()
-    weighty = [m for m in supernet.net.modules() if isinstance(m, PathChoice) and list(m.parameters())]
+    largest = space.largest()
+    weighty = [m for m in net.modules() if isinstance(m, PathChoice) and list(m.parameters())]
     most = max([len(m.choice.values) for m in weighty], default=1)
     archs = [largest]
     for i in range(most if weighty else 0):
         other = {v.label: v.values[min(i, len(v.values) - 1)] for m in weighty for v in m.choice.choices}
         archs.append(space.canonical({**largest, **other}))
-    return [partial(supernet.set_arch, arch) for arch in archs]
+    return [partial(_run, net, arch) for arch in archs]
+
+
+def _run(net: nn.Module, arch: Mapping[str, Any]) -> None:
+    """Of a space's own arch, which says all that is needed and may say more."""
+    for layer in running(net, arch):
+        layer.set_arch(arch)
 
 
 # Any network of elastic layers ----------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from utils.training.settings import Distil
 SPACE = {k: v for k, v in TINY.items() if k != "nc"}
 SCHEDULE = {
     "backbone.kernel_size.1": {"boundary": [1, 2], "value": [[7], [7, 5, 3]]},
+    "backbone.expand_ratio.1": {"boundary": [1, 3], "value": [[4], [4, 3]]},
     "backbone.depth": {"boundary": [1, 3], "value": [[2], [2, 1]]},
 }
 
@@ -48,10 +49,17 @@ def experiment(tiny):
 def test_every_step_of_the_experiment(experiment, capsys):
     assert hello_nas.main(["run", str(experiment)]) == 0
     said = capsys.readouterr().out
-    depths, kernels = "backbone.depth of 2", "backbone.kernel_size.1 of 7"
-    for line in (f"1 on {depths}; {kernels}", f"2 on {depths}; {kernels}, 5, 3"):
-        assert f"supernet: from epoch {line}\n" in said
-    assert f"supernet: from epoch 3 on {depths}, 1; {kernels}, 5, 3\n" in said
+    depths, widths, kernels = (
+        "backbone.depth of 2",
+        "backbone.expand_ratio.1 of 4",
+        "backbone.kernel_size.1 of 7",
+    )
+    first, second = f"1 on {depths}; {widths}; {kernels}", f"2 on {depths}; {widths}; {kernels}, 5, 3"
+    for line in (first, second, f"3 on {depths}, 1; {widths}, 3; {kernels}, 5, 3"):
+        assert said.count(f"supernet: from epoch {line}\n") == 1
+    assert (
+        said.count("sorted by importance before widths shrink; the largest network computes the same\n") == 1
+    )
     folder = experiment.parent / "runs" / "ofa_ssd"
     trials = History(folder / "history.jsonl").load()
     assert [t.number for t in trials] == [0, 1, 2]

@@ -182,7 +182,7 @@ def test_larger_kernels_begin_as_the_3x3_ones(theirs):
         for kind in PATHS[:3]:
             net = supernet.extract(dict.fromkeys(space.choices, kind)).double()
             found.append(net(x.double()))
-    assert len(paths(supernet)) == 5  # the largest, and each path once
+    assert len(paths(supernet.net, supernet.space)) == 5  # the largest, and each path once
     for y in found[1:]:
         torch.testing.assert_close(y, found[0])
 

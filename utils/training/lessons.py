@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from utils.training.batch import resized
+from utils.training.optimize import Orders
 from utils.training.sandwich import Arch, Pupil, sandwich_step
 from utils.training.settings import Distil
 
@@ -25,7 +26,9 @@ class Lesson(Protocol):
     done so far.
     """
 
-    epoch: int  # from 1; the training says so before each
+    def begin(self, epoch: int) -> Orders:
+        """What happens before an epoch, from 1: the new order of the channels of some tensors, or {}."""
+        ...
 
     @property
     def module(self) -> nn.Module: ...
@@ -40,7 +43,9 @@ class Plain:
 
     def __init__(self, detector: nn.Module) -> None:
         self.module: nn.Module = LossOf(detector)
-        self.epoch = 1
+
+    def begin(self, epoch: int) -> Orders:
+        return {}
 
     def backward(
         self, model: Any, batch: dict[str, Any], fabric: Fabric, *, share: float, last: bool, step: int
@@ -72,6 +77,7 @@ class SandwichLesson:
             on every device, for samplers that choose by it.
     direct: a context for each step, in which slices add their gradients in place
             (models/elastic/gradients.py); not used with DDP, which waits for hooks.
+    begin:  what happens before an epoch, as of `Lesson`.
     """
 
     def __init__(
@@ -83,11 +89,16 @@ class SandwichLesson:
         archs: Callable[[int, int, Callable[[Arch], float]], list[Any]],
         teachers: Mapping[str, nn.Module] | None = None,
         direct: AbstractContextManager[Any] | None = None,
+        begin: Callable[[int], Orders] = lambda epoch: {},
     ) -> None:
         self.module = Pupil(net, distil, teachers or {})
         self.set_arch, self.kinds, self.archs = set_arch, kinds, archs
         self.direct = direct or nullcontext()
-        self.epoch = 1
+        self.before, self.epoch = begin, 1
+
+    def begin(self, epoch: int) -> Orders:
+        self.epoch = epoch
+        return self.before(epoch)
 
     def backward(
         self, model: Any, batch: dict[str, Any], fabric: Fabric, *, share: float, last: bool, step: int

@@ -14,6 +14,9 @@ from torch.optim import Optimizer
 from utils.errors import UserError, unknown
 from utils.training.settings import TrainSettings
 
+# Name of a tensor -> of its first dimensions the numbers of what comes first, second, ...; None: as it is.
+Orders = Mapping[str, Sequence[Tensor | None]]
+
 
 def weight_groups(net: nn.Module, apart: Collection[str] = ()) -> dict[str, list[Tensor]]:
     """The trained parameters: weights of two or more dimensions (decayed), other weights, and biases, which
@@ -108,10 +111,21 @@ class Flat:
             parameters[name].grad = gradient
         return parameters
 
+    def places(self, net: nn.Module, orders: Orders) -> Tensor:
+        """Where each number of the buffer is found, once the network's tensors are in these orders."""
+        names = {id(t): name for name, t in _named(net)}
+        numbers = torch.arange(len(self.buffer))
+        found, offset = numbers.clone(), 0
+        for t in self.tensors:
+            where = numbers.as_strided(t.shape, t.stride(), offset)
+            found.as_strided(t.shape, t.stride(), offset).copy_(put(where, orders.get(names[id(t)], ())))
+            offset += t.numel()
+        return found.to(self.buffer.device)
+
     def of_copy(self, net: nn.Module, copied: nn.Module) -> Flat:
         """The same places for the tensors of a copy of the network, whose marks (`no_decay`) a copy lacks."""
-        pairs = zip(_tensors(net), _tensors(copied), strict=True)
-        twin = {id(mine): theirs for mine, theirs in pairs}
+        pairs = zip(_named(net), _named(copied), strict=True)
+        twin = {id(mine): theirs for (_, mine), (_, theirs) in pairs}
         return Flat(copied, groups={k: [twin[id(t)] for t in group] for k, group in self.groups.items()})
 
     def release(self) -> None:
@@ -119,8 +133,33 @@ class Flat:
             t.data, t.grad = t.data.clone(), None
 
 
-def _tensors(net: nn.Module) -> list[Tensor]:
-    return [*net.parameters(), *net.buffers()]
+def _named(net: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*net.named_parameters(), *net.named_buffers()]
+
+
+def put(t: Tensor, orders: Sequence[Tensor | None]) -> Tensor:
+    """A tensor with its first dimensions in these orders; None: as it is."""
+    for dim, order in enumerate(orders):
+        t = t if order is None else t.index_select(dim, order.to(t.device))
+    return t
+
+
+@torch.no_grad()
+def reorder(net: nn.Module, flat: Flat, ema: Ema, optimizer: Any, orders: Orders) -> None:
+    """Put the channels of a network into another order, and with them its average and what the optimizer
+    remembers of them. What is frozen, and so in no buffer, moves too."""
+    places, inside = flat.places(net, orders), {id(t) for t in flat.tensors}
+    for (name, mine), (_, average) in zip(_named(net), _named(ema.detector), strict=True):
+        if name in orders and id(mine) not in inside:
+            for t in (mine, average):
+                t.copy_(put(t, orders[name]))
+    for buffer in (flat.buffer, ema.flat.buffer):
+        buffer.copy_(buffer[places])
+    for p, remembered in getattr(optimizer, "optimizer", optimizer).state.items():
+        here = places[p.storage_offset() : p.storage_offset() + p.numel()] - p.storage_offset()
+        for value in remembered.values():
+            if torch.is_tensor(value) and value.shape == p.shape:
+                value.copy_(value[here])
 
 
 def build_optimizer(flat: Flat, settings: TrainSettings, fused: bool = True) -> Optimizer:

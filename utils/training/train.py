@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.files import write_bytes
 from utils.training.batch import to_device
 from utils.training.lessons import Lesson, Plain
-from utils.training.optimize import Ema, Flat, Schedule, apart, build_optimizer, freeze
+from utils.training.optimize import Ema, Flat, Schedule, apart, build_optimizer, freeze, reorder
 from utils.training.precision import choose_precision, make_fabric
 from utils.training.settings import TrainSettings
 
@@ -131,7 +131,8 @@ def _set_up(
     }
     state = State(detector, ema, optimizer, fabric, checkpoint, settings, identity)
     state.load()
-    return Works(settings, fabric, model, learning, loader, optimizer, schedule, flat, ema, frozen), state
+    works = Works(settings, fabric, detector, model, learning, loader, optimizer, schedule, flat, ema, frozen)
+    return works, state
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class Works:
 
     settings: TrainSettings
     fabric: Fabric
+    detector: nn.Module
     model: Any
     learning: Lesson
     loader: Any
@@ -155,7 +157,9 @@ def one_pass(works: Works, state: State, epoch: int, *, disable: bool | None) ->
     settings, fabric, model, optimizer = works.settings, works.fabric, works.model, works.optimizer
     batches, clip = len(works.loader), settings.clip
     model.train()
-    works.learning.epoch = epoch + 1
+    orders = works.learning.begin(epoch + 1)
+    if orders:
+        reorder(works.detector, works.flat, works.ema, optimizer, orders)
     for norm in works.frozen:
         norm.eval()
     set_epoch(works.loader, epoch)
