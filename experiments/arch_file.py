@@ -24,7 +24,15 @@ from utils.report.results import load_arch_file
 from utils.report.runs import read_run
 from utils.run_files import Files
 
-KEYS = ("data", "imgsz", "device", "seed", "threads", "train")  # of an experiment, that mean something here
+KEYS = (
+    "data",
+    "imgsz",
+    "device",
+    "seed",
+    "threads",
+    "refit",
+    "train",
+)  # of an experiment, that mean something here
 CALIBRATION = 2048  # training images that re-estimate a slice's batch norm, where its run does not say
 
 

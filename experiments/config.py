@@ -239,6 +239,12 @@ class Experiment(Strict):
         description="trained weights that every training starts from: a file (.pt, .pth, .safetensors), or a "
         "name that Ultralytics publishes, e.g. yolov5nu.pt; null: from scratch",
     )
+    refit: int = Field(
+        64,
+        ge=0,
+        description="training images on which layers of a cut network are fitted to what they gave before, by "
+        "least squares, before a training starts from `weights` or a parent's; 0: not",
+    )
     imgsz: int = Field(
         64,
         ge=32,

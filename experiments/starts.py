@@ -17,19 +17,23 @@ from typing import Any
 
 import torch
 
+from data.sample import mixed
 from experiments.arch_file import CALIBRATION
 from experiments.job import Job
 from experiments.trained import training_images
 from models.inherit import Account, Source, inherit
-from models.networks import open_any_space
+from models.networks import build, open_any_space
+from models.refit import refit
 from models.space import Arch, Space
 from models.supernet import as_slice, sliced
-from models.weights import WeightFile, read_weights
+from models.weights import WeightFile, plain, read_weights
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Trial
+from utils.training.batch import to_device
 from utils.training.train import TrainingFailed
 
+PIXELS = 2**21  # of the images that a cut is repaired on, all in one pass
 FILE = "start.json"  # in the folder of a training: where it started, and what became of each layer
 
 
@@ -82,9 +86,30 @@ def begin(
         given = read_weights(weights)
         if given.meta.get("supernet"):
             given = _slice(job, given, arch, calibration)
-    account = inherit(net, source(given, job.space), into=job.space.name)
+    found = source(given, job.space)
+    account = inherit(net, found, into=job.space.name)
     keep_account(account, start.name, folder)
+    if job.exp.refit:
+        repair(job, net, arch, found)
     return account
+
+
+def repair(job: Job, net: Any, arch: Arch, start: Source | WeightFile) -> None:
+    """Fit what a cut has changed in a network to what the network that was cut gives (models/refit.py)."""
+    file = start.file if isinstance(start, Source) else start
+    theirs = file.arch if file.arch and file.space == plain(job.space.model) else job.space.default()
+    if theirs == arch:
+        return
+    side, chosen = job.side(arch), mixed(job.dataset.splits["search_train"], job.exp.refit)
+    chosen = chosen[: max(2, PIXELS // side**2)]
+    loader = job.task.make_loader(chosen, job.dataset.names, side, len(chosen), train=False)
+    images = next(iter(loader))
+    with torch.random.fork_rng(devices=[]):
+        teacher = build(job.space, theirs, job.dataset.names)
+    inherit(teacher, start, into=job.space.name)
+    changed = refit(net, teacher, to_device(images, torch.device("cpu"))["img"])
+    if changed:
+        print(f"  {changed} convolutions fitted to what they gave before the cut, on {len(chosen)} images")
 
 
 def _slice(job: Job, file: WeightFile, arch: Arch, calibration: int) -> WeightFile:

@@ -198,6 +198,7 @@ def inherit(
         for name in identities:
             here[name].zero_()
     net.inherited = frozenset(values) - set(identities)  # for `train.inherited_lr`
+    net.filters = fit.filters(here, values)  # for `models.refit`
     return Account(
         source.file.path,
         source.file.kind,
@@ -306,6 +307,25 @@ class _Fit:
         if read is not None and len(read) == 1 and self._differ(read[0], here.size(1), there.size(1)):
             return self._grouped(here, there, rows, read[0].axis.whole())
         return _put(here, there, rows, self._dimension(read, here.size(1), there.size(1)))
+
+    def filters(self, here: Mapping[str, Tensor], values: Iterable[str]) -> dict[str, Tensor]:
+        """Of each weight that was inherited, the number of each of its filters in the source; -1: fresh."""
+        found = {}
+        for name in values:
+            dims, n = self.channels.of.get(name, ()), len(here[name]) if here[name].dim() > 1 else 0
+            layer = name.rpartition(".")[0]
+            if not n or not dims:
+                continue
+            if layer in self.rows:
+                pair = self._class_rows(layer, n, len(self.state[name]))
+            else:
+                pair = self._dimension(dims[0], n, len(self.state[name]))
+            if pair is None:
+                found[name] = torch.arange(n)
+            else:
+                found[name] = torch.full((n,), -1)
+                found[name][pair[0]] = pair[1]
+        return found
 
     def _differ(self, read: Segment, here: int, there: int) -> bool:
         """Whether a weight sees, of what it reads, so many channels only: those of a group."""
