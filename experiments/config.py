@@ -242,8 +242,8 @@ class Experiment(Strict):
     refit: int = Field(
         64,
         ge=0,
-        description="training images on which layers of a cut network are fitted to what they gave before, by "
-        "least squares, before a training starts from `weights` or a parent's; 0: not",
+        description="training images on which the layers of a cut network are fitted to what they gave "
+        "before the cut, by least squares, before it is trained; 0: not",
     )
     imgsz: int = Field(
         64,
@@ -345,9 +345,6 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
     except ValidationError as error:
         raise _one_line(error, source) from None
     exp = _with_files(exp)
-    if exp.weights and "warmup_bias_lr" not in (raw.get("train") or {}):
-        # It unlearns the prior of an untrained head; the biases of trained layers it would only disturb.
-        exp = exp.model_copy(update={"train": exp.train.model_copy(update={"warmup_bias_lr": 0.0})})
     if exp.search.inherit and exp.supernet is not None:
         raise UserError(
             f"{source}: search.inherit is {exp.search.inherit!r}, but slices of a supernet are not trained: "

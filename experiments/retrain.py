@@ -51,11 +51,7 @@ def retrain(
     """
     found = open_arch_file(arch_file, space_file)
     weights, overrides = start_for(found, overrides, weights)
-    changes: dict[str, Any] = {}
-    if weights is not None:
-        # The bias warm-up unlearns the prior of an untrained head; trained biases it would only disturb.
-        changes["warmup_bias_lr"] = 0.0
-    return _train("retrain", found, overrides, changes, out, weights, resume)
+    return _train("retrain", found, overrides, {}, out, weights, resume)
 
 
 def finetune(

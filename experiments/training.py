@@ -112,9 +112,7 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     torch.set_num_threads(threads_of(exp))
     torch.manual_seed(exp.seed)
     detector = job.build(arch)
-    changes: dict[str, Any] = {"precision": precision_of(job)}
-    if begin(job, detector, arch, folder) and exp.search.inherit:
-        changes["warmup_bias_lr"] = 0.0  # it unlearns the prior of an untrained head
+    begin(job, detector, arch, folder)
     train_loader, val_loader = loaders(job, "search_train", "search_val", job.side(arch))
 
     def score(net: torch.nn.Module, last: bool) -> dict[str, float]:
@@ -133,7 +131,7 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
         result = train(
             detector,
             train_loader,
-            settings=exp.train.model_copy(update=changes),
+            settings=exp.train.model_copy(update={"precision": precision_of(job)}),
             seed=exp.seed,
             device=job.device,
             evaluate=score,

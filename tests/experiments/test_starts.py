@@ -51,7 +51,6 @@ def test_every_trial_starts_from_the_file_and_says_so(tiny, trained, capsys):
     account = json.loads((folder.trial_dir(1) / "start.json").read_text())
     assert round(account["share"], 4) == second.start["share"] and account["fresh_classes"] == ["8"]
     assert account["layers"]["model.model.24.cv2.0.0.conv"] == "exact"
-    assert folder.experiment.train.warmup_bias_lr == 0.0  # trained biases have nothing to unlearn
     assert folder.meta["start"] == first.start
     assert "every training starts from w.pt" in (folder.path / "report.html").read_text()
 
@@ -114,7 +113,7 @@ def test_a_retraining_starts_from_weights(tiny, trained, how):
     assert run(tiny, f"weights={trained}", "search.max_trials=1") == 0
     assert main(["retrain", "r/top/1.json", *how, "--out", "out", "train.epochs=1"]) == 0
     result = json.loads((tiny.parent / "out" / "result.json").read_text())
-    assert result["started_from"]["share"] > 0.9 and result["train"]["warmup_bias_lr"] == 0.0
+    assert result["started_from"]["share"] > 0.9
     assert result["started_from"]["layers"]["model.model.0.conv"] == "exact"
     assert (tiny.parent / "out" / "start.json").is_file()
 
@@ -176,14 +175,12 @@ def test_slices_of_a_supernet_inherit_from_no_parent(tiny, capsys):
     one_line(capsys, "search.inherit", "supernet")
 
 
-def test_paths_are_made_absolute_and_a_warm_up_that_is_asked_for_stays(tiny, trained):
-    exp = load_experiment(tiny, ["weights=w.pt", "family=[thin_nas.yaml]", "train.warmup_bias_lr=0.05"])
-    assert exp.weights == str(trained) and exp.train.warmup_bias_lr == 0.05
+def test_paths_are_made_absolute(tiny, trained):
+    exp = load_experiment(tiny, ["weights=w.pt", "family=[thin_nas.yaml]"])
+    assert exp.weights == str(trained)
     assert exp.family == [Member(space=str(tiny.parent / "thin_nas.yaml"))]
     again = check_experiment(exp.model_dump(mode="json"), "again")
     assert again == exp
-    assert load_experiment(tiny, ["weights=w.pt"]).train.warmup_bias_lr == 0.0
-    assert load_experiment(tiny).train.warmup_bias_lr == 0.1
 
 
 def test_a_published_name_is_fetched_once(tmp_path, monkeypatch):

@@ -55,13 +55,14 @@ def as_file(net, names=None, state=None):
     return WeightFile(Path("net.pt"), "state dict", state, names=list(names or getattr(net, "names", [])))
 
 
-def outputs(net, train=False, side=64):
+def outputs(net, train=False, side=64, images=None):
     """All raw outputs of a network, one after the other; without dropout."""
     net = copy.deepcopy(net).train(train)
     for module in net.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)).double()
+    if images is None:
+        images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
         raw = net.raw(images) if hasattr(net, "raw") else net(images)
     raw = raw[:2] if isinstance(raw, tuple) else raw

@@ -22,17 +22,24 @@ def weight_groups(net: nn.Module, apart: Collection[str] = ()) -> dict[str, list
     """The trained parameters: weights of two or more dimensions (decayed), other weights, and biases, which
     are warmed up apart; beside them the buffers that are averaged but not trained.
 
+    Biases that are inherited (models/inherit.py notes it on the network) are among the other weights: they
+    have no prior to unlearn, which is what the warm-up of biases is for.
+
     A parameter that is marked `no_decay` is among the others whatever its shape. apart: names of parameters
     with groups of their own, `decayed apart` and so on.
     """
+    inherited = frozenset(getattr(net, "inherited", ()))
+
+    def kind(name: str, p: Tensor) -> str:
+        if name.endswith("bias"):
+            return "others" if name in inherited else "biases"
+        return "decayed" if decays(p) else "others"
+
     found: dict[str, list[Tensor]] = {}
     for where in ("", " apart") if apart else ("",):
         named = [(n, p) for n, p in net.named_parameters() if p.requires_grad and (n in apart) == bool(where)]
-        found |= {
-            f"decayed{where}": [p for n, p in named if not n.endswith("bias") and decays(p)],
-            f"others{where}": [p for n, p in named if not n.endswith("bias") and not decays(p)],
-            f"biases{where}": [p for n, p in named if n.endswith("bias")],
-        }
+        for group in ("decayed", "others", "biases"):
+            found[group + where] = [p for n, p in named if kind(n, p) == group]
     return {**found, "buffers": [b for b in net.buffers() if b.is_floating_point()]}
 
 

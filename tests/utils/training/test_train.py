@@ -135,6 +135,13 @@ def test_only_weights_with_two_dimensions_decay():
         "biases": [id(net.conv.bias), id(net.bn.bias), id(net.head.bias)],
         "buffers": [id(net.bn.running_mean), id(net.bn.running_var)],
     }
+    net.inherited = {"conv.bias", "conv.weight"}  # it has nothing to unlearn
+    found = {name: [id(t) for t in group] for name, group in weight_groups(net).items()}
+    assert found == ids | {
+        "others": [id(net.conv.bias), id(net.bn.weight)],
+        "biases": [id(net.bn.bias), id(net.head.bias)],
+    }
+    net.inherited = frozenset()
     net.head.weight.no_decay = True
     assert id(net.head.weight) in map(id, weight_groups(net)["others"])
     del net.head.weight.no_decay
