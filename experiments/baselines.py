@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.config import augmentation
+from experiments.config import SCRATCH, augmentation
 from experiments.job import job_of, note_facts, reward_of
 from experiments.run_folder import RunFolder
 from experiments.starts import note_start, start_facts
@@ -34,10 +34,12 @@ def train_baselines(run: RunFolder) -> None:
     line = History(run.path / BASELINES) if "search" in exp.steps else run.history
     known = {t.arch["model"] for t in line.load() if t.state == "complete"}
     for number, member in enumerate(exp.family):
-        name, folder = Path(member.space).stem, run.path / "baselines" / Path(member.space).stem
+        scratch = member.weights == SCRATCH
+        name = Path(member.space).stem + (" from scratch" if scratch else "")
+        folder = run.path / "baselines" / name.replace(" ", "-")
         if name in known:
             continue
-        mine = job.changed(space=member.space, weights=member.weights or exp.weights)
+        mine = job.changed(space=member.space, weights=None if scratch else member.weights or exp.weights)
         arch = mine.space.default()
         gflops = mine.space.cost(arch, exp.imgsz)["gflops"]
         print(f"baseline {name}: {gflops:.4g} GFLOPs, {exp.train.epochs} epochs")

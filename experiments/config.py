@@ -216,11 +216,16 @@ class RankSettings(Strict):
         return value
 
 
+SCRATCH = "scratch"  # the start of a member of the family that shows what trained weights are worth
+
+
 class Member(Strict):
     """One of the family: a detector YAML, or `{space: ..., weights: ...}` with a start of its own."""
 
     space: str = Field(description="the detector YAML")
-    weights: str | None = Field(None, description="its own start; null: the experiment's `weights`")
+    weights: str | None = Field(
+        None, description="its own start, or `scratch`; null: the experiment's `weights`"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -240,7 +245,7 @@ class Experiment(Strict):
         "name that Ultralytics publishes, e.g. yolov5nu.pt; null: from scratch",
     )
     refit: int = Field(
-        64,
+        0,
         ge=0,
         description="training images on which the layers of a cut network are fitted to what they gave "
         "before the cut, by least squares, before it is trained; 0: not",

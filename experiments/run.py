@@ -10,7 +10,7 @@ from pathlib import Path
 from numpy.random import default_rng
 
 from data.dataset import Dataset
-from experiments.config import EVALUATOR_GETS, Experiment, load_experiment, own_files
+from experiments.config import EVALUATOR_GETS, SCRATCH, Experiment, load_experiment, own_files
 from experiments.engine.gpus import gpus_to_share
 from experiments.engine.processes import check_port, stop_leftovers
 from experiments.engine.runtime_settings import check_training_service
@@ -120,7 +120,7 @@ def with_weights(exp: Experiment, cache: Path) -> Experiment:
     from experiments.starts import find_weights  # imports torch
 
     def found(name: str | None) -> str | None:
-        return find_weights(name, cache) if name else None
+        return find_weights(name, cache) if name and name != SCRATCH else name
 
     family = [m.model_copy(update={"weights": found(m.weights)}) for m in exp.family]
     return exp.model_copy(update={"weights": found(exp.weights), "family": family})
@@ -133,7 +133,7 @@ def check_starts(exp: Experiment, space: Space, dataset: Dataset) -> None:
         of = open_space(exp.model_copy(update={"space": member.space}), dataset)
         starts.append((of, member.weights or exp.weights))
     for of, weights in starts:
-        if weights:
+        if weights and weights != SCRATCH:
             from experiments.starts import check_start  # imports torch
 
             check_start(weights, of, dataset.names)

@@ -96,12 +96,19 @@ def test_without_a_file_the_first_networks_begin_from_scratch(tiny):
     assert Trial.from_json(last.to_json()).start == last.start
 
 
-def test_the_family_may_start_from_weights_of_its_own(tiny, trained):
-    family = f"family=[thin_nas.yaml, {{space: {tiny.parent}/other.yaml, weights: {trained}}}]"
-    (tiny.parent / "other.yaml").write_text((tiny.parent / "thin_nas.yaml").read_text())
-    assert run(tiny, "steps=[baselines]", family) == 0
+def test_the_family_starts_from_the_weights_of_all(tiny, trained):
+    """And one from scratch stands beside the same one from weights."""
+    family = "family=[thin_nas.yaml, {space: thin_nas.yaml, weights: scratch}]"
+    assert run(tiny, "steps=[baselines]", f"weights={trained}", family) == 0
     first, second = history(tiny)
-    assert first.start == {} and second.start["from"] == "w.pt" and second.start["share"] > 0.9
+    assert first.start["from"] == "w.pt" and first.start["share"] > 0.9 and second.start == {}
+    assert [t.arch["model"] for t in (first, second)] == ["thin_nas", "thin_nas from scratch"]
+
+
+def test_a_member_of_the_family_may_start_from_a_file_of_its_own(tiny, trained):
+    family = f"family=[{{space: thin_nas.yaml, weights: {trained}}}]"
+    assert run(tiny, "steps=[baselines]", family) == 0
+    assert history(tiny)[0].start["from"] == "w.pt"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ SAME: dict[str, Callable[[Run], Any]] = {
     "image size": lambda run: run.experiment.get("imgsz"),
     "seed of the split": lambda run: run.experiment.get("seed"),
     "epochs of a trial": lambda run: mapping(run.experiment.get("train")).get("epochs"),
+    "start": lambda run: mapping(run.meta.get("start")).get("from", "scratch"),
     "weights": lambda run: "slices of a supernet" if run.shares_weights else "trained in each trial",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -53,6 +54,9 @@ def test_what_the_runs_do_not_share_is_said_first(tmp_path: Path) -> None:
     assert compare_info([read_run(r) for r in runs]).differ == {"image size": ["64", "96"]}
     text = Page(write_comparison(runs).read_text()).text
     assert "These runs differ in image size: their scores are not of the same thing." in text
+    meta = json.loads((runs[1] / "meta.json").read_text())
+    (runs[1] / "meta.json").write_text(json.dumps(meta | {"start": {"from": "w.pt", "share": 0.7}}))
+    assert compare_info([read_run(r) for r in runs]).differ["start"] == ["scratch", "w.pt"]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
