@@ -357,6 +357,10 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
         )
     for train in (exp.train, retrain_settings(exp), finetune_settings(exp), rank_settings(exp)):
         load_hyp(hyp_file(exp, train))
+        if train.schedule not in ("linear", "cosine"):
+            from utils.training.schedules import rates  # imports torch
+
+            rates(train.schedule, train.lr, train.epochs)
     for step in exp.steps:
         if step not in STEPS:
             raise unknown("step", step, STEPS)
@@ -480,7 +484,7 @@ def changed(train: TrainSettings, changes: Mapping[str, Any], block: str) -> Tra
         try:
             TrainSettings.model_validate({key: value})
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise UserError(f"{block}.{key}: {value!r} does not fit: {reason}") from None
     return TrainSettings.model_validate(train.model_dump() | dict(changes))
 

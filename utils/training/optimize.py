@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from utils.errors import UserError, unknown
+from utils.training.schedules import OURS, rates
 from utils.training.settings import TrainSettings
 
 # Name of a tensor -> of its first dimensions the numbers of what comes first, second, ...; None: as it is.
@@ -195,19 +196,26 @@ class Schedule:
     From lr at step 0 to exactly lr * lr_final at the last step, in a line or half a cosine, never below
     lr * lr_floor (the constant ending of BigNAS, arXiv 2003.11142, section 3.1). In the first
     `warmup` steps (at most half of the run) it is scaled by n / warmup; that of biases goes in a line from
-    warmup_bias_lr to the schedule instead.
+    warmup_bias_lr to the schedule instead. One of torch's by name stays what it is for each epoch.
     """
 
     def __init__(self, settings: TrainSettings, steps_per_epoch: int) -> None:
         self.settings = settings
         self.steps = settings.epochs * steps_per_epoch
         self.warmup = min(round(settings.warmup_epochs * steps_per_epoch), self.steps // 2)
+        self.of_epochs: list[float] = []
+        if settings.schedule not in OURS:
+            self.of_epochs = rates(settings.schedule, settings.lr, settings.epochs)
+        self.steps_per_epoch = steps_per_epoch
 
     def lr(self, step: int, bias: bool = False) -> float:
         s = self.settings
-        done = step / (self.steps - 1) if self.steps > 1 else 1.0
-        left = 1 - done if s.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-        lr = s.lr * max(s.lr_floor, s.lr_final + (1 - s.lr_final) * left)
+        if self.of_epochs:
+            lr = max(s.lr * s.lr_floor, self.of_epochs[step // self.steps_per_epoch])
+        else:
+            done = step / (self.steps - 1) if self.steps > 1 else 1.0
+            left = 1 - done if s.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+            lr = s.lr * max(s.lr_floor, s.lr_final + (1 - s.lr_final) * left)
         if step < self.warmup:
             start = s.warmup_bias_lr if bias else 0.0
             lr = start + (lr - start) * step / self.warmup

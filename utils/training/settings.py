@@ -58,7 +58,12 @@ class TrainSettings(BaseModel):
     lr_floor: float = Field(
         0.0, ge=0, le=1, description="the schedule ends in a constant lr * lr_floor; supernets like 0.05"
     )
-    schedule: Literal["linear", "cosine"] = Field("linear", description="how lr falls after the warm-up")
+    schedule: str | dict[str, Any] = Field(
+        "linear",
+        description="how lr falls after the warm-up: linear or cosine, from step to step; or by name one of "
+        "torch.optim.lr_scheduler with its options, from epoch to epoch and without lr_final: "
+        "{name: CosineAnnealingWarmRestarts, T_0: 80}",
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum, or beta1 of AdamW")
     weight_decay: float = Field(5e-4, ge=0, description="only on weights with two or more dimensions")
     warmup_epochs: float = Field(
@@ -100,6 +105,17 @@ class TrainSettings(BaseModel):
         ge=0,
         description="write a checkpoint after the first epoch that ends so long after the last one",
     )
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _schedules_there_are(cls, schedule: Any) -> Any:
+        if schedule not in ("linear", "cosine"):
+            from utils.training.schedules import check  # imports torch
+
+            if not isinstance(schedule, str | dict):
+                raise ValueError("a name is needed, or {name: ..., and options}")
+            check(schedule)
+        return schedule
 
     @field_validator("freeze")
     @classmethod
