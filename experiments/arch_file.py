@@ -157,6 +157,11 @@ def differing(ours: Arch, theirs: Mapping[str, Any]) -> str:
     return f"its {label} is {theirs.get(label, 'not said')}, here it is {ours.get(label, 'not said')}"
 
 
+def is_result(value: Mapping[str, Any]) -> bool:
+    """Whether a result.json says what was trained and what came out."""
+    return all(isinstance(value.get(key), dict) for key in ("train", "metrics"))
+
+
 def top_files(run: RunFolder) -> list[tuple[int, ArchFile]]:
     """(rank, architecture file) of the run's top k. UserError when the search has left none."""
     files = Files(run.path).top

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -176,6 +176,25 @@ class SupernetSettings(Strict):
         return {k: v for k, v in dump(self).items() if k != "schedule" or v}
 
 
+class PretrainSettings(Strict):
+    """The `pretrain:` block: the backbone learns to classify before it is part of a detector (DetNAS, steps 1
+    and 4 of 1903.10979). Labels are smoothed, and lr falls to zero."""
+
+    data: str | None = Field(
+        None,
+        description="an ImageFolder, or any data of objects, to be cut out; null: the objects of `data`",
+    )
+    imgsz: int | None = Field(
+        None, ge=32, le=16_384, description="side of the pictures; null: about half of the experiment's"
+    )
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of a label that all classes get")
+    last_channel: int = Field(0, ge=0, description="of a 1x1 convolution before the classes; 0: none")
+    winners: bool = Field(
+        False, description="whether what is retrained after the search begins with such a training of its own"
+    )
+    train: dict[str, Any] = Field({}, description="what it changes of train: {epochs: 30, lr: 0.01}")
+
+
 class SampleSettings(Strict):
     """The `sample:` and `sample_accuracy:` blocks: archs whose cost, or whose accuracy too, is looked at."""
 
@@ -266,6 +285,9 @@ class Experiment(Strict):
     train: TrainSettings = Field(TrainSettings(), description="how a trial, or the supernet, is trained")
     search: SearchSettings = Field(SearchSettings(), description="what is looked for, how, and how long")
     supernet: SupernetSettings | None = Field(None, description="train one set of weights for all archs")
+    pretrain: PretrainSettings | None = Field(
+        None, description="train the backbone as a classifier first: step pretrain"
+    )
     sample: SampleSettings = Field(SampleSettings(), description="archs whose costs are looked at")
     sample_accuracy: SampleAccuracySettings = Field(
         SampleAccuracySettings(), description="slices that are scored before the search"
@@ -355,7 +377,13 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
             f"{source}: search.inherit is {exp.search.inherit!r}, but slices of a supernet are not trained: "
             "drop one of the two"
         )
-    for train in (exp.train, retrain_settings(exp), finetune_settings(exp), rank_settings(exp)):
+    if "pretrain" in exp.steps and exp.pretrain and exp.supernet is None:
+        raise UserError(
+            f"{source}: the step 'pretrain' is for a supernet's backbone, and there is no `supernet:` block; "
+            "for what is retrained there is pretrain.winners"
+        )
+    settings = (pretrain_settings, retrain_settings, finetune_settings, rank_settings)
+    for train in (exp.train, *(of(exp) for of in settings)):
         load_hyp(hyp_file(exp, train))
         if train.schedule not in ("linear", "cosine"):
             from utils.training.schedules import rates  # imports torch
@@ -396,11 +424,22 @@ def _with_files(exp: Experiment) -> Experiment:
             ),
             "search": with_own_files(exp, {k: _find(str(p), f"search.{k}", OWN[k]) for k, p in own}),
             "train": exp.train.model_copy(update=hyp({"hyp": exp.train.hyp}, "train")),
+            "pretrain": _pretrain_files(exp.pretrain, hyp),
             "retrain": hyp(exp.retrain, "retrain"),
             "finetune": hyp(exp.finetune, "finetune"),
             "rank": exp.rank.model_copy(update={"train": hyp(exp.rank.train, "rank.train")}),
         }
     )
+
+
+def _pretrain_files(
+    found: PretrainSettings | None, hyp: Callable[[Mapping[str, Any], str], dict[str, Any]]
+) -> PretrainSettings | None:
+    if found is None:
+        return None
+    what = "an ImageFolder, or data of objects,"
+    data = str(_find(found.data, "pretrain.data", what, True)) if found.data else None
+    return found.model_copy(update={"data": data, "train": hyp(found.train, "pretrain.train")})
 
 
 def _weights(name: str | None) -> str | None:
@@ -436,6 +475,13 @@ def with_own_files(exp: Experiment, files: Mapping[str, Path]) -> SearchSettings
     """The `search:` block with other places of these files."""
     named = {key: getattr(exp.search, key).model_copy(update={"name": str(p)}) for key, p in files.items()}
     return exp.search.model_copy(update=named)
+
+
+def pretrain_settings(exp: Experiment) -> TrainSettings:
+    """`train` as `pretrain.train` changes it: lr falls to zero, all parts learn alike."""
+    changes: dict[str, Any] = {"lr_final": 0.0, "warmup_bias_lr": 0.0, "freeze": []}
+    changes |= {"backbone_lr": None, "inherited_lr": None}
+    return changed(exp.train, changes | (exp.pretrain.train if exp.pretrain else {}), "pretrain.train")
 
 
 def retrain_settings(exp: Experiment) -> TrainSettings:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.arch_file import ArchFile, handover_experiment, open_arch_file, top_files
+from experiments.arch_file import ArchFile, handover_experiment, is_result, open_arch_file, top_files
 from experiments.config import a_tenth_of, apply_overrides, finetune_settings, retrain_settings
 from experiments.inputs import open_splits
 from experiments.run_folder import RunFolder, cache_beside, locked, marked_as_running
@@ -112,11 +112,6 @@ def start_for(
     from experiments.starts import find_weights  # imports torch
 
     return Path(find_weights(str(name), cache_beside(found.run or Path("runs") / "any"))), left
-
-
-def is_result(value: Mapping[str, Any]) -> bool:
-    """Whether a result.json says what was trained and what came out."""
-    return all(isinstance(value.get(key), dict) for key in ("train", "metrics"))
 
 
 def _train(
@@ -233,7 +228,10 @@ def _trained_in(
         if before["train"] == job.exp.train.model_dump(mode="json"):
             return before
         for path in folder.iterdir():  # another schedule was asked for: ours to replace, we made it
-            path.unlink()
+            if path.is_file():  # but for the pre-training of its backbone
+                path.unlink()
+    from experiments.pretrain import backbone_of
     from experiments.training import train_in_full
 
-    return train_in_full(job, arch, folder, weights, kind=kind)
+    backbone = backbone_of(job, arch, folder, weights) if kind == "retrain" else None
+    return train_in_full(job, arch, folder, weights, backbone=backbone, kind=kind)

@@ -155,6 +155,10 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
         if wanted is not None and wanted.gflops is not None:
             draw(space, exp.imgsz, wanted.n, exp.seed, *wanted.gflops, wanted.traverse)
     check_starts(exp, space, dataset)
+    if exp.pretrain is not None and ("pretrain" in exp.steps or exp.pretrain.winners):
+        from experiments.pretrain import check_pretrain
+
+        check_pretrain(exp, space, dataset, cache)
     if exp.supernet is not None:
         from experiments.supernet import check_supernet
 

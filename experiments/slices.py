@@ -60,7 +60,12 @@ def trained_supernet(run_dir: str) -> Supernet:
 def calibration_images(run_dir: str) -> Tensor:
     """uint8 [N, 3, H, W]: training images, not augmented, for batch norm statistics."""
     job = job_of(run_dir)
-    chosen = mixed(job.dataset.splits["search_train"], settings_of(job).calibration)
+    return some_images(job, settings_of(job).calibration)
+
+
+def some_images(job: Job, n: int) -> Tensor:
+    """uint8 [n, 3, H, W]: images of search_train, not augmented."""
+    chosen = mixed(job.dataset.splits["search_train"], n)
     loader = job.task.make_loader(
         chosen, job.dataset.names, largest_side(job), slice_batch(job), train=False, workers=workers_of(job)
     )

@@ -21,7 +21,7 @@ from data.sample import mixed
 from experiments.arch_file import CALIBRATION
 from experiments.job import Job
 from experiments.trained import training_images
-from models.inherit import Account, Source, inherit
+from models.inherit import LEAST, Account, Source, inherit
 from models.networks import build, open_any_space
 from models.refit import refit
 from models.space import Arch, Space
@@ -72,9 +72,12 @@ def begin(
     folder: Path,
     weights: Path | None = None,
     calibration: int = CALIBRATION,
+    least: float = LEAST,
 ) -> Account | None:
     """Start a network of the job's space: from `weights`, else where the job says, else from scratch (None).
     The account of it goes to `folder/start.json`.
+
+    least: share of the network's numbers that the start should give; 0 for a backbone under a large head.
 
     Where `weights` are a supernet's, from the arch's slice, its batch norm re-estimated on so many images.
     """
@@ -87,9 +90,9 @@ def begin(
         if given.meta.get("supernet"):
             given = _slice(job, given, arch, calibration)
     found = source(given, job.space)
-    account = inherit(net, found, into=job.space.name)
+    account = inherit(net, found, into=job.space.name, least=least)
     keep_account(account, start.name, folder)
-    if job.exp.refit:
+    if job.exp.refit and least:  # a backbone alone was never cut
         repair(job, net, arch, found)
     return account
 

@@ -6,7 +6,7 @@ What is taken out of it afterwards is in slices.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,61 +51,88 @@ def train_supernet(run: RunFolder) -> None:
     """Train the run's supernet into `supernet/weights.pt`; goes on where it was interrupted.
 
     Every `train.val_every` epochs the largest and the smallest arch are scored on search_val. With
-    `supernet.devices`, data-parallel on several devices of this machine.
+    `supernet.devices`, data-parallel on several devices of this machine. It starts from the experiment's
+    `weights`, and its backbone from what the step `pretrain` has made of it.
     """
-    folder = Files(run.path).supernet
+    job, files = job_of(str(run.path)), Files(run.path)
+    if announced(job, files.supernet, "supernet"):
+        launch(job, train_on)
+
+
+def announced(job: Job, folder: Path, what: str) -> bool:
+    """Say what is trained into a folder; False where it is trained."""
     if (folder / "weights.pt").is_file():
-        print(f"the supernet is trained: {folder / 'weights.pt'}")
-        return
+        print(f"the {what} is trained: {folder / 'weights.pt'}")
+        return False
     folder.mkdir(parents=True, exist_ok=True)
-    job = job_of(str(run.path))
     devices, precision = settings_of(job).devices, precision_of(job)
     say_if_busy(job)
     print(
-        f"supernet: {settings_of(job).subnets} on each batch, {job.exp.train.epochs} epochs, "
+        f"{what}: {settings_of(job).subnets} on each batch, {job.exp.train.epochs} epochs, "
         f"on {f'{devices} x ' * (devices > 1)}{job.device}, {precision}"
     )
     print(augmentation(job.exp, job.exp.train))
+    return True
+
+
+def launch(job: Job, work: Callable[[Fabric, str], None]) -> None:
+    """Call `work` with the run's folder on each of the devices that the `supernet:` block asks for."""
+    devices, precision, run_dir = settings_of(job).devices, precision_of(job), str(job.run.path)
     if devices == 1:
-        train_on(make_fabric(job.device, precision), str(run.path))
+        work(make_fabric(job.device, precision), run_dir)
     else:
         fabric = make_fabric(job.device, precision, devices, "ddp_spawn")
-        fabric.launch(train_on_one_of, str(run.path))  # type: ignore[arg-type]
+        fabric.launch(work_on_one_of, work, run_dir)  # type: ignore[arg-type]
 
 
-def train_on_one_of(fabric: Fabric, run_dir: str) -> None:
-    train_on(fabric, run_dir)
+def work_on_one_of(fabric: Fabric, work: Callable[[Fabric, str], None], run_dir: str) -> None:
+    work(fabric, run_dir)
     leave_group()
 
 
 def train_on(fabric: Fabric, run_dir: str) -> None:
-    """What each device does: train, validate live, and, the first of them, write the result."""
+    """What each device does for the supernet."""
     job = job_of(run_dir)
+    files, given = Files(job.run.path), job.exp.weights
+    starts = [Path(given)] if given else []
+    starts += [files.pretrained] if files.pretrained.is_file() else []
+    train_shared(job, files.supernet, fabric, starts, scorer_of(job, fabric.device), "supernet")
+
+
+def train_shared(
+    job: Job,
+    folder: Path,
+    fabric: Fabric,
+    starts: Sequence[Path],
+    score: Callable[[Any, bool], dict[str, float]],
+    what: str,
+) -> None:
+    """Train one set of weights for all archs of a job's space into `folder/weights.pt`: what each device
+    does; the first of them writes the result. starts: weight files, each of which gives what it has."""
     exp, space, settings = job.exp, job.space, settings_of(job)
-    folder = Files(job.run.path).supernet
     torch.set_num_threads(max(1, threads_of(exp) // settings.devices))
     torch.manual_seed(exp.seed)
     supernet = Supernet(space.model, space.nc, space.ch)
     net: Any = supernet.net
     net.names = job.dataset.names
-    if exp.weights:
-        account = inherit_supernet(supernet, read_weights(exp.weights))
+    for start in starts:
+        account = inherit_supernet(supernet, read_weights(start), least=0)
         if fabric.is_global_zero:
-            keep_account(account, Path(exp.weights).name, folder)
+            keep_account(account, start.name, folder)
     weigh_losses(net, job.hyp)
 
     def on_epoch(row: dict[str, float]) -> None:
         log.log(int(row["epoch"]), row)
-        print(epoch_line(row, exp.train.epochs, job.task.quality))
+        print(epoch_line(row, exp.train.epochs, job.task.quality, what))
 
     loggers = exp.loggers if fabric.is_global_zero else []
-    with open_loggers(loggers, folder, name=f"{exp.name}-supernet") as log:
+    with open_loggers(loggers, folder, name=f"{exp.name}-{what}") as log:
         result = train(
             net,
             training_loader(job, "search_train", largest_side(job)),
             settings=exp.train,
             seed=exp.seed,
-            evaluate=scorer_of(job, fabric.device),
+            evaluate=score,
             on_epoch=on_epoch,
             checkpoint=folder / "checkpoint.pt",
             fabric=fabric,
@@ -147,9 +174,11 @@ def scorer_of(job: Job, device: torch.device) -> Callable[[Any, bool], dict[str,
     return score
 
 
-def epoch_line(row: Mapping[str, float], epochs: int, quality: str) -> str:
+def epoch_line(row: Mapping[str, float], epochs: int, quality: str, what: str = "supernet") -> str:
     """An epoch for the terminal: `supernet: epoch 3/8, loss 4.1, map50_95 of max .3, of min .2, 12 s`."""
-    line = f"supernet: epoch {row['epoch']:.0f}/{epochs}, loss {row['loss']:.4f}, "
+    line = f"{what}: epoch {row['epoch']:.0f}/{epochs}, loss {row['loss']:.4f}, "
+    if quality in row:
+        line += f"{quality} of the unsearched {row[quality]:.4f}, "
     if f"max_{quality}" in row:
         scores = (row[f"{kind}_{quality}"] for kind in ("max", "min"))
         line += "{} of max {:.4f}, of min {:.4f}, ".format(quality, *scores)

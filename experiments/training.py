@@ -33,14 +33,16 @@ def train_in_full(
     folder: Path,
     weights: Path | None = None,
     *,
+    backbone: Path | None = None,
     kind: str = "retrain",
     calibration: int = CALIBRATION,
 ) -> dict[str, Any]:
     """Train `arch` on all of train, score it on val, and write what `retrain` promises into `folder`.
 
     Goes on from `folder/checkpoint.pt` when there is one. calibration: images that re-estimate the batch norm
-    of a slice, where `weights` are a supernet's. A `finetune` sees no mosaics: it is too short to unlearn
-    them (BCCD, five epochs from a slice of .480: .455 with them, .500 without).
+    of a slice, where `weights` are a supernet's. backbone: a classifier's file, whose backbone it gets. A
+    `finetune` sees no mosaics: it is too short to unlearn them (BCCD, five epochs from a slice of .480: .455
+    with them, .500 without).
     """
     exp, names, side = job.exp, job.dataset.names, job.side(arch)
     if kind == "finetune":
@@ -50,6 +52,7 @@ def train_in_full(
     detector = job.build(arch)
     print(augmentation(exp, exp.train))
     account = begin(job, detector, arch, folder, weights, calibration)
+    account = begin(job, detector, arch, folder, backbone, least=0) if backbone else account
     train_loader, val_loader = loaders(job, "train", "val", side)
     folder.mkdir(parents=True, exist_ok=True)
     score, best = keeping_best(job, arch, val_loader, folder / "best.pt")

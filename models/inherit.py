@@ -61,7 +61,7 @@ class Source:
         file = self.file
         if hasattr(getattr(like, "backbone", None), "adopt"):  # whose blocks are known by ids, not by places
             file = replace(self.file, state=like.backbone.adopt(self.file))  # type: ignore[union-attr,operator]
-        names, tensors = plain_names(like), like.state_dict()
+        names, tensors = shared_names(like, file), like.state_dict()
         shapes = {plain: tuple(tensors[name].shape) for name, plain in names.items()}
         state, classes = named(file, like, shapes)
         strange = {name: f"{name} is {a}, here {b}" for name, (a, b) in classes.items() if a != b}
@@ -74,6 +74,9 @@ class Source:
             if not k.startswith(others)
         }
         self.known = set(names.values())
+        self.order: dict[str, Tensor] = {}
+        if file.meta.get("supernet"):  # its channels are in their order already
+            return
         channels, mine = watch(like, poses), {n: self.state[p] for n, p in names.items() if p in self.state}
         order = channels.order(mine)
         self.order = {
@@ -81,6 +84,12 @@ class Source:
             for name, dims in channels.of.items()
             if dims[0] is not None and len(dims[0]) == 1 and dims[0][0].axis.whole() in order
         }
+
+
+def shared_names(net: nn.Module, file: WeightFile) -> dict[str, str]:
+    """Name of each tensor -> what it is called where file and network meet: as in a plain network, but for
+    another supernet's file, which has each path of a block."""
+    return {name: name for name in net.state_dict()} if file.meta.get("supernet") else plain_names(net)
 
 
 def plain_names(net: nn.Module) -> dict[str, str]:
@@ -161,6 +170,7 @@ def inherit(
     into: str = "",
     sort: bool = False,
     poses: Iterable[Callable[[], object]] = AS_IT_IS,
+    least: float = LEAST,
 ) -> Account:
     """Give a network what it has in common with a source; returns the account of it, for printing.
 
@@ -168,28 +178,28 @@ def inherit(
     into: what the network is called in messages. sort: order all channels by importance, not only those of
         which some have to go: for a supernet, whose slices are its first channels. poses: as of `Source`.
 
-    UserError where less than a twentieth of the numbers can be inherited; the network is unchanged then.
+    UserError where less than the share `least` of the numbers can be inherited; the network is unchanged
+    then.
     """
-    poses, names, adopts = tuple(poses), plain_names(net), hasattr(getattr(net, "backbone", None), "adopt")
+    poses, adopts = tuple(poses), hasattr(getattr(net, "backbone", None), "adopt")
+    file = source.file if isinstance(source, Source) else source
+    file = file if isinstance(file, WeightFile) else read_weights(file)
+    names = shared_names(net, file)
     if not isinstance(source, Source) or adopts or not source.known.issuperset(names.values()):
-        source = Source(source.file if isinstance(source, Source) else source, net, poses)
+        source = Source(file, net, poses)
     here: dict[str, Tensor] = net.state_dict()
     fit = _Fit(net, here, names, source, watch(net, poses), sort)
     values, counts = fit.values(here)
     made_of: dict[str, set[str]] = {}
     for name, tensor in here.items():
         kinds = made_of.setdefault(names[name].rpartition(".")[0] or names[name], set())
-        if name not in values:
-            kinds.add("fresh")
-            continue
-        short = {"cut": counts[name] < fit.state[name].numel(), "padded": counts[name] < tensor.numel()}
-        kinds |= {kind for kind, so in short.items() if so} or {"exact"}
+        kinds |= fit.kinds(name, tensor, counts[name]) if name in values else {"fresh"}
     share = sum(counts[name] for name in values) / max(1, sum(t.numel() for t in here.values()))
     into = into or type(net).__name__
-    if share < LEAST:
+    if share < least or not share:
         raise UserError(
             f"weights {source.file.path} ({source.file.kind}) do not fit {into}: {100 * share:.1f} % of its "
-            f"numbers could be inherited, at least {100 * LEAST:.0f} % are needed"
+            f"numbers could be inherited, at least {100 * least:.0f} % are needed"
         )
     identities = _silenced(fit.channels, here, values)
     with torch.no_grad():
@@ -197,7 +207,8 @@ def inherit(
             here[name].copy_(value)
         for name in identities:
             here[name].zero_()
-    net.inherited = frozenset(values) - set(identities)  # for `train.inherited_lr`
+    # For `train.inherited_lr`; what an earlier source gave still counts.
+    net.inherited = getattr(net, "inherited", frozenset()) | values.keys() - set(identities)
     net.filters = fit.filters(here, values)  # for `models.refit`
     return Account(
         source.file.path,
@@ -281,6 +292,11 @@ class _Fit:
                 orphans = tuple(f"{norm.rpartition('.')[0]}." for norm in norms)
                 values = {name: value for name, value in values.items() if not name.startswith(orphans)}
         return values, counts
+
+    def kinds(self, name: str, here: Tensor, count: int) -> set[str]:
+        """What an inherited tensor is, `count` numbers of which come from the source."""
+        short = {"cut": count < self.state[name].numel(), "padded": count < here.numel()}
+        return {kind for kind, so in short.items() if so} or {"exact"}
 
     def value(self, name: str, here: Tensor) -> tuple[Tensor, int]:
         """What a tensor becomes, and how many numbers of it come from the source.

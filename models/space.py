@@ -158,6 +158,9 @@ class Space(Protocol):
         """All that differ in one gene."""
 
     # Costs and networks.
+    def classifier(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The YAML, without `nc`, of the same backbones as classifiers. UserError where there are none."""
+
     def side(self, arch: Mapping[str, Any], imgsz: int) -> int:
         """Pixels of the square images that an arch works on, where the experiment says `imgsz`."""
 
@@ -292,6 +295,9 @@ class LabelledSpace:
 
     def side(self, arch: Mapping[str, Any], imgsz: int) -> int:
         return int(arch.get("resolution", imgsz)) if "resolution" in self.choices else imgsz
+
+    def classifier(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        raise UserError(f"{self.name} has no backbone that could be a classifier's; it needs a `network:`")
 
     def size(self) -> tuple[int, int]:
         """(raw, distinct): combinations of all choices, and archs that really differ. Both exact."""

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from models.channels import watch
 from models.elastic.layers import Elastic, ElasticConv2d, ModelSpace, PathChoice, choices, frozen, running
-from models.inherit import Account, inherit
+from models.inherit import LEAST, Account, inherit
 from models.networks import open_any_space
 from models.space import Arch, Space, Value
-from models.weights import WeightFile, load_weights, plain
+from models.weights import WeightFile, load_weights, plain, read_weights
 from utils.errors import UserError, unknown
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -138,14 +138,21 @@ def as_slice(file: WeightFile, net: nn.Module, arch: Mapping[str, Any]) -> Weigh
     return replace(file, kind="slice of a supernet", state=state, arch=dict(arch), meta=meta)
 
 
-def inherit_supernet(supernet: Supernet, source: WeightFile | str | Path, into: str = "") -> Account:
+def inherit_supernet(
+    supernet: Supernet, source: WeightFile | str | Path, into: str = "", least: float = LEAST
+) -> Account:
     """Start a supernet from trained weights: the largest network holds them, the most important channels
-    first, so that every slice has the best of them. Returns the account; see `models.inherit.inherit`.
+    first, so that every slice has the best of them. Those of another supernet, of the same backbone for
+    instance, are in their order, and each path has its own. Returns the account; see
+    `models.inherit.inherit`.
     """
     before = supernet.arch
+    file = source if isinstance(source, WeightFile) else read_weights(source)
+    sort = not file.meta.get("supernet")
     try:
         poses = paths(supernet.net, supernet.space)
-        return inherit(supernet.net, source, into=into or supernet.space.name, sort=True, poses=poses)
+        into = into or supernet.space.name
+        return inherit(supernet.net, file, into=into, sort=sort, poses=poses, least=least)
     finally:
         supernet.set_arch(before)
 

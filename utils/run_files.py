@@ -13,6 +13,16 @@ class Files:
     folder: Path
 
     @property
+    def pretrain(self) -> Path:
+        """The folder of the step `pretrain`."""
+        return self.folder / "pretrain"
+
+    @property
+    def pretrained(self) -> Path:
+        """The supernet's backbone as a classifier."""
+        return self.pretrain / "weights.pt"
+
+    @property
     def supernet(self) -> Path:
         """The folder of the supernet's training."""
         return self.folder / "supernet"

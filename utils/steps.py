@@ -71,6 +71,14 @@ def steps_of(run: Run) -> list[StepState]:
     return [StepState(s.name, finished or s.done, s.parts, s.of) for s in states]
 
 
+def _pretrain(run: Run) -> Parts:
+    folder, settings = Files(run.folder).pretrain, block(run, "pretrain")
+    train = settings.get("train") if isinstance(settings.get("train"), dict) else {}
+    of = train.get("epochs", count(run, "train", "epochs"))  # type: ignore[union-attr]
+    rows = max(0, len(read_lines(folder / "log.csv")) - 1)
+    return Files(run.folder).pretrained.exists(), rows, of if type(of) is int else None
+
+
 def _supernet(run: Run) -> Parts:
     info, weights = supernet_info(run), Files(run.folder).supernet_weights
     return weights.exists(), info.epochs if info else 0, info.planned if info else None
@@ -166,6 +174,13 @@ def _wanted(run: Run) -> int | None:
 STEPS: dict[str, Step] = {
     step.name: step
     for step in (
+        Step(
+            "pretrain",
+            "train the supernet's backbone as a classifier, of a folder or of crops of the data",
+            "pretrain:pretrain",
+            _pretrain,
+            needs="pretrain",
+        ),
         Step(
             "supernet",
             "train one set of weights for all architectures",

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from models.elastic import genotype, mmrazor
-from models.elastic.composed import beside, compose
+from models.elastic.composed import BACKBONES, beside, compose, declared
 from models.elastic.outline import blocks_of
 from models.elastic.parts import Part
 from models.elastic.ranges import read_part, read_resolution
@@ -191,6 +191,22 @@ class ElasticSpace(LabelledSpace):
             self.canonical(arch)  # says what is wrong
         size = arch.get("resolution", imgsz) if self.resolution else imgsz
         return self._costs(size)(arch)
+
+    def classifier(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The YAML, without `nc`, of the same backbones as classifiers, for images of any one size."""
+        if self.composed.backbone is None:
+            return super().classifier(options)
+        known = declared(self.composed.backbone).OPTIONS
+        names = {path: name for name, path in BACKBONES.items()}
+        backbone = names.get(self.composed.backbone, str(self.composed.backbone))
+        kept = {key: value for key, value in self.options.items() if key in known}
+        return {
+            "name": f"{self.name} as a classifier",
+            "network": {"detector": "classifier", "backbone": backbone},
+            "ch": self.ch,
+            "backbone": copy.deepcopy(self.model["backbone"]),
+            "options": {**kept, **options},
+        }
 
     def build(self, arch: Mapping[str, Any], names: Sequence[str] | None = None) -> Any:
         """The network of an arch: plain modules, fresh weights of torch's generator."""

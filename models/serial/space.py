@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from models.elastic.composed import Composed, compose, load
+from models.elastic.composed import MODELS, Composed, compose, declared, load
 from models.elastic.parts import Part
 from models.elastic.ranges import read_part
 from models.serial.code import (
@@ -415,6 +415,15 @@ class SerialSpace:
         if names is not None:
             net.names = list(names)
         return net
+
+    def classifier(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The YAML, without `nc`, of the same backbones as classifiers."""
+        known = declared(MODELS / "backbones/serial.py").OPTIONS
+        others = [part for part in self.composed.parts if part != "backbone"]
+        model = {key: value for key, value in self.model.items() if key not in (*others, "nc", "levels")}
+        kept = {key: value for key, value in self.options.items() if key in known}
+        name = f"{self.name} as a classifier"
+        return {**model, "name": name, "detector": "classifier", "options": {**kept, **options}}
 
     def supernet(self) -> Any:
         raise UserError(
