@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -30,7 +31,7 @@ from pydantic.fields import FieldInfo
 from data.hyp import hyp_of, load_hyp
 from utils.errors import Malformed, UserError, did_you_mean, unknown
 from utils.steps import STEPS
-from utils.training.settings import AUTO, MAX, Distil, TrainSettings
+from utils.training.settings import AUTO, MAX, Distil, Final, TrainSettings
 from utils.yaml_text import load_yaml, parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,10 +119,44 @@ class SearchSettings(Strict):
     )
     baseline: bool = Field(True, description="run the unsearched default of the space as trial 0")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of train the search is scored on")
+    data_portion: list[float] | None = Field(
+        None,
+        description="val_fraction as aw_nas has it, [0, 0.9, 0.1]: shares of train that nobody sees (a "
+        "surrogate's, there), that weights learn from, and that the search is scored on",
+    )
     training_service: dict[str, Any] | None = Field(
         None,
         description="{platform: local, gpu_indices: [0, 1]}, or remote with a machine_list as NNI takes it",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _last_portion(cls, value: Any) -> Any:
+        """`val_fraction` is the last of `data_portion`, where that alone is given."""
+        given = value.get("data_portion") if isinstance(value, Mapping) else None
+        last = given[-1] if isinstance(given, list) and given else None
+        fits = isinstance(last, int | float) and 0 < last < 1
+        return {"val_fraction": last, **value} if fits else value
+
+    @field_validator("data_portion")
+    @classmethod
+    def _portions(cls, value: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        if value is None:
+            return value
+        if len(value) != 3 or min(value) < 0 or not value[1] or not value[2]:
+            raise ValueError(
+                "three shares of train are needed: [unseen, weights, search], the last two above 0"
+            )
+        if sum(value) > 1 + 1e-9:
+            raise ValueError(f"the shares sum to {sum(value):g}, and 1 is all there is")
+        if info.data.get("val_fraction", value[2]) != value[2]:
+            raise ValueError(f"val_fraction is {info.data['val_fraction']}: give one of the two")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _what_is_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without portions where none are given: runs that never heard of them go on."""
+        return {k: v for k, v in dump(self).items() if k != "data_portion" or v is not None}
 
 
 class Phase(Strict):
@@ -410,6 +445,19 @@ def _with_files(exp: Experiment) -> Experiment:
             "hyp": str(_find(str(name), f"{key}.hyp", "a YAML of augmentation settings, or auto,")),
         }
 
+    def teacher(named: str | Final) -> str | Final:
+        if isinstance(named, Final):
+            return Final(arch=found(named.arch, "architecture"), weights=found(named.weights, "weight"))
+        return found(named, "weight")
+
+    def found(name: str, kind: str) -> str:
+        return str(_find(name, "supernet.distil.teachers", f"a {kind} file"))
+
+    supernet = exp.supernet
+    if supernet is not None and supernet.distil.teachers:
+        teachers = {name: teacher(named) for name, named in supernet.distil.teachers.items()}
+        distil = supernet.distil.model_copy(update={"teachers": teachers})
+        supernet = supernet.model_copy(update={"distil": distil})
     own = own_files(exp).items()
     return exp.model_copy(
         update={
@@ -419,6 +467,7 @@ def _with_files(exp: Experiment) -> Experiment:
                 for m in exp.family
             ],
             "weights": _weights(exp.weights),
+            "supernet": supernet,
             "data": str(
                 _find(exp.data, "data", "a YOLO data YAML, a Pascal VOC folder or a COCO JSON", True)
             ),

@@ -7,6 +7,7 @@ from pathlib import Path
 from data.boxes import LEAST_SIDE, small_boxes
 from data.dataset import open_dataset
 from data.sample import Dataset
+from data.split import carve
 from experiments.config import Experiment
 from models.networks import open_any_space
 from models.space import Space, check_side
@@ -19,10 +20,26 @@ def open_data(exp: Experiment, cache: Path) -> Dataset:
     """The experiment's data, split for a search. Raises UserError for whatever is wrong with them."""
     task = open_any_space(exp.space, nc=1).task
     dataset = open_dataset(exp.data, cache, seed=exp.seed, val_fraction=exp.search.val_fraction, task=task)
+    if exp.search.data_portion is not None:
+        _leave_out(exp, dataset)
     small, boxes, said = _too_small(exp, dataset)
     if small:
         dataset.account.say(f"{small} of {boxes} {said}")
     return dataset
+
+
+def _leave_out(exp: Experiment, dataset: Dataset) -> None:
+    """Shorten search_train to its share of `search.data_portion`, which adds up to less than 1."""
+    _, weights, search = exp.search.data_portion or [0.0, 1.0, 0.0]
+    before = dataset.splits["search_train"]
+    left_out = 1 - weights / (1 - search)
+    if round(left_out * len(before)) > 0:
+        kept, _ = carve(before, dataset.nc, left_out, exp.seed, "data_portion")
+        dataset.splits["search_train"] = kept
+        dataset.account.say(
+            f"{len(before) - len(kept)} of {len(before)} images of search_train left out, as "
+            f"search.data_portion {exp.search.data_portion} says"
+        )
 
 
 def check_box_sizes(exp: Experiment, dataset: Dataset) -> None:

@@ -14,6 +14,7 @@ import torch
 from lightning_fabric import Fabric
 
 from data.sample import Dataset
+from experiments.arch_file import open_arch_file
 from experiments.config import Experiment, augmentation
 from experiments.job import (
     Job,
@@ -27,6 +28,7 @@ from experiments.job import (
 from experiments.run_folder import RunFolder
 from experiments.slices import batches, calibration_images, largest_side, search_val, settings_of
 from experiments.starts import keep_account
+from experiments.trained import trained
 from models.elastic.gradients import direct_gradients
 from models.elastic.layers import running
 from models.networks import build, open_any_space
@@ -42,6 +44,7 @@ from utils.training.loggers import open_loggers
 from utils.training.measure import device_info
 from utils.training.optimize import Orders
 from utils.training.precision import leave_group, make_fabric
+from utils.training.settings import Final
 from utils.training.train import train
 
 LIVE_IMAGES = 64  # that batch norm is re-estimated on while training goes on
@@ -268,17 +271,30 @@ def sampler_of(job: Job) -> Callable[[Callable[[Arch], float]], Sampler]:
 
 
 def teachers_of(job: Job) -> dict[str, Any]:
-    """The networks that `supernet.distil.teachers` names by their weight files."""
+    """The networks that `supernet.distil.teachers` names by their files, on the job's device."""
     found = {}
-    for name, path in settings_of(job).distil.teachers.items():
-        file = read_weights(path)
-        if file.space is None or not file.arch:
-            raise UserError(f"teacher {name!r}: {path} does not say its architecture; use a file of ours")
-        if file.names != job.dataset.names:
-            raise UserError(
-                f"teacher {name!r}: {path} knows the classes {file.names}, not {job.dataset.names}"
-            )
-        net = build(open_any_space(file.space, file.nc, file.ch), file.arch, file.names)
-        load_weights(net, file, whole=True)
-        found[name] = net.to(job.device)
+    for name, said in settings_of(job).distil.teachers.items():
+        try:
+            found[name] = _teacher(job, said).to(job.device)
+        except UserError as error:
+            raise UserError(f"teacher {name!r}: {error}") from None
     return found
+
+
+def _teacher(job: Job, said: str | Final) -> Any:
+    """By a file that says what network its weights are of, or by an architecture file and weights."""
+    names = job.dataset.names
+    if isinstance(said, Final):
+        found = open_arch_file(Path(said.arch))
+        space = open_any_space(found.space, nc=job.dataset.nc)
+        return trained(space, found.arch, Path(said.weights), names, (found, job.exp, job.dataset))[0]
+    file = read_weights(said)
+    if file.space is None or not file.arch:
+        raise UserError(
+            f"{said} does not say its architecture; give {{arch: ARCH.json, weights: {Path(said).name}}}"
+        )
+    if file.names != names:
+        raise UserError(f"{said} knows the classes {file.names}, not {names}")
+    net = build(open_any_space(file.space, file.nc, file.ch), file.arch, file.names)
+    load_weights(net, file, whole=True)
+    return net

@@ -143,6 +143,21 @@ def test_the_short_shipped_experiments_train_without_augmentation_as_they_always
         ("name=a/b", "it names a folder below runs/"),
         ("nonsense", "'nonsense' is neither a file nor key=value"),
         ("train=5", "train: 5 does not fit"),
+        ("train.schedule=cosin", "unknown schedule 'cosin'; did you mean 'cosine'?"),
+        ("train.schedule={name: StepLR, gama: 1}", "unknown option of StepLR 'gama'; did you mean 'gamma'?"),
+        ("finetune.schedule=CosineAnnealingLR", "the schedule CosineAnnealingLR needs T_max"),
+        ("train.schedule={name: OneCycleLR, max_lr: 0.1, total_steps: 1}", "ends before epoch"),
+        ("search.data_portion=[0.0, 0.95, 0.1]", "the shares sum to 1.05, and 1 is all there is"),
+        ("search.data_portion=[0.9, 0.1]", "three shares of train are needed"),
+        ("search.data_portion=[0, 1, 0]", "the last two above 0"),
+        (
+            "search={val_fraction: 0.2, data_portion: [0, 0.9, 0.1]}",
+            "val_fraction is 0.2: give one of the two",
+        ),
+        (
+            "supernet={distil: {teachers: {big: nowhere.pt}, outputs: [{teacher: big}]}}",
+            "supernet.distil.teachers: 'nowhere.pt' does not exist",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_key_value_and_remedy(file, override, message):

@@ -10,10 +10,14 @@ import hello_nas
 from experiments import supernet
 from experiments.arch_file import open_arch_file
 from experiments.config import ROOT, load_experiment
+from experiments.inputs import open_data
+from experiments.job import Job
 from experiments.run_folder import RunFolder
 from models.elastic import genotype
 from models.networks import open_any_space
 from models.sampling import Phases
+from models.supernet import Supernet
+from models.weights import save_weights
 from tests.models.test_retinanet import OBJECTS
 from tests.models.test_ssd import TINY
 from utils.errors import UserError
@@ -93,8 +97,6 @@ def test_a_schedule_that_cannot_be():
 
 
 def test_a_teacher_with_other_anchors_cannot_teach():
-    from models.supernet import Supernet
-
     net = Supernet(TINY).net
     other = Supernet(TINY | {"options": TINY["options"] | {"scales": [0.1, 0.4, 0.6, 0.8, 1.0]}}).net
     distil = Distil(teachers={"big": "big.pt"}, outputs=[{"teacher": "big"}])
@@ -113,8 +115,6 @@ def test_a_teacher_with_other_anchors_cannot_teach():
 
 
 def test_students_learn_from_positive_anchors_of_their_batch():
-    from models.supernet import Supernet
-
     torch.manual_seed(0)
     supernet = Supernet(TINY).eval()
     found = {}
@@ -129,6 +129,87 @@ def test_students_learn_from_positive_anchors_of_their_batch():
         found[anchors] = float(losses["distil_cls"])
         assert found[anchors] == pytest.approx(float(expected["cls"]))
     assert found["positive"] < found["all"]
+
+
+def test_portions_of_train(experiment, tmp_path):
+    """As aw_nas has them: the second share is learnt from, the third searched on, the rest left out."""
+    sizes = {}
+    for portion in ("[0, 0.8, 0.2]", "[0.3, 0.5, 0.2]", "[0, 0.5, 0.2]"):
+        exp = load_experiment(experiment, [f"search.data_portion={portion}"])
+        assert exp.search.val_fraction == 0.2
+        splits = open_data(exp, tmp_path).splits
+        sizes[portion] = [len(splits[name]) for name in ("train", "search_train", "search_val")]
+        trained_on, scored_on = ({str(s.image) for s in splits[f"search_{n}"]} for n in ("train", "val"))
+        assert not trained_on & scored_on
+    whole, *rest = sizes.values()
+    left = [whole[0], round(whole[1] * 0.5 / 0.8), whole[2]]
+    assert sum(whole[1:]) == whole[0] and rest == [left, left]
+
+
+def test_a_final_model_teaches_and_what_is_none_is_refused(experiment, tmp_path):
+    """Of an architecture file and weights: those of a network alone, or of a supernet."""
+    names = open_data(load_experiment(experiment), tmp_path / "c").names
+    torch.manual_seed(1)
+    whole = Supernet(SPACE, len(names)).eval()
+    whole.net.names, space = names, whole.space
+    arch = space.largest()
+    model = {"schema": 1, "imgsz": 32, "space": str(experiment.parent / "space.yaml"), "arch": arch}
+    (tmp_path / "arch.json").write_text(json.dumps(model))
+    alone = whole.extract(arch)
+    torch.save(alone.state_dict(), tmp_path / "bare.pt")
+    torch.save(alone, tmp_path / "pickled.pt")
+    save_weights(tmp_path / "said.pt", alone, space, arch, imgsz=32, names=names)
+    save_weights(tmp_path / "supernet.pt", whole.net, space, {}, imgsz=32, supernet=True)
+
+    def teacher(said):
+        distil = f"supernet.distil={{teachers: {{big: {said}}}, outputs: [{{teacher: big}}]}}"
+        exp = load_experiment(experiment, [distil])
+        return supernet.teachers_of(Job(RunFolder(tmp_path, exp), open_data(exp, tmp_path / "c"), space, {}))[
+            "big"
+        ]
+
+    def final(weights):
+        return f"{{arch: {tmp_path / 'arch.json'}, weights: {tmp_path / weights}}}"
+
+    for said in (final("bare.pt"), final("said.pt"), str(tmp_path / "said.pt")):
+        torch.testing.assert_close(teacher(said).state_dict(), alone.state_dict())
+    cut = teacher(final("supernet.pt"))
+    assert torch.equal(cut.backbone.stem.conv.weight, alone.backbone.stem.conv.weight)
+    for said, message in (
+        (
+            str(tmp_path / "bare.pt"),
+            "does not say its architecture; give {arch: ARCH.json, weights: bare.pt}",
+        ),
+        (str(tmp_path / "pickled.pt"), "teacher 'big': "),
+    ):
+        with pytest.raises(UserError) as caught:
+            teacher(said)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_resuming_past_the_end_is_one_line(experiment, capsys):
+    """A supernet that has been trained for three epochs does not become one of two."""
+    run = RunFolder.create(
+        experiment.parent / "past",
+        load_experiment(experiment, ["train.checkpoint_seconds=0", "supernet.schedule={}"]),
+    )
+
+    class Stop(Exception):
+        pass
+
+    def stop(row, *args):
+        if row["epoch"] == 2:
+            raise Stop
+        return ""
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(supernet, "epoch_line", stop)
+        supernet.train_supernet(run)
+    said = capsys.readouterr()
+    again = ["run", "--run-dir", str(run.path), "--resume", "--steps", "supernet"]
+    assert hello_nas.main([*again, "train.epochs=1"]) == 2
+    said = capsys.readouterr()
+    assert "epochs" in said.err and said.err.count("\n") == 1, said.err
 
 
 @pytest.mark.slow  # two processes that import torch and NNI

@@ -204,6 +204,16 @@ class Mimic(_Job):
         return zip(self.layers, self.teacher_layers or self.layers, strict=True)
 
 
+class Final(BaseModel):
+    """A teacher made of an architecture file and weights: of that very network, or of a supernet, of which
+    they are cut out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    arch: str = Field(description="architecture file: top/1.json of a run, or one's own")
+    weights: str = Field(description="weight file")
+
+
 class Distil(BaseModel):
     """The `distil:` block: what students, all nets of a supernet's step but the largest, learn from whom.
 
@@ -212,7 +222,7 @@ class Distil(BaseModel):
       labels: 0                                       # only the largest net sees the ground truth
       options: {divergence: alpha}
       mimic: [{layers: [neck.further.0], weight: 0.5}]
-      teachers: {big: runs/big/best.pt}
+      teachers: {big: runs/big/best.pt}             # or {big: {arch: top/1.json, weights: FILE}}
       outputs: [{teacher: big, weight: 0.3, warm_up: 500}]
     """
 
@@ -227,7 +237,11 @@ class Distil(BaseModel):
         description="weight of the ground truth for students; BigNAS has 0, detectors do better with some",
     )
     options: dict[str, Any] = Field({}, description="of the network's own distil: {divergence: alpha}")
-    teachers: dict[str, str] = Field({}, description="further teachers: name -> weight file")
+    teachers: dict[str, str | Final] = Field(
+        {},
+        description="further teachers: name -> weight file that says its architecture; where it does not, "
+        "or is a supernet's, {arch: top/1.json, weights: FILE}",
+    )
     outputs: list[Outputs] = Field([], description="whose raw outputs are learnt, beside the largest net's")
     mimic: list[Mimic] = Field([], description="whose features are learnt")
 
