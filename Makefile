@@ -30,6 +30,7 @@ bench: setup
 	$(BIN)/python experiments/benchmarks/trial_overhead.py
 	$(BIN)/python experiments/benchmarks/trial_vs_ultralytics.py
 	$(BIN)/python experiments/benchmarks/sandwich.py
+	$(BIN)/python experiments/benchmarks/progressive.py
 	$(BIN)/python experiments/benchmarks/slices.py
 	$(BIN)/python experiments/benchmarks/slice_evaluation.py
 	$(BIN)/python experiments/benchmarks/threads.py

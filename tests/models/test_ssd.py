@@ -14,6 +14,7 @@ from models.networks import open_any_space
 from models.supernet import Supernet
 from tests.models.test_retinanet import OBJECTS, batch
 from utils.errors import UserError
+from utils.training.optimize import freeze
 
 torch.set_num_threads(1)
 STAGES = {"values": [[1], [1, 2], [1, 2], [1], [1]]}
@@ -260,3 +261,20 @@ def test_channels_are_multiplied_but_for_the_first_and_last():
     widths = [s[0].project.norm.num_features for s in space._skeleton.backbone.stages]
     assert widths == [16, 16, 16, 16, 32] and space._skeleton.backbone.stem.norm.num_features == 10
     assert space._skeleton.backbone.tail.norm.num_features == 96
+
+
+def test_a_frozen_backbone_stands_still_with_its_norms(supernet):
+    net = supernet.extract(supernet.space.default()).train()
+    norms = freeze(net, ["backbone"])
+    inside = [m for m in net.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert {id(m) for m in norms} == {id(m) for m in inside}
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    for norm in norms:
+        norm.eval()
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    sum(net.loss(OBJECTS).values()).backward()
+    optimizer.step()
+    moved = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+    assert not [k for k in moved if k.startswith("backbone.")]
+    assert {k.split(".")[0] for k in moved} == {"neck", "cls", "box"}
+    assert any("running_mean" in k for k in moved)
