@@ -45,11 +45,20 @@ def evolution(
     mutation_prob: float | None = None,
     crossover: bool = False,
     start: str = "baseline",
+    parents: int | None = None,
+    mutants: int | None = None,
+    crossovers: int | None = None,
+    generations: int | None = None,
 ) -> Strategy:
-    """NNI's RegularizedEvolution (Real et al. 2019), with a population that fits the budget.
+    """NNI's RegularizedEvolution (Real et al. 2019), with a population that fits the budget; with `parents`,
+    DetNAS's: whole generations of mutants and crossovers of so many of the best, and of random archs.
 
     NNI's default population of 100 makes the first 100 trials a random search.
     """
+    if parents is not None:
+        return _in_generations(
+            setup, population_size, parents, mutants, crossovers, mutation_prob, generations
+        )
     from experiments.strategies.nni_strategies import Evolution
 
     population = population_size or _population(setup.budget)
@@ -64,6 +73,32 @@ def evolution(
         crossover=crossover,
         start=start,
     )
+
+
+def _in_generations(
+    setup: Setup,
+    population_size: int | None,
+    parents: int,
+    mutants: int | None,
+    crossovers: int | None,
+    mutation_prob: float | None,
+    generations: int | None,
+) -> Strategy:
+    from experiments.strategies.adapter import AskTellStrategy
+    from experiments.strategies.generations import Generations
+
+    population = population_size or _population(setup.budget)
+    share = max(1, 2 * population // 5)  # of 50: 20 mutants, 20 crossovers, 10 at random
+    searcher = Generations(
+        setup,
+        population_size=population,
+        parents=parents,
+        mutants=min(share, population - (crossovers or 0)) if mutants is None else mutants,
+        crossovers=min(share, population - (mutants or share)) if crossovers is None else crossovers,
+        mutation_prob=0.1 if mutation_prob is None else mutation_prob,
+        generations=generations,
+    )
+    return AskTellStrategy(searcher, setup.space)
 
 
 def rl(
@@ -245,7 +280,25 @@ def check_strategy(name: str, options: Mapping[str, Any] | None = None) -> dict[
                 raise UserError(f"strategy {name!r} takes no options, but got {key!r}")
             raise unknown(f"option of strategy {name!r}", key, known)
         _check_option(name, key, value, str(known[key].annotation))
+    if name == "evolution":
+        _check_generations(chosen)
     return chosen
+
+
+def _check_generations(chosen: Mapping[str, Any]) -> None:
+    """Raises UserError where options of evolution in generations and of the other kind are mixed."""
+    given = {key for key, value in chosen.items() if value is not None}
+    other = given & ({"sample_size", "crossover", "start"} if "parents" in given else set(IN_GENERATIONS))
+    if other:
+        reason = "has none of sample_size, crossover and start" if "parents" in given else "need `parents`"
+        raise UserError(
+            f"{', '.join(sorted(other))} of strategy 'evolution': generations (parents: 10) {reason}"
+        )
+    children = sum(chosen.get(key) or 0 for key in ("mutants", "crossovers"))
+    if children > (chosen.get("population_size") or children):
+        raise UserError(
+            f"evolution mutants + crossovers, {children}, exceed population_size {chosen['population_size']}"
+        )
 
 
 def _check_option(name: str, key: str, value: Any, annotation: str) -> None:
@@ -273,6 +326,7 @@ def _check_option(name: str, key: str, value: Any, annotation: str) -> None:
 
 
 STARTS = ("baseline", "random", "front")
+IN_GENERATIONS = ("mutants", "crossovers", "generations")
 
 
 def _population(budget: int) -> int:

@@ -32,6 +32,9 @@ class AskTellStrategy(Strategy):
     def _run(self) -> None:
         while self.wait_for_resource():
             arch = self.searcher.ask()
+            if arch is None and getattr(self.searcher, "waiting", False):
+                self.engine.wait_models()
+                arch = self.searcher.ask()
             if arch is None:
                 break
             model = self.model_space.freeze(self.space.complete(arch))

@@ -34,7 +34,8 @@ class AskTell(Protocol):
         for.
         """
 
-    # May have `closing() -> str | None` as well: a line for the end of the search.
+    # May have `closing() -> str | None` as well: a line for the end of the search; and `waiting`: whether
+    # the last `ask` gave None only until all that runs has been told of.
 
 
 @dataclass(frozen=True)

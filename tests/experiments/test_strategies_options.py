@@ -25,6 +25,13 @@ from utils.errors import UserError
         ("tpe", {"gamma": float("nan")}, "is nan; a number above 0 is needed"),
         ("grid", {"shuffle": 1}, "is 1; true or false is needed"),
         ("pareto", {"crossover_prob": -0.1}, "is -0.1; a probability from 0 to 1 is needed"),
+        ("evolution", {"mutants": 3}, "mutants of strategy 'evolution': generations (parents: 10) need"),
+        ("evolution", {"parents": 3, "sample_size": 2}, "sample_size of strategy 'evolution': generations"),
+        (
+            "evolution",
+            {"parents": 2, "population_size": 8, "mutants": 5, "crossovers": 4},
+            "mutants + crossovers, 9, exceed population_size 8",
+        ),
         ("pareto", {"seed": 3}, "unknown option of strategy 'pareto' 'seed'"),
     ],
 )
