@@ -105,7 +105,8 @@ def weights_of(job: Job, found: ArchFile) -> Path:
 
 def export_top(run: RunFolder) -> None:
     """The top k with their best weights for other tools, each checked: `top/N.onnx`, and `top/N.pt` for
-    Ultralytics or, of other networks, `top/N.pt2` for plain torch."""
+    Ultralytics or, of other networks, `top/N.pt2` for plain torch; of a MobileNetV3 its backbone for
+    torchvision, `top/N.torchvision.pth`."""
     from experiments.job import job_of
     from experiments.trained import trained
     from models.export import export, file_name
@@ -115,7 +116,7 @@ def export_top(run: RunFolder) -> None:
         weights = weights_of(job, found)
         detector, _ = trained(job.space, found.arch, weights, job.dataset.names)
         files = {}
-        for format in ("pt", "onnx"):
+        for format in (f for f in ("pt", "onnx", "torchvision") if f in job.space.formats):
             path = found.path.with_name(file_name(found.path.stem, format, job.space))
             path.unlink(missing_ok=True)  # an earlier export of this same run
             exported = export(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from models.detector import Network
+from models.export_torchvision import export_backbone
 from models.exported import TOLERANCE, Exported, ExportFailed, median_ms, onnx_session, other_sizes
 from utils.errors import UserError
 
@@ -180,4 +181,8 @@ def _quiet() -> Any:
         logging.disable(before)
 
 
-EXPORTERS: dict[str, Callable[..., Exported]] = {"pt": export_program, "onnx": export_onnx}
+EXPORTERS: dict[str, Callable[..., Exported]] = {
+    "pt": export_program,
+    "onnx": export_onnx,
+    "torchvision": export_backbone,
+}

@@ -71,6 +71,8 @@ class ElasticSpace(LabelledSpace):
         self.nc = positive("nc", self.model.get("nc") if nc is None else nc)
         self.ch = positive("ch", ch or self.model.get("ch") or 3)
         self.options: dict[str, Any] = _known_options(self.model.get("options"), self.composed.options)
+        if self.composed.spelling == "genotype" and self.options["version"] == 3:
+            self.formats = {**self.formats, "torchvision": ".torchvision.pth"}
         self.notices: list[str] = []
         self.parts: dict[str, Part] = {}
         for name, dims in self.composed.parts.items():

@@ -1,13 +1,18 @@
 """MobileNets from torchvision's files: the arch that is theirs computes what theirs does."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.models import mobilenet_v2, mobilenet_v3_large
+from torchvision.models import MobileNetV3, mobilenet_v2, mobilenet_v3_large
+from torchvision.models.mobilenetv3 import InvertedResidualConfig
 
+from models.export import export
 from models.inherit import inherit
 from models.networks import open_any_space
 from models.supernet import Supernet, inherit_supernet
+from tests.models.elastic_kinds import scramble
+from utils.errors import UserError
 
 torch.set_num_threads(1)
 # version -> torchvision's network, how many of its `features` are ours; depths, expansions and kernels of its
@@ -91,3 +96,28 @@ def test_a_supernet_that_begins_with_them_has_their_arch(given):
         wanted = theirs(images)
         assert not torch.allclose(found, wanted, atol=1e-2)
         torch.testing.assert_close(found.sort(1).values, wanted.sort(1).values, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("squeeze", [[2, 4, 5], []])
+def test_torchvision_s_own_blocks_compute_an_exported_backbone(tmp_path, squeeze):
+    """Built from the file by torchvision alone; where the tail is six times as wide, its MobileNetV3."""
+    space, _ = space_of(3)
+    model = space.model | {"options": space.model["options"] | {"squeeze": squeeze}}
+    space = open_any_space(model)
+    arch = space.random(np.random.default_rng(3))
+    net = scramble(space.build(arch)).eval()
+    said = export(net, tmp_path / "x.torchvision.pth", "torchvision", space=space, arch=arch, imgsz=64)
+    assert said.max_difference < 1e-5 and "backbone alone" in str(said)
+    file = torch.load(tmp_path / "x.torchvision.pth", weights_only=True)
+    settings = [InvertedResidualConfig(*row, 1.0) for row in file["blocks"]]
+    theirs = MobileNetV3(settings, 1280).features.eval()
+    theirs.load_state_dict(file["state_dict"])
+    images = torch.rand(2, 3, 96, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images), net.backbone(images)[-1], atol=1e-4, rtol=1e-4)
+
+
+def test_version_2_has_no_such_export(tmp_path):
+    space, arch = space_of(2)
+    with pytest.raises(UserError, match="unknown export format 'torchvision'; known: pt, onnx"):
+        export(space.build(arch), tmp_path / "x", "torchvision", space=space, arch=arch, imgsz=64)
