@@ -299,7 +299,7 @@ class Experiment(Strict):
         "name that Ultralytics publishes, e.g. yolov5nu.pt; null: from scratch",
     )
     refit: int = Field(
-        0,
+        64,
         ge=0,
         description="training images on which the layers of a cut network are fitted to what they gave "
         "before the cut, by least squares, before it is trained; 0: not",

@@ -45,7 +45,10 @@ def train_in_full(
     with them, .500 without).
     """
     exp, names, side = job.exp, job.dataset.names, job.side(arch)
+    settings = exp.train
     if kind == "finetune":
+        if settings.inherited_lr is None and settings.backbone_lr is None:
+            settings = settings.model_copy(update={"inherited_lr": 1.0})  # its rate is low already
         job = replace(job, hyp=job.hyp | {"close_mosaic": float(exp.train.epochs)})
     torch.set_num_threads(threads_of(exp))
     torch.manual_seed(exp.seed)
@@ -61,7 +64,7 @@ def train_in_full(
         result = train(
             detector,
             train_loader,
-            settings=exp.train,
+            settings=settings,
             seed=exp.seed,
             device=job.device,
             evaluate=score,

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from utils.errors import UserError, unknown
 from utils.training.schedules import OURS, rates
-from utils.training.settings import TrainSettings
+from utils.training.settings import INHERITED_LR, TrainSettings
 
 # Name of a tensor -> of its first dimensions the numbers of what comes first, second, ...; None: as it is.
 Orders = Mapping[str, Sequence[Tensor | None]]
@@ -56,12 +56,9 @@ def names_of(net: Any, part: str) -> frozenset[str]:
 def apart(net: Any, settings: TrainSettings) -> frozenset[str]:
     """Names of the parameters that have a learning rate of their own: the backbone's, or what is inherited
     (models/inherit.py notes it on the network). All of them are trained."""
-    if settings.inherited_lr is None:
-        return frozenset() if settings.backbone_lr is None else names_of(net, "backbone")
-    inherited = frozenset(getattr(net, "inherited", ()))
-    still = [n for n, p in net.named_parameters() if n in inherited and not p.requires_grad]
-    assert settings.freeze or not still, f"frozen by accident: {still[:4]}"
-    return inherited
+    if settings.backbone_lr is not None:
+        return names_of(net, "backbone")
+    return frozenset(n for n, _ in net.named_parameters()) & frozenset(getattr(net, "inherited", ()))
 
 
 def freeze(net: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
@@ -172,7 +169,9 @@ def reorder(net: nn.Module, flat: Flat, ema: Ema, optimizer: Any, orders: Orders
 
 def build_optimizer(flat: Flat, settings: TrainSettings, fused: bool = True) -> Optimizer:
     """AdamW or SGD over the groups. Gradients are zeroed with `zero_grad(set_to_none=False)`."""
-    scale = settings.inherited_lr or (settings.backbone_lr or settings.lr) / settings.lr
+    scale = settings.inherited_lr or INHERITED_LR
+    if settings.backbone_lr is not None:
+        scale = settings.backbone_lr / settings.lr
     groups: list[dict[str, Any]] = [
         {
             "params": [p],
