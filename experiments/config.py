@@ -117,6 +117,13 @@ class SearchSettings(Strict):
         description="parent: a child of evolution or pareto starts from its first parent's trained weights; "
         "the weights of all trials are kept then",
     )
+    screen: int = Field(
+        4,
+        ge=0,
+        le=1000,
+        description="so many archs for each trial are looked at before a search of trainings from `weights`, "
+        "which begins with those that drift least from them for their cost (pareto, evolution, predictor)",
+    )
     baseline: bool = Field(True, description="run the unsearched default of the space as trial 0")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of train the search is scored on")
     data_portion: list[float] | None = Field(

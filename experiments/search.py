@@ -16,6 +16,7 @@ from experiments.engine.nni_runtime import SearchRuntime, run_search
 from experiments.evaluators import evaluate_trial
 from experiments.job import Job, baseline_costs, costs, job_of, note_facts, say_if_busy
 from experiments.run_folder import RunFolder
+from experiments.screen import screened, screens
 from experiments.starts import note_start
 from experiments.strategies import build_strategy
 from models.nni_space import model_space
@@ -123,6 +124,7 @@ def strategy_of(job: Job, first: int = 0) -> Any:
         baseline=search.baseline,
         known=[t for t in job.run.history.load() if 0 <= t.number < first] if first else known,
         first=first,
+        begin=screened(job) if screens(exp) and not first else (),
     )
 
 

@@ -48,6 +48,27 @@ def refit(net: Any, teacher: Any, images: Tensor) -> int:
     return fitter.changed
 
 
+@torch.no_grad()
+def drift(net: Any, teacher: Any, images: Tensor) -> float:
+    """How far what `net` computes has come from what `teacher` does: the mean square difference of the maps
+    of inherited convolutions as a share of their variance, the mean over the later half of them.
+
+    images: [B, 3, H, W] float32 RGB 0..1, best others than those that it was fitted to. Batch norms take
+    their statistics of them. Infinite where the two have no such map in common.
+    """
+    ours, theirs, shares = _maps(net, images), _maps(teacher, images), []
+    fitter = _Fitter(net, teacher, theirs)
+    for name, wanted in theirs.items():
+        rows = fitter.rows(f"{name}.weight")
+        if rows is None or name not in ours or ours[name].shape[2:] != wanted.shape[2:]:
+            continue
+        wanted, found = wanted[:, rows[1]], ours[name][:, rows[0]]
+        spread = (wanted - wanted.mean((0, 2, 3), keepdim=True)).square().sum()
+        shares.append(float((found - wanted).square().sum() / spread.clamp(min=1e-12)))
+    later = shares[len(shares) // 2 :]
+    return sum(later) / len(later) if later else float("inf")
+
+
 def _convolutions(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
     return [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
 

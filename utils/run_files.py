@@ -37,6 +37,11 @@ class Files:
         return self.folder / "sample_accuracy"
 
     @property
+    def screened(self) -> Path:
+        """What was looked at before a search from trained weights."""
+        return self.folder / "screened.json"
+
+    @property
     def rank(self) -> Path:
         """The folder of the step `rank`."""
         return self.folder / "rank"

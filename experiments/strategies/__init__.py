@@ -226,6 +226,7 @@ def build_strategy(
     patience: int | None = None,
     known: Sequence[Trial] = (),
     first: int = 0,
+    begin: Sequence[Arch] = (),
 ) -> Search:
     """An NNI strategy ready for `NasExperiment`, new or resumed: what `run_dir` holds decides.
 
@@ -239,6 +240,7 @@ def build_strategy(
     known:    trials of an earlier step: `predictor` fits to them, and the best of them come first in it, in
               `pareto` and in `evolution`; the same on resume, or the replay would diverge
     first:    number of the first trial of this search, where another one came before it in `run_dir`
+    begin:    archs that `pareto`, `evolution` and `predictor` begin with; the same on resume
     Raises UserError for an unknown name or option, or a value that does not fit.
     """
     from experiments.strategies.ledger import Ledger, Search
@@ -261,7 +263,7 @@ def build_strategy(
     )
     fitted_to = _first_budget(run_dir, name, budget)
     setup = Setup(
-        space, seed, fitted_to, objectives, limits, lambda: ledger.repeats, quick_cost, known, run_dir
+        space, seed, fitted_to, objectives, limits, lambda: ledger.repeats, quick_cost, known, run_dir, begin
     )
     return Search(STRATEGIES[name](setup, **chosen), ledger, baseline=baseline)
 

@@ -46,6 +46,7 @@ class Setup:
     repeats: how many proposals in a row have been tried before, by now
     quick:   costs of an arch in microseconds, or None where only measuring tells
     known:   trials of an earlier step, measured as this search measures
+    first:   archs to begin with, the best first, in the place of a head start from the known
     run_dir: where a strategy may write down what it found out, or None
     """
 
@@ -58,6 +59,7 @@ class Setup:
     quick: Callable[[Arch], Mapping[str, float]] | None = None
     known: Sequence[Trial] = ()
     run_dir: Path | None = None
+    first: Sequence[Arch] = ()
 
     def within_limits(self, arch: Arch, rng: np.random.Generator) -> Arch:
         """`arch`, or one near it that meets the limits: a random start would seldom find those on its own."""
@@ -69,7 +71,10 @@ class Setup:
         """Up to `count` archs of the known trials, the best by all objectives first (rank, then crowding).
 
         They are for measuring again, so that they are in the history of this search; only within the limits.
+        Where a search was given its `first`, all of those.
         """
+        if self.first:
+            return list(self.first)
         able: list[tuple[Arch, dict[str, float]]] = []
         for trial in self.known:
             metrics = {**trial.metrics, **(self.quick(trial.arch) if self.quick else {})}

@@ -1,0 +1,129 @@
+"""Which architectures keep most of what `weights` know: looked at before a search of trainings from them.
+
+Nothing is trained. An arch is cut out of the network that the weights are of and fitted to it; how far its
+maps have drifted from that network's, on other training images, is what it has to win back (models/refit.py).
+The archs that drift least for their cost are what the search begins with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from data.sample import mixed
+from experiments.config import Experiment
+from experiments.job import Job, baseline_costs
+from experiments.starts import source
+from models.inherit import inherit
+from models.networks import build
+from models.refit import drift, refit
+from models.space import Arch
+from utils.files import write_text
+from utils.limits import parse_limits, violation
+from utils.run_files import Files
+from utils.training.batch import to_device
+
+STRATEGIES = ("pareto", "evolution", "predictor")  # that can begin with given archs
+IMAGES = 32  # that an arch is fitted to; as many others show its drift
+PIXELS = 2**20  # of either
+
+
+def screens(exp: Experiment) -> bool:
+    """Whether the experiment's search is screened."""
+    search = exp.search
+    trains = exp.supernet is None and search.evaluator is None and search.inherit is None
+    return bool(search.screen and exp.weights and trains and search.strategy.name in STRATEGIES)
+
+
+def screened(job: Job) -> list[Arch]:
+    """The archs that a search from `weights` begins with, half of its trials, the least drift first.
+
+    What was found is kept in the run's `screened.json`, so that a resumed search begins alike.
+    """
+    path = Files(job.run.path).screened
+    if not path.is_file():
+        with torch.random.fork_rng(devices=[]):
+            found = _screen(job)
+        write_text(path, json.dumps(found) + "\n")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return [row["arch"] for row in found if row["begins"]]
+
+
+def _screen(job: Job) -> list[dict[str, Any]]:
+    """A row for each arch that was looked at: arch, drift, costs; `begins`: does the search begin with it?
+
+    First each choice by itself, where that is cheaper; then, one after the other, the choices that drift
+    least for what they save are taken together, as long as that saves more.
+    """
+    exp, space, look = job.exp, job.space, _Look(job)
+    limits = [limit for limit in parse_limits(exp.search.limits, baseline_costs(job)) if limit.key in COSTS]
+    default = space.complete(space.default())
+    bar = tqdm(desc="screen", unit="arch", leave=False, disable=None)
+
+    def row(genes: Mapping[str, Any]) -> dict[str, Any]:
+        arch = space.canonical(genes)
+        bar.update()
+        return {"arch": arch, "drift": look.drift(arch), **space.cost(arch, exp.imgsz)}
+
+    def gflops(genes: Mapping[str, Any]) -> float:
+        return space.cost(space.canonical(genes), exp.imgsz)["gflops"]
+
+    full = gflops(default)
+    cheaper = [genes for genes in space.changes(default) if gflops(genes) < full]
+    alone = [(genes, row(genes)) for genes in cheaper[: exp.search.screen * exp.search.max_trials]]
+    alone.sort(key=lambda pair: pair[1]["drift"] / (full - pair[1]["gflops"]))
+    taken, rows = dict(default), [r for _, r in alone]
+    begins: list[dict[str, Any]] = []
+    wanted = max(1, exp.search.max_trials // 2)
+    for genes, _ in alone:
+        further = {k: v for k, v in genes.items() if v != default[k] and taken[k] == default[k]}
+        if not further or gflops(taken | further) >= gflops(taken) or len(begins) == wanted:
+            continue
+        taken |= further
+        if violation(limits, space.cost(space.canonical(taken), exp.imgsz)) == 0:
+            rows.append(row(taken))
+            begins.append(rows[-1])
+    bar.close()
+    name, drifts = Path(str(exp.weights)).name, ", ".join(f"{r['drift']:.2f}" for r in begins)
+    print(f"screen: {len(rows)} architectures looked at without training; those that the search begins with")
+    print(f"  drift from {name} by {drifts or 'nothing: none is within the limits'} of its maps' variance")
+    return [r | {"begins": r in begins} for r in rows]
+
+
+COSTS = ("gflops", "params_m")  # that are known without measuring
+
+
+class _Look:
+    """What tells the drift of an arch: the weights, the network that they are of, and two sets of images."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.source = job, source(Path(str(job.exp.weights)), job.space)
+        torch.set_num_threads(1)  # a process whose threads have worked cannot be forked for a trial
+        torch.manual_seed(job.exp.seed)
+        self.teacher = build(job.space, job.space.default(), job.dataset.names)
+        inherit(self.teacher, self.source)
+        self.images: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def drift(self, arch: Arch) -> float:
+        fitting, showing = self.pictures(self.job.side(arch))
+        net: Any = build(self.job.space, arch, self.job.dataset.names)
+        inherit(net, self.source)
+        if self.job.exp.refit:
+            refit(net, self.teacher, fitting)
+        return drift(net, self.teacher, showing)
+
+    def pictures(self, side: int) -> tuple[Tensor, Tensor]:
+        """Two sets of training images [n, 3, side, side]."""
+        if side not in self.images:
+            n = max(2, min(IMAGES, PIXELS // side**2))
+            chosen = mixed(self.job.dataset.splits["search_train"], 2 * n)
+            loader = self.job.task.make_loader(chosen, self.job.dataset.names, side, len(chosen), train=False)
+            both = to_device(next(iter(loader)), torch.device("cpu"))["img"]
+            self.images[side] = both[: len(both) // 2], both[len(both) // 2 :]
+        return self.images[side]
