@@ -25,6 +25,7 @@ from models.networks import build
 from models.refit import drift, refit
 from models.space import Arch
 from utils.files import write_text
+from utils.history import arch_key
 from utils.limits import parse_limits, violation
 from utils.run_files import Files
 from utils.training.batch import to_device
@@ -66,10 +67,15 @@ def _screen(job: Job) -> list[dict[str, Any]]:
     default = space.complete(space.default())
     bar = tqdm(desc="screen", unit="arch", leave=False, disable=None)
 
+    rows: dict[str, dict[str, Any]] = {}
+
     def row(genes: Mapping[str, Any]) -> dict[str, Any]:
         arch = space.canonical(genes)
-        bar.update()
-        return {"arch": arch, "drift": look.drift(arch), **space.cost(arch, exp.imgsz)}
+        if arch_key(arch) not in rows:
+            bar.update()
+            found = {"arch": arch, "drift": look.drift(arch), **space.cost(arch, exp.imgsz)}
+            rows[arch_key(arch)] = found | {"begins": False}
+        return rows[arch_key(arch)]
 
     def gflops(genes: Mapping[str, Any]) -> float:
         return space.cost(space.canonical(genes), exp.imgsz)["gflops"]
@@ -78,7 +84,7 @@ def _screen(job: Job) -> list[dict[str, Any]]:
     cheaper = [genes for genes in space.changes(default) if gflops(genes) < full]
     alone = [(genes, row(genes)) for genes in cheaper[: exp.search.screen * exp.search.max_trials]]
     alone.sort(key=lambda pair: pair[1]["drift"] / (full - pair[1]["gflops"]))
-    taken, rows = dict(default), [r for _, r in alone]
+    taken = dict(default)
     begins: list[dict[str, Any]] = []
     wanted = max(1, exp.search.max_trials // 2)
     for genes, _ in alone:
@@ -87,13 +93,13 @@ def _screen(job: Job) -> list[dict[str, Any]]:
             continue
         taken |= further
         if violation(limits, space.cost(space.canonical(taken), exp.imgsz)) == 0:
-            rows.append(row(taken))
-            begins.append(rows[-1])
+            begins.append(row(taken))
+            begins[-1]["begins"] = True
     bar.close()
     name, drifts = Path(str(exp.weights)).name, ", ".join(f"{r['drift']:.2f}" for r in begins)
     print(f"screen: {len(rows)} architectures looked at without training; those that the search begins with")
     print(f"  drift from {name} by {drifts or 'nothing: none is within the limits'} of its maps' variance")
-    return [r | {"begins": r in begins} for r in rows]
+    return list(rows.values())
 
 
 COSTS = ("gflops", "params_m")  # that are known without measuring

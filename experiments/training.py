@@ -47,8 +47,7 @@ def train_in_full(
     exp, names, side = job.exp, job.dataset.names, job.side(arch)
     settings = exp.train
     if kind == "finetune":
-        if settings.inherited_lr is None and settings.backbone_lr is None:
-            settings = settings.model_copy(update={"inherited_lr": 1.0})  # its rate is low already
+        settings = settings.evenly  # its rate is low already
         job = replace(job, hyp=job.hyp | {"close_mosaic": float(exp.train.epochs)})
     torch.set_num_threads(threads_of(exp))
     torch.manual_seed(exp.seed)

@@ -143,6 +143,12 @@ class TrainSettings(BaseModel):
         return {k: v for k, v in dump(self).items() if k not in unused or v != unused[k]}
 
     @property
+    def evenly(self) -> TrainSettings:
+        """The same, but what is inherited learns as fast as all else, unless these settings say otherwise."""
+        said = self.inherited_lr is not None or self.backbone_lr is not None
+        return self if said else self.model_copy(update={"inherited_lr": 1.0})
+
+    @property
     def hyp_file(self) -> str:
         """The file that `hyp` stands for."""
         if self.hyp != AUTO:
