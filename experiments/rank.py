@@ -33,7 +33,7 @@ from models.space import Arch
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import History, Trial, arch_key
-from utils.report.rank import RankRow, Tau, draw_rank, rank_info
+from utils.report.rank import RankRow, Tau, draw_rank, rank_info, warning
 from utils.run_files import Files
 from utils.training.train import TrainingFailed
 
@@ -73,6 +73,8 @@ def rank(run: RunFolder) -> None:
     draw_rank(infos["supernet"], folder / "rank.png")
     print(*infos["supernet"].lines(), sep="\n")
     print(f"with batch norm as training left it: tau {infos['uncalibrated'].tau['supernet']}")
+    if said := warning(infos["supernet"]):
+        print(f"warning: {said}")
 
 
 def finite(value: Any) -> Any:

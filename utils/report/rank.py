@@ -20,6 +20,7 @@ from utils.report.drawing import MUTED, png, title
 
 Floats = NDArray[np.float64]
 LEVEL, RESAMPLES = 0.95, 2000
+ENOUGH = 0.5  # of tau: three of four pairs in their order
 TOP = (1, 3, 5)  # how many of a ranking's best would be trained before the winner is picked
 
 
@@ -131,6 +132,21 @@ class RankInfo:
             others = f"by GFLOPs {self.regret['gflops'][k]:.4f}, blindly {self.regret['random'][k]:.4f}"
             lines.append(f"{first} is {regret:.4f} below the best of all ({others})")
         return lines
+
+
+def warning(info: RankInfo) -> str:
+    """One line where the supernet does not order architectures as training alone does; "" where it does.
+
+    "Does" is a tau of `ENOUGH` that is above 0 with 95 % confidence.
+    """
+    tau = info.tau["supernet"]
+    if tau.value >= ENOUGH and tau.low > 0:
+        return ""
+    says = "cannot rank" if not tau.value >= ENOUGH else "is not shown to rank"
+    return (
+        f"the supernet {says}: tau {tau} of {len(info.rows)} architectures trained alone; GFLOPs alone "
+        f"{info.tau['gflops']}; whom it prefers may be no better than others"
+    )
 
 
 def rank_info(rows: Sequence[RankRow], quality: str = "map50_95", seed: int = 0) -> RankInfo:

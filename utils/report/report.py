@@ -49,8 +49,18 @@ from utils.report.plots import (
     save_pareto_png,
 )
 from utils.report.progress import SupernetInfo, supernet_info
+from utils.report.rank import warning
 from utils.report.results import write_csv
-from utils.report.runs import Run, completed, front_of, read_run, run_state, sampled, search_cost
+from utils.report.runs import (
+    Run,
+    completed,
+    front_of,
+    read_json,
+    read_run,
+    run_state,
+    sampled,
+    search_cost,
+)
 from utils.report.summary import (
     Verdict,
     cards,
@@ -291,6 +301,8 @@ def _caution(run: Run, ranked: RankReport | None) -> str:
         return CAUTION
     if ranked is None or not isfinite(ranked.tau.value):
         return f"{SLICES} How well they rank the architectures is not known here."
+    if said := warning(ranked.supernet):
+        return f"{SLICES} {said[0].upper()}{said[1:]}."
     return (
         f"{SLICES} They order {len(ranked.rows)} architectures as training alone does with tau {ranked.tau}."
     )
@@ -321,6 +333,11 @@ def _starts(run: Run) -> list[str]:
         share = start.get("share")
         part = f" ({share:.0%} of the unsearched network's numbers)" if is_real(share) else ""
         found.append(f"every training starts from {start['from']}{part}")
+    learnt = read_json(Files(run.folder).pretrain / "result.json").get("metrics")
+    if isinstance(learnt, dict) and is_real(learnt.get("top1")):
+        found.append(
+            f"the supernet's backbone was a classifier first (top-1 {learnt['top1']:.2f} unsearched)"
+        )
     if run.search.get("inherit") == "parent":
         found.append("children start from their parents' weights")
     return found

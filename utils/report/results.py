@@ -18,6 +18,7 @@ from utils.pareto import knee
 from utils.report.drawing import title
 from utils.report.outcomes import on_val
 from utils.report.progress import KINDS, SupernetInfo, running_trials, search_left, supernet_info
+from utils.report.rank import warning
 from utils.report.runs import (
     Objectives,
     baseline_of,
@@ -32,6 +33,7 @@ from utils.report.runs import (
     search_cost,
     top_trials,
 )
+from utils.report.supernet_report import rank_report
 from utils.steps import steps_line
 from utils.yaml_text import parse_yaml, short
 
@@ -329,6 +331,9 @@ def status(run_dir: str | Path) -> str:
     supernet = supernet_info(run)
     if run.shares_weights or supernet is not None:
         lines.append(f"supernet    {supernet_line(supernet, alive)}")
+    ranked = rank_report(run)
+    if ranked and (said := warning(ranked.supernet)):
+        lines.append(f"warning     {said}")
 
     budget = run.search.get("max_trials")
     done = f"{len(run.trials)} of {budget}" if isinstance(budget, int) else str(len(run.trials))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from utils.report.rank import RankRow, Tau, draw_rank, kendall_tau, rank_info, tau_interval
+from utils.report.rank import RankRow, Tau, draw_rank, kendall_tau, rank_info, tau_interval, warning
 
 
 def test_tau_by_hand():
@@ -96,3 +96,21 @@ def test_the_picture_is_written(tmp_path):
     path = draw_rank(rank_info(rows(), "top1"), tmp_path / "rank.png")
     assert path.read_bytes()[:4] == b"\x89PNG" and [p.name for p in tmp_path.iterdir()] == ["rank.png"]
     assert str(Tau(0.5, -0.1, 0.9)) == "0.50 [-0.10, 0.90]"
+
+
+@pytest.mark.parametrize(
+    ("supernet", "said"),
+    [
+        (range(12), ""),
+        ([5, 2, 9, 0, 7, 11, 3, 8, 1, 10, 6, 4], "the supernet cannot rank: tau 0.06 ["),
+        (range(12, 0, -1), "the supernet cannot rank: tau -1.00 ["),
+        ([1] * 12, "the supernet cannot rank: tau nan ["),
+        ([1, 0, 2, 3], "the supernet is not shown to rank: tau 0.67 ["),
+    ],
+)
+def test_a_supernet_that_does_not_rank_is_warned_of(supernet, said):
+    rows = [RankRow(i, float(s), (float(i), i + 0.5), 1.0, float(-i)) for i, s in enumerate(supernet)]
+    line = warning(rank_info(rows))
+    assert line.startswith(said) if said else line == ""
+    if said:
+        assert "GFLOPs alone -1.00 [" in line and f"of {len(rows)} architectures" in line
