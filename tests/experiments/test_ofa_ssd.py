@@ -17,7 +17,7 @@ from models.elastic import genotype
 from models.networks import open_any_space
 from models.sampling import Phases
 from models.supernet import Supernet
-from models.weights import save_weights
+from models.weights import read_weights, save_weights
 from tests.models.test_retinanet import OBJECTS
 from tests.models.test_ssd import TINY
 from utils.errors import UserError
@@ -210,6 +210,31 @@ def test_resuming_past_the_end_is_one_line(experiment, capsys):
     assert hello_nas.main([*again, "train.epochs=1"]) == 2
     said = capsys.readouterr()
     assert "epochs" in said.err and said.err.count("\n") == 1, said.err
+
+
+@pytest.mark.slow  # two trainings
+def test_a_supernet_resumed_before_its_channels_are_sorted_has_the_same_bits(experiment, capsys):
+    exp = load_experiment(experiment, ["train.checkpoint_seconds=0", "train.val_every=9", "train.epochs=3"])
+    states, line = [], supernet.epoch_line
+
+    def stop(row, *args):
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+        return line(row, *args)
+
+    for name in ("whole", "stopped"):
+        run = RunFolder.create(experiment.parent / name, exp)
+        if name == "stopped":
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(supernet, "epoch_line", stop)
+                supernet.train_supernet(run)
+            assert "sorted by importance" not in capsys.readouterr().out
+        supernet.train_supernet(run)
+        said = capsys.readouterr().out
+        assert "sorted by importance" in said and "supernet: from epoch 3 on backbone.depth of 2, 1" in said
+        states.append(read_weights(run.path / "supernet" / "weights.pt").state)
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.slow  # two processes that import torch and NNI
