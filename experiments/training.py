@@ -45,9 +45,8 @@ def train_in_full(
     with them, .500 without).
     """
     exp, names, side = job.exp, job.dataset.names, job.side(arch)
-    settings = exp.train
+    settings = exp.train.evenly if kind == "finetune" else exp.train  # whose rate is low already
     if kind == "finetune":
-        settings = settings.evenly  # its rate is low already
         job = replace(job, hyp=job.hyp | {"close_mosaic": float(exp.train.epochs)})
     torch.set_num_threads(threads_of(exp))
     torch.manual_seed(exp.seed)
