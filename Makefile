@@ -32,6 +32,7 @@ bench: setup
 	$(BIN)/python experiments/benchmarks/sandwich.py
 	$(BIN)/python experiments/benchmarks/progressive.py
 	$(BIN)/python experiments/benchmarks/slices.py
+	$(BIN)/python experiments/benchmarks/faster_rcnn.py
 	$(BIN)/python experiments/benchmarks/slice_evaluation.py
 	$(BIN)/python experiments/benchmarks/threads.py
 	rm -rf runs/bench_rank

@@ -190,6 +190,10 @@ def test_a_folder_of_classes(detnas, tmp_path):
         ("pretrain.label_smoothing=1", "pretrain.label_smoothing: 1 does not fit"),
         ("pretrain=null", "the step 'pretrain' needs a `pretrain:` block"),
         ("supernet=null", "the step 'pretrain' is for a supernet's backbone"),
+        (
+            "search.limits.gflops=>= 3 baseline, <= 4 baseline",
+            "no architecture of the space meets the limits gflops >= 0.0074",
+        ),
         ("space=thin_nas.yaml", "has no backbone that could be a classifier's"),
     ],
 )

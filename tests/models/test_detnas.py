@@ -17,7 +17,8 @@ from models.elastic.mmrazor import from_genotype, from_mutable_cfg, mutable_cfg
 from models.elastic.space import ElasticSpace
 from models.inherit import inherit
 from models.networks import open_any_space
-from models.supernet import Supernet, inherit_supernet, paths
+from models.supernet import Supernet, inherit_supernet, load_supernet, paths
+from models.weights import load_weights, read_weights, save_weights
 from utils.errors import UserError
 
 torch.set_num_threads(1)
@@ -248,3 +249,30 @@ def test_mistakes():
     ):
         with pytest.raises(UserError, match=said):
             ElasticSpace({**CLASSIFIER, "backbone": change}).supernet()
+
+
+def test_synchronised_norm_reaches_every_block():
+    """MMRazor's option stopped at the stem. By hand: a 3x3, 5x5 or 7x7 path has 3 norms, an Xception 6,
+    and 2 more each in the first block of a stage."""
+    with torch.device("meta"):
+        net = open_any_space(YAML, nc=2).supernet()
+    norms = {n: m for n, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    assert all(m.synchronised for m in norms.values())
+    assert sum(n.startswith("backbone.stages.") for n in norms) == 16 * (3 * 3 + 6) + 4 * (3 * 5 + 8)
+    assert sum(n.startswith("roi_heads.box_head.convs.") for n in norms) == 4
+    assert len(norms) == 332 + 1 + 4
+
+
+def test_a_checkpoint_of_the_other_layout(tmp_path):
+    deeper = classifier({**TINY, "depth": [1, 1, 3, 1, 1]}, last=0)
+    file = tmp_path / "large.pt"
+    save_weights(file, deeper.supernet(), deeper, {}, imgsz=64, supernet=True)
+    with pytest.raises(
+        UserError, match=r"is a supernet of another space .*: its backbone is .*'depth': \[1, 1, 3"
+    ):
+        load_supernet(read_weights(file), classifier(TINY, last=0))
+    plain = tmp_path / "plain.pt"
+    save_weights(plain, deeper.build(deeper.default()), deeper, deeper.default(), imgsz=64)
+    space = classifier(TINY, last=0)
+    with pytest.raises(UserError, match="are of another network"):
+        load_weights(space.build(space.default()), read_weights(plain), whole=True)
