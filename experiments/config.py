@@ -262,6 +262,14 @@ class ParallelSettings(Strict):
     max_trials: int = Field(6, ge=1, le=100_000, description="trials beyond those of the search")
 
 
+class ReignitionSettings(Strict):
+    """The `reignition:` block. How the backbones are trained says the block `pretrain:`."""
+
+    patience: int = Field(2, ge=1, description="generations without a trial that came onto the front")
+    times: int = Field(2, ge=1, le=2, description="at most; the second one only if the front stalls again")
+    max_trials: int = Field(6, ge=1, le=100_000, description="further trials of the search each time")
+
+
 class RankSettings(Strict):
     """The `rank:` block: archs trained from scratch, to see whether the supernet orders them alike."""
 
@@ -334,13 +342,20 @@ class Experiment(Strict):
     sample_accuracy: SampleAccuracySettings = Field(
         SampleAccuracySettings(), description="slices that are scored before the search"
     )
+    reignition: ReignitionSettings = Field(
+        ReignitionSettings(), description="backbones of a front that stalls, trained as classifiers"
+    )
     parallel: ParallelSettings = Field(
         ParallelSettings(), description="serial codes with extra streams that are trained after the search"
     )
     rank: RankSettings = Field(
         RankSettings(), description="archs trained from scratch, to be compared with their slices"
     )
-    retrain: dict[str, Any] = Field({}, description="what the retrain step changes of train: {epochs: 50}")
+    retrain: dict[str, Any] = Field(
+        {},
+        description="what the retrain step changes of train: {epochs: 50}; start: trial begins with what "
+        "each trial has learnt, null as all trainings do",
+    )
     finetune: dict[str, Any] = Field(
         {}, description="what the finetune step changes of a tenth of train's epochs at a tenth of its lr"
     )
@@ -424,6 +439,7 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
             f"{source}: the step 'pretrain' is for a supernet's backbone, and there is no `supernet:` block; "
             "for what is retrained there is pretrain.winners"
         )
+    retrains_trials(exp)
     settings = (pretrain_settings, retrain_settings, finetune_settings, rank_settings)
     for train in (exp.train, *(of(exp) for of in settings)):
         load_hyp(hyp_file(exp, train))
@@ -542,7 +558,19 @@ def pretrain_settings(exp: Experiment) -> TrainSettings:
 
 def retrain_settings(exp: Experiment) -> TrainSettings:
     """`train` as the `retrain` block changes it."""
-    return changed(exp.train, exp.retrain, "retrain")
+    changes = {key: value for key, value in exp.retrain.items() if key != "start"}
+    return changed(exp.train, changes, "retrain")
+
+
+def retrains_trials(exp: Experiment) -> bool:
+    """Whether retraining begins with the weights of each trial. UserError for a start of another name."""
+    start = exp.retrain.get("start")
+    if start not in (None, "trial"):
+        raise UserError(
+            f"retrain.start is {start!r}; expected `trial`, for the weights that a trial left, or null, for "
+            "the start of every training: `weights`, or scratch"
+        )
+    return start == "trial"
 
 
 def finetune_settings(exp: Experiment) -> TrainSettings:

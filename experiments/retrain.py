@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.arch_file import ArchFile, handover_experiment, is_result, open_arch_file, top_files
-from experiments.config import a_tenth_of, apply_overrides, finetune_settings, retrain_settings
+from experiments.config import (
+    a_tenth_of,
+    apply_overrides,
+    finetune_settings,
+    retrain_settings,
+    retrains_trials,
+)
 from experiments.inputs import open_splits
 from experiments.run_folder import RunFolder, cache_beside, locked, marked_as_running
 from utils.errors import UserError
@@ -162,7 +168,7 @@ def _train(
 
 def retrain_top(run: RunFolder) -> None:
     """Train the top k, and the unsearched baseline beside them, on all of train; score on val. All begin from
-    scratch, or all from the experiment's `weights`.
+    scratch, or all from the experiment's `weights`, or with `start: trial` each from what its trial learnt.
 
     Each in `retrain/<trial>/`; what came out is added to `top/N.json` as `retrained`. The `retrain:` block
     of the experiment may ask for a longer schedule than a trial's.
@@ -171,10 +177,12 @@ def retrain_top(run: RunFolder) -> None:
 
     job = job_of(str(run.path)).changed(train=retrain_settings(run.experiment))
     weights = Path(job.exp.weights) if job.exp.weights else None
-    done = {
-        number: _trained_in(Files(run.path).of_trial("retrain", number), job, arch, weights)
-        for number, arch in _wanted(job)
-    }
+    done = {}
+    for number, arch in _wanted(job):
+        start = run.trial_dir(number) / "weights.pt" if retrains_trials(job.exp) else weights
+        if start is not None and not start.is_file():
+            raise UserError(f"cannot retrain trial {number}: its start, {start}, is missing")
+        done[number] = _trained_in(Files(run.path).of_trial("retrain", number), job, arch, start)
     for rank, found in top_files(run):
         extend_top(run.path, rank, retrained=_summary(done[found.record["trial"]]))
     _print_best_first("retrained", done, job.task.quality)
@@ -218,6 +226,12 @@ def _summary(outcome: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"epochs": outcome["train"]["epochs"], "seeds": [outcome["seed"]]}
 
 
+def _from_trial(outcome: Mapping[str, Any]) -> bool:
+    """Whether a training began with what a trial had learnt."""
+    start = outcome.get("started_from") or {}
+    return Path(start.get("path", "")).parts[-3:-2] == ("trials",)
+
+
 def _trained_in(
     folder: Path, job: Job, arch: dict[str, Any], weights: Path | None = None, kind: str = "retrain"
 ) -> dict[str, Any]:
@@ -225,7 +239,8 @@ def _trained_in(
     file = folder / "result.json"
     before = own_json(file, is_result)
     if before:
-        if before["train"] == job.exp.train.model_dump(mode="json"):
+        same = before["train"] == job.exp.train.model_dump(mode="json")
+        if same and (kind != "retrain" or _from_trial(before) == retrains_trials(job.exp)):
             return before
         for path in folder.iterdir():  # another schedule was asked for: ours to replace, we made it
             if path.is_file():  # but for the pre-training of its backbone

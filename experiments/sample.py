@@ -194,7 +194,8 @@ def write_sample(sample: CostSample, space: Space, imgsz: int, folder: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     table, picture = folder / "sample.csv", folder / "sample.png"
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["params_m", "gflops", *space.choices], lineterminator="\n")
+    labels = space.choices if set(sample.archs[0]) <= set(space.choices) else sample.archs[0]  # a code is one
+    writer = csv.DictWriter(text, ["params_m", "gflops", *labels], lineterminator="\n")
     writer.writeheader()
     for arch, params_m, gflops in zip(sample.archs, sample.params_m, sample.gflops, strict=True):
         writer.writerow({"params_m": params_m, "gflops": gflops, **arch})

@@ -30,6 +30,7 @@ from models.weights import WeightFile, plain, read_weights
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Trial
+from utils.run_files import Files
 from utils.training.batch import to_device
 from utils.training.train import TrainingFailed
 
@@ -51,6 +52,8 @@ def start_of(job: Job) -> Start | None:
         path = job.run.trial_dir(number) / "weights.pt"
         if ended(job, number).state == "complete" and not path.is_file():
             raise TrainingFailed(f"the weights of its parent, trial {number}, are missing: no {path}")
+        if (again := Files(job.run.path).reignited(number)).is_file():
+            return Start(again, f"trial {number}, reignited")
         if path.is_file():
             return Start(path, f"trial {number}")
     return Start(Path(job.exp.weights), Path(job.exp.weights).name) if job.exp.weights else None

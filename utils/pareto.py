@@ -85,6 +85,15 @@ def hypervolume(trials: Sequence[Trial], objectives: Objectives, reference: Mapp
     return float(HV(ref_point=corner)(inside))
 
 
+def trials_without_gain(trials: Sequence[Trial], objectives: Objectives) -> int:
+    """How many trials ended, in this order, since the last one that was on the front when it ended."""
+    since, front = 0, list[Trial]()
+    for trial in trials:
+        front = pareto_front([*front, trial], objectives)
+        since = 0 if trial in front else since + 1
+    return since
+
+
 def pareto_front(trials: Sequence[Trial], objectives: Objectives) -> list[Trial]:
     """The complete trials that no other one dominates, best first by the first objective, then by number.
 

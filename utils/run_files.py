@@ -41,6 +41,10 @@ class Files:
         """What was looked at before a search from trained weights."""
         return self.folder / "screened.json"
 
+    def reignited(self, number: int) -> Path:
+        """A trial's detector whose backbone was trained as a classifier; its children start from it."""
+        return self.of_trial("reignition", number) / "weights.pt"
+
     @property
     def rank(self) -> Path:
         """The folder of the step `rank`."""

@@ -98,15 +98,31 @@ def _sample_accuracy(run: Run) -> Parts:
 def _search(run: Run) -> Parts:
     """Over by its budget, or by its time: then a later step has begun."""
     parts, of = len(run.trials), count(run, "search", "max_trials")
+    if run.phases:
+        return True, run.phases[0][1], of
     later = any(key in r for r in _top(run) for key in ("evaluated", "finetuned", "retrained", "exported"))
     return later or (of is not None and parts >= of), parts, of
 
 
+def _phase(run: Run, step: str) -> Parts:
+    """Trials beyond those of the search; over where the next phase began, or the budget is spent."""
+    ends = [begun for _, begun in run.phases[1:]] + [len(run.trials)]
+    mine = [end - begun for (name, begun), end in zip(run.phases, ends, strict=False) if name == step]
+    each, parts = count(run, step, "max_trials"), sum(mine)
+    of = None if each is None else each * max(1, len(mine))
+    over = bool(mine) and run.phases[-1][0] != step
+    return over or (of is not None and parts >= of), parts, of
+
+
 def _parallel(run: Run) -> Parts:
-    """Its trials come after those of the search, of which there were so many when it began."""
-    begun, of = run.meta.get("parallel_from"), count(run, "parallel", "max_trials")
-    parts = max(0, len(run.trials) - begun) if type(begun) is int else 0
-    return of is not None and parts >= of, parts, of
+    return _phase(run, "parallel")
+
+
+def _reignition(run: Run) -> Parts:
+    """Not needed where a later phase began, or the run ended, without it."""
+    done, parts, of = _phase(run, "reignition")
+    later = bool(run.phases) and run.phases[-1][0] != "reignition"
+    return done or later, parts, of
 
 
 def _baselines(run: Run) -> Parts:
@@ -204,6 +220,13 @@ STEPS: dict[str, Step] = {
             needs="supernet",
         ),
         Step("search", "any strategy; a trial is a training, or a slice", "search:search", _search),
+        Step(
+            "reignition",
+            "backbones of a front that stalls trained as classifiers, and the search goes on (SP-NAS)",
+            "serial:reignition",
+            _reignition,
+            blocks=("reignition",),
+        ),
         Step(
             "parallel",
             "extra streams beside the stages of the serial codes found, as further trials (SP-NAS)",

@@ -336,6 +336,11 @@ def _population(budget: int) -> int:
     return min(25, max(2, budget // 3))
 
 
+def population_of(options: Mapping[str, Any], budget: int) -> int:
+    """How many archs a generation of a strategy has."""
+    return int(options.get("population_size") or _population(budget))
+
+
 def _first_budget(run_dir: Path, name: str, budget: int) -> int:
     """The budget that the defaults were fitted to when the run began.
 

@@ -82,6 +82,7 @@ class Ledger(StrategyMiddleware):
         self.patience = patience
         self.quick_cost = quick_cost
         self.penalise = penalise
+        self.first = first
         self.repeats = 0  # proposals in a row that were tried before
         self.fruitless = 0  # proposals in a row that brought nothing new
         self.fruitless_reason = ""
@@ -190,7 +191,8 @@ class Ledger(StrategyMiddleware):
             append_line(self._asked_path, json.dumps(asked.__dict__))
             self._asked[key] = asked
             self._next_number += 1
-        self._told_since = []
+        if self._asked[key].number >= self.first:  # of another search: its line says nothing of this one
+            self._told_since = []
         if key in self.results:
             self._recorded.append(key)
         else:

@@ -112,6 +112,14 @@ def test_the_files_of_a_sample(tmp_path):
     assert "50 random architectures of mini at their resolutions" in summary(sample, space, 64)
 
 
+def test_the_files_of_a_sample_of_codes(tmp_path):
+    space = open_any_space("models/spnas_small.yaml", nc=3)
+    for traverse in (False, True):
+        sample = draw(space, 64, 5, 0, traverse=traverse)
+        table, _ = write_sample(sample, space, 64, tmp_path / str(traverse))
+        assert [row["code"] for row in csv.DictReader(table.open())] == [a["code"] for a in sample.archs]
+
+
 def test_the_commands(tiny, tmp_path):
     (tmp_path / "mini.yaml").write_text(yaml.safe_dump(MINI))
     overrides = ["space=mini.yaml"]

@@ -126,7 +126,9 @@ def test_two_rates_for_one_weight_are_refused():
 
 def job(folder, parents):
     run = SimpleNamespace(
-        history=History(folder / "history.jsonl"), trial_dir=lambda number: folder / f"trials/{number:04d}"
+        path=folder,
+        history=History(folder / "history.jsonl"),
+        trial_dir=lambda number: folder / f"trials/{number:04d}",
     )
     exp = SimpleNamespace(search=SimpleNamespace(inherit="parent"), weights=None)
     return SimpleNamespace(run=run, exp=exp, parents=parents)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision.models import resnet18
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from models.inherit import inherit
 from models.serial.code import CHANGES, RATES, heir, mutate, parse
@@ -136,6 +137,36 @@ def test_torchvision_s_weights_come_in_by_name(tmp_path):
     for layer in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
         x = layer(x)
     assert torch.allclose(net.eval().backbone(X)[-1], x, atol=1e-5)
+
+
+def test_torchvision_s_faster_rcnn_comes_in_by_name_with_other_classes(tmp_path):
+    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
+    torch.save(theirs, tmp_path / "r.pt")
+    published = SerialSpace("models/spnas_resnet.yaml", nc=3)
+    net = published.build(published.default(), ["person", "raccoon", "dog"])
+    account = inherit(net, tmp_path / "r.pt")
+    assert account.fresh_classes == ["raccoon"] and account.classes == {"person": "person", "dog": "dog"}
+    ours, head = net.state_dict(), "roi_heads.box_predictor."
+    exact = [name for name in ours if account.layers[name.rpartition(".")[0]] == "exact"]
+    assert {n for n in ours if n not in exact} == {
+        f"{head}{layer}.{kind}" for layer in ("cls_score", "bbox_pred") for kind in ("weight", "bias")
+    }
+    for a, b in (
+        ("backbone.stem.0.weight", "backbone.body.conv1.weight"),
+        ("backbone.stages.2.5.conv3.weight", "backbone.body.layer3.5.conv3.weight"),
+        ("backbone.stages.3.0.downsample.1.running_var", "backbone.body.layer4.0.downsample.1.running_var"),
+        ("neck.outputs.3.weight", "backbone.fpn.layer_blocks.3.0.weight"),
+        ("rpn.head.cls_logits.weight", "rpn.head.cls_logits.weight"),
+        ("roi_heads.box_head.blocks.0.linear.weight", "roi_heads.box_head.fc6.weight"),
+    ):
+        assert torch.equal(ours[a], theirs[b]), a
+    assert sum(n.startswith(("backbone.", "neck.")) for n in exact) >= sum(
+        n.startswith("backbone.") for n in theirs
+    )
+    for row, number in ((0, 0), (1, 1), (3, 18)):  # background, person, dog: number 18 of COCO's 91
+        assert torch.equal(ours[f"{head}cls_score.weight"][row], theirs[f"{head}cls_score.weight"][number])
+        boxes = (ours[f"{head}bbox_pred.weight"], theirs[f"{head}bbox_pred.weight"])
+        assert torch.equal(boxes[0].view(4, 4, -1)[row], boxes[1].view(91, 4, -1)[number])
 
 
 def test_weights_that_fit_no_parent_are_refused_in_one_line(tmp_path):

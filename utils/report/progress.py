@@ -161,7 +161,7 @@ def running_trials(run: Run) -> list[TrialProgress]:
 def search_left(run: Run, running: Sequence[TrialProgress]) -> float | None:
     """Seconds until the search has spent its budget of trials, or of time, at the pace of those that ended or
     run; None where nothing tells."""
-    budget, at_a_time = run.search.get("max_trials"), run.search.get("concurrency")
+    budget, at_a_time = run.planned, run.search.get("concurrency")
     ended = [t.seconds for t in run.trials if t.seconds > 0]
     guesses = [p.seconds + p.left for p in running if p.left is not None]
     each = ended or guesses

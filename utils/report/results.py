@@ -335,7 +335,7 @@ def status(run_dir: str | Path) -> str:
     if ranked and (said := warning(ranked.supernet)):
         lines.append(f"warning     {said}")
 
-    budget = run.search.get("max_trials")
+    budget = run.planned
     done = f"{len(run.trials)} of {budget}" if isinstance(budget, int) else str(len(run.trials))
     counts = [f"{len(run.complete)} complete", f"{len(failed)} failed"]
     if running:

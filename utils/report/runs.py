@@ -56,6 +56,21 @@ class Run:
         return block if isinstance(block, dict) else {}
 
     @property
+    def phases(self) -> list[tuple[str, int]]:
+        """(step, number of its first trial) of what came after the search, a phase each."""
+        found = self.meta.get("phases")
+        found = found if isinstance(found, list) else []
+        return [(p["step"], p["from"]) for p in found if isinstance(p, dict) and type(p.get("from")) is int]
+
+    @property
+    def planned(self) -> int | None:
+        """Trials of the search and of the phases after it that have begun; None = unknown."""
+        step, begun = self.phases[-1] if self.phases else ("search", 0)
+        block = self.experiment.get(step)
+        more = block.get("max_trials") if isinstance(block, dict) else None
+        return begun + more if type(more) is int else None
+
+    @property
     def shares_weights(self) -> bool:
         """Do its architectures take their weights from a supernet, instead of training them?"""
         return isinstance(self.experiment.get("supernet"), dict)

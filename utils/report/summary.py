@@ -240,7 +240,7 @@ def cards(run: Run) -> list[dict[str, str]]:
         found.append({"label": f"{label} at no loss", "note": note} | shown)
     failed = sum(t.state == "failed" for t in run.trials)
     note = f"{len(run.complete)} complete, {failed} failed"
-    budget = run.search.get("max_trials")
+    budget = run.planned
     value = f"{len(run.trials)} of {budget}" if isinstance(budget, int) else str(len(run.trials))
     found.append({"label": "trials", "value": value, "gain": "", "tone": "", "note": note})
     parts = search_spent(run)
