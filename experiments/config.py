@@ -118,7 +118,7 @@ class SearchSettings(Strict):
         "the weights of all trials are kept then",
     )
     screen: int = Field(
-        4,
+        0,
         ge=0,
         le=1000,
         description="so many archs for each trial are looked at before a search of trainings from `weights`, "

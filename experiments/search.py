@@ -140,7 +140,8 @@ def describe_search(job: Job) -> str:
         f"the unsearched one has {unsearched['params_m']:.3f} M params, {unsearched['gflops']:.4f} GFLOPs "
         f"at {exp.imgsz} px"
     )
-    each = f"trials of {exp.train.epochs} epochs" if exp.supernet is None else "slices of the supernet"
+    epochs = f"{exp.train.epochs} epoch{'s' if exp.train.epochs > 1 else ''}"
+    each = f"trials of {epochs}" if exp.supernet is None else "slices of the supernet"
     lines.append(
         f"search: {exp.search.strategy.name}, {exp.search.max_trials} {each}, "
         f"{exp.search.concurrency} at a time, on {job.device}"

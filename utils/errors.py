@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 4000  # characters of a message
+
 
 class UserError(ValueError):
     """Something the user wrote cannot work. The command line prints its one line and exits with status 2.
 
     The message names what was wrong, the value, and what would be right. Anything else that is raised is
-    our bug and keeps its traceback. Names and values in it may hold line breaks; the message does not.
+    our bug and keeps its traceback. Names and values in it may hold line breaks; the message does not. A
+    value of thousands of characters is cut in its middle.
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(message))
+        text = printable(message)
+        cut = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        super().__init__(text if len(text) <= LONGEST else cut)
 
 
 class Malformed(ValueError):

@@ -24,7 +24,7 @@ def trained(tiny):
 
 def experiment(tiny, *overrides):
     return load_experiment(
-        tiny, ["weights=w.pt", "search.strategy=pareto", "search.max_trials=8", *overrides]
+        tiny, ["weights=w.pt", "search.strategy=pareto", "search.screen=4", "search.max_trials=8", *overrides]
     )
 
 
@@ -80,4 +80,4 @@ def test_what_has_nothing_to_keep_is_not_screened(tiny, trained, override):
 
 
 def test_without_weights_nothing_is_screened(tiny):
-    assert not screen.screens(load_experiment(tiny, ["search.strategy=pareto"]))
+    assert not screen.screens(load_experiment(tiny, ["search.strategy=pareto", "search.screen=4"]))

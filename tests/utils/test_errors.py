@@ -1,4 +1,4 @@
-from utils.errors import did_you_mean, unknown
+from utils.errors import UserError, did_you_mean, unknown
 
 
 def test_a_near_name_is_offered():
@@ -9,3 +9,8 @@ def test_a_near_name_is_offered():
 def test_nothing_near_lists_what_is_known():
     assert str(unknown("step", "xyz", ["search"])) == "unknown step 'xyz'; known: search"
     assert did_you_mean("xyz", ["search"]) == ""
+
+
+def test_a_long_value_is_cut_in_its_middle():
+    said = str(UserError(f"no file {'x' * 20_000} here"))
+    assert len(said) < 4100 and said.startswith("no file xxx") and said.endswith("xxx here")
