@@ -103,7 +103,9 @@ def begin(
 def repair(job: Job, net: Any, arch: Arch, start: Source | WeightFile) -> None:
     """Fit what a cut has changed in a network to what the network that was cut gives (models/refit.py)."""
     file = start.file if isinstance(start, Source) else start
-    theirs = file.arch if file.arch and file.space == plain(job.space.model) else job.space.default()
+    if file.arch and file.space != plain(job.space.model):
+        return  # of another space, such as a classifier's: what it was cut from cannot be built here
+    theirs = file.arch or job.space.default()
     if theirs == arch:
         return
     side, chosen = job.side(arch), mixed(job.dataset.splits["search_train"], job.exp.refit)
