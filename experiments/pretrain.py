@@ -97,13 +97,9 @@ def classifier_job(job: Job) -> Job:
     """The job of classifying with the same backbones: data, space, image side and schedule."""
     settings = job.exp.pretrain or PretrainSettings()
     if settings.data:
-        exp = job.exp
+        seed, fraction = job.exp.seed, job.exp.search.val_fraction
         dataset = open_dataset(
-            settings.data,
-            job.run.cache,
-            seed=exp.seed,
-            val_fraction=exp.search.val_fraction,
-            task="classify",
+            settings.data, job.run.cache, seed=seed, val_fraction=fraction, task="classify"
         )
     else:
         dataset = crops_of(job.dataset)

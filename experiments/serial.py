@@ -65,10 +65,8 @@ def reignite(job: Job, trial: Trial) -> None:
 
     Raises UserError where the trial has no weights.
     """
-    target, weights = (
-        Files(job.run.path).reignited(trial.number),
-        job.run.trial_dir(trial.number) / "weights.pt",
-    )
+    target = Files(job.run.path).reignited(trial.number)
+    weights = job.run.trial_dir(trial.number) / "weights.pt"
     if target.is_file():
         return
     if not weights.is_file():
