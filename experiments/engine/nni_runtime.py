@@ -199,7 +199,9 @@ def run_trial() -> None:
 def quiet_nni() -> None:
     """What NNI has to say goes to its own log file; what matters of it, we say."""
     nni_log.silence_stdout()
-    logging.getLogger("nni").propagate = False
+    logger = logging.getLogger("nni")
+    logger.propagate = False
+    logger.addHandler(logging.NullHandler())  # without any, once its file is closed, Python prints to stderr
 
 
 def build_config(runtime: SearchRuntime) -> NasExperimentConfig:

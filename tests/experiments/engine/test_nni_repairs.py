@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,6 +183,21 @@ def test_unknown_commands_and_a_lost_connection_do_not_kill_the_listener(monkeyp
     with pytest.raises(ValueError, match="Unknown command type"):
         TunerCommandChannel("").receive()
     assert isinstance(SafeChannel("").receive(), Terminate)
+
+
+def test_a_channel_whose_manager_hangs_prints_no_traceback(monkeypatch, capfd):
+    nni_logger = logging.getLogger("nni")
+    monkeypatch.setattr(nni_logger, "handlers", [])
+    monkeypatch.setattr(nni_logger, "propagate", False)
+    monkeypatch.setattr("nni.runtime.command_channel.websocket.channel.time.sleep", lambda seconds: None)
+    channel = TunerCommandChannel("ws://127.0.0.1:9")._channel  # nobody listens there
+    with pytest.raises(OSError):
+        channel.receive()
+    assert "Traceback" in capfd.readouterr().err
+    runtime.quiet_nni()
+    with pytest.raises(OSError):
+        channel.receive()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_web_ui_finds_the_choices():
