@@ -100,18 +100,52 @@ def test_equal_to_pycocotools_beyond_a_hundred_boxes():
     assert "map50_95/dog" not in ours
 
 
+def crowded(rng: np.random.Generator) -> tuple[list[Boxes], list[Boxes], list[str]]:
+    """What evaluators disagree about: equal scores, boxes on a grid (equal IoUs), twice the same box, boxes
+    without area, more than a hundred of a class, images with no object or no detection, classes that no
+    object or no detection has."""
+    names = [f"class {i}" for i in range(rng.integers(2, 6))]
+    grid, ties = rng.random(2) < 0.5
+    truths, found = [], []
+    for _ in range(rng.integers(1, 12)):
+        truth = random_boxes(rng, int(rng.choice([0, 3, 14])), len(names) - 1)
+        seen = random_boxes(rng, int(rng.choice([0, 9, 250], p=[0.3, 0.5, 0.2])), len(names))
+        boxes = np.concatenate([truth["boxes"] + rng.normal(0, 3, truth["boxes"].shape), seen["boxes"]])
+        labels = np.concatenate([truth["labels"], seen["labels"]])
+        if grid:
+            truth["boxes"], boxes = np.round(truth["boxes"] / 16) * 16, np.round(boxes / 16) * 16
+        if rng.random() < 0.2:
+            boxes, labels = np.repeat(boxes, 2, 0), np.repeat(labels, 2)
+        scores = rng.random(len(labels)).astype(np.float32)
+        truths.append(truth)
+        found.append({"boxes": boxes, "labels": labels, "scores": scores.round(1) if ties else scores})
+    return truths, found, names
+
+
+def test_equal_to_pycocotools_where_evaluators_disagree():
+    compared = 0
+    for seed in range(25):
+        truths, found, names = crowded(np.random.default_rng(seed))
+        if all(any(len(boxes["labels"]) for boxes in side) for side in (truths, found)):
+            ours, reference = coco_map(truths, found, names), pycocotools_map(truths, found, names)
+            assert ours == pytest.approx(reference, abs=1e-12)
+            compared += 1
+    assert compared > 15
+
+
 def test_perfect_detections_score_one():
     rng = np.random.default_rng(0)
     truths = [random_boxes(rng, 6) for _ in range(4)]
     found: list[Boxes] = [{**t, "scores": np.full(6, 0.9)} for t in truths]
-    assert set(coco_map(truths, found, NAMES).values()) == {1.0}
+    metrics = coco_map(truths, found, NAMES)
+    assert len(metrics) == 9 and list(metrics.values()) == pytest.approx([1.0] * 9, abs=1e-12)
 
 
 def test_sizes_without_objects_have_no_key():
     truth: Boxes = {"boxes": np.array([[0.0, 0, 10, 10]]), "labels": np.array([1])}
     found: Boxes = {**truth, "scores": np.array([0.5])}
     expected = ["map50_95", "map50", "map50_voc07", "map50_95_small", "map50_95/dog"]
-    assert coco_map([truth], [found], NAMES) == dict.fromkeys(expected, 1.0)
+    assert coco_map([truth], [found], NAMES) == pytest.approx(dict.fromkeys(expected, 1.0), abs=1e-12)
 
 
 def test_voc_2007_s_eleven_points_by_hand():
@@ -191,10 +225,11 @@ def test_evaluate_an_oracle(bf16):
     net = Oracle().train()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     metrics = evaluate(net, [batch(), batch(3)], NAMES, bf16=bf16)
-    assert metrics["map50_95"] == 1.0 and metrics["map50_95/dog"] == 1.0 and metrics["map50_95_small"] == 1.0
+    best = {key: metrics[key] for key in ("map50_95", "map50_95/dog", "map50_95_small")}
+    assert best == pytest.approx(dict.fromkeys(best, 1.0), abs=1e-12)
     assert metrics["val_images"] == 5.0 and metrics["val_ms_per_image"] > 0
     assert net.training and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
 def test_quick_changes_only_the_thresholds():
-    assert evaluate(Oracle(), [batch()], NAMES, **QUICK)["map50_95"] == 1.0
+    assert evaluate(Oracle(), [batch()], NAMES, **QUICK)["map50_95"] == pytest.approx(1, abs=1e-12)
