@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -270,12 +270,12 @@ class ReignitionSettings(Strict):
     max_trials: int = Field(6, ge=1, le=100_000, description="further trials of the search each time")
 
 
-class RankSettings(Strict):
-    """The `rank:` block: archs trained from scratch, to see whether the supernet orders them alike."""
+class Seeded(Strict):
+    """Each arch is trained once with each seed."""
 
-    n: int = Field(15, ge=3, le=100_000, description="archs, spread over the space's costs")
-    seeds: list[int] = Field([0, 1], min_length=1, description="of the trainings; each arch once with each")
-    train: dict[str, Any] = Field({}, description="what these trainings change of train: {epochs: 6}")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(
+        [0, 1], min_length=1, description="of the trainings; each arch once with each"
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -283,6 +283,34 @@ class RankSettings(Strict):
         if len(set(value)) < len(value):
             raise ValueError("each seed once: the same one gives the same training")
         return value
+
+
+class RankSettings(Seeded):
+    """The `rank:` block: archs trained from scratch, to see whether the supernet orders them alike."""
+
+    n: int = Field(15, ge=3, le=100_000, description="archs, spread over the space's costs")
+    train: dict[str, Any] = Field({}, description="what these trainings change of train: {epochs: 6}")
+
+
+Control = Literal["winner", "serial", "unsearched", "smallest", "largest", "random", "random_search"]
+
+
+class ControlsSettings(Seeded):
+    """The `controls:` block: what the winner has to beat, trained exactly as the winner is."""
+
+    which: list[Control] = Field(
+        ["winner", "unsearched", "random", "random_search"],
+        min_length=1,
+        description="winner; serial (the best before the step parallel); unsearched, smallest, largest of "
+        "the space; random, at the winner's cost; random_search, the winner of one with as many trials",
+    )
+    by: Literal["finetune", "retrain"] | None = Field(
+        None,
+        description="the step whose start and schedule all of them get; null: finetune with a supernet, else "
+        "retrain",
+    )
+    random: int = Field(1, ge=1, le=1000, description="how many archs are drawn at the winner's cost")
+    within: float = Field(0.05, gt=0, lt=1, description="share by which their cost may differ from it")
 
 
 SCRATCH = "scratch"  # the start of a member of the family that shows what trained weights are worth
@@ -350,6 +378,9 @@ class Experiment(Strict):
     )
     rank: RankSettings = Field(
         RankSettings(), description="archs trained from scratch, to be compared with their slices"
+    )
+    controls: ControlsSettings = Field(
+        ControlsSettings(), description="what the winner has to beat, trained as the winner is"
     )
     retrain: dict[str, Any] = Field(
         {},
@@ -440,6 +471,8 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
             "for what is retrained there is pretrain.winners"
         )
     retrains_trials(exp)
+    if "controls" in exp.steps:
+        controls_by(exp)
     settings = (pretrain_settings, retrain_settings, finetune_settings, rank_settings)
     for train in (exp.train, *(of(exp) for of in settings)):
         load_hyp(hyp_file(exp, train))
@@ -571,6 +604,22 @@ def retrains_trials(exp: Experiment) -> bool:
             "the start of every training: `weights`, or scratch"
         )
     return start == "trial"
+
+
+def controls_by(exp: Experiment) -> Literal["finetune", "retrain"]:
+    """The step whose start and schedule the controls get. UserError for one that they cannot have."""
+    by = exp.controls.by or ("retrain" if exp.supernet is None else "finetune")
+    if by == "finetune" and exp.supernet is None:
+        raise UserError(
+            "controls.by is 'finetune', but there is no `supernet:` block to take slices from; expected "
+            "'retrain'"
+        )
+    if by == "retrain" and retrains_trials(exp):
+        raise UserError(
+            "the step 'controls' trains networks that no trial has trained, but retrain.start is 'trial': "
+            "drop one of the two"
+        )
+    return by
 
 
 def finetune_settings(exp: Experiment) -> TrainSettings:

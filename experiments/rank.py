@@ -12,11 +12,11 @@ import json
 import math
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm.auto import tqdm
@@ -38,6 +38,8 @@ from utils.run_files import Files
 from utils.training.train import TrainingFailed
 
 SLICES = ("supernet", "uncalibrated")
+What = TypeVar("What")
+Done = TypeVar("Done")
 
 
 def rank(run: RunFolder) -> None:
@@ -57,7 +59,9 @@ def rank(run: RunFolder) -> None:
     ]
     print(f"rank: {len(archs)} architectures x {len(exp.rank.seeds)} seeds, {len(wanted)} trainings to do")
     print(augmentation(exp, rank_settings(exp)))
-    bar = tqdm(train_in_turn(run, wanted), "rank", len(wanted), unit="training", leave=False, disable=None)
+    bar = tqdm(
+        in_turn(run, train_one, wanted), "rank", len(wanted), unit="training", leave=False, disable=None
+    )
     for trial in bar:
         history.append(trial)
         outcome = trial.reason or f"{job.task.quality} {trial.metrics[job.task.quality]:.4f}"
@@ -113,10 +117,10 @@ def compared(job: Job, archs: list[Arch], trainings: list[Trial]) -> Iterator[di
         }
 
 
-def train_in_turn(run: RunFolder, wanted: list[tuple[int, Arch, int]]) -> Iterator[Trial]:
-    """Train (number, arch, seed) from scratch, `search.concurrency` at a time, in processes of their own,
-    which share the run's GPUs out."""
-    work = functools.partial(train_one, str(run.path))
+def in_turn(run: RunFolder, train: Callable[[str, What], Done], wanted: Sequence[What]) -> Iterator[Done]:
+    """`train(the run's folder, what)` for all that are wanted, `search.concurrency` at a time, in processes
+    of their own, which share the run's GPUs out; one at a time in this process."""
+    work = functools.partial(train, str(run.path))
     at_a_time = run.experiment.search.concurrency
     if at_a_time == 1:
         yield from map(work, wanted)

@@ -182,7 +182,7 @@ def retrain_top(run: RunFolder) -> None:
         start = run.trial_dir(number) / "weights.pt" if retrains_trials(job.exp) else weights
         if start is not None and not start.is_file():
             raise UserError(f"cannot retrain trial {number}: its start, {start}, is missing")
-        done[number] = _trained_in(Files(run.path).of_trial("retrain", number), job, arch, start)
+        done[number] = trained_in(Files(run.path).of_trial("retrain", number), job, arch, start)
     for rank, found in top_files(run):
         extend_top(run.path, rank, retrained=_summary(done[found.record["trial"]]))
     _print_best_first("retrained", done, job.task.quality)
@@ -200,7 +200,7 @@ def finetune_top(run: RunFolder) -> None:
     done = {}
     for number, arch in _wanted(job):
         folder, weights = Files(run.path).of_trial("finetune", number), run.trial_dir(number) / "weights.pt"
-        done[number] = _trained_in(folder, job, arch, weights, "finetune")
+        done[number] = trained_in(folder, job, arch, weights, "finetune")
     for rank, found in top_files(run):
         extend_top(run.path, rank, finetuned=_summary(done[found.record["trial"]]))
     _print_best_first("fine-tuned", done, job.task.quality)
@@ -232,16 +232,24 @@ def _from_trial(outcome: Mapping[str, Any]) -> bool:
     return Path(start.get("path", "")).parts[-3:-2] == ("trials",)
 
 
-def _trained_in(
+def finished(folder: Path, job: Job, kind: str) -> dict[str, Any] | None:
+    """The result in `folder` if it is of the same schedule, seed and kind of start; else None."""
+    before = own_json(folder / "result.json", is_result)
+    same = before and before["train"] == job.exp.train.model_dump(mode="json")
+    same = same and before.get("seed") == job.exp.seed
+    if same and (kind != "retrain" or _from_trial(before) == retrains_trials(job.exp)):
+        return before
+    return None
+
+
+def trained_in(
     folder: Path, job: Job, arch: dict[str, Any], weights: Path | None = None, kind: str = "retrain"
 ) -> dict[str, Any]:
     """The result in `folder` if it is of the same schedule, else a training there."""
-    file = folder / "result.json"
-    before = own_json(file, is_result)
-    if before:
-        same = before["train"] == job.exp.train.model_dump(mode="json")
-        if same and (kind != "retrain" or _from_trial(before) == retrains_trials(job.exp)):
-            return before
+    before = finished(folder, job, kind)
+    if before is not None:
+        return before
+    if (folder / "result.json").is_file():
         for path in folder.iterdir():  # another schedule was asked for: ours to replace, we made it
             if path.is_file():  # but for the pre-training of its backbone
                 path.unlink()

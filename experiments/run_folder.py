@@ -220,7 +220,11 @@ def plugins(space: Path) -> list[str]:
 
 
 def cache_beside(run_dir: Path) -> Path:
-    """`.cache` next to the run folders, or $HELLO_NAS_CACHE."""
+    """`.cache` next to the run folders, or $HELLO_NAS_CACHE. A search among a run's controls shares that
+    run's."""
+    outer = run_dir.absolute().parent.parent
+    if Files(outer).random_search == run_dir.absolute() and (outer / "experiment.yaml").is_file():
+        run_dir = outer
     return Path(os.environ.get("HELLO_NAS_CACHE") or run_dir.absolute().parent / ".cache")
 
 

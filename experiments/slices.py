@@ -143,9 +143,13 @@ def save_slices(run: RunFolder, numbers: Iterable[int]) -> None:
     for number in numbers:
         path = run.trial_dir(number) / "weights.pt"
         if number in by_number and not path.is_file():
-            arch = by_number[number].arch
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_weights(path, sliced(job, arch), job.space, arch, imgsz=job.side(arch), sliced=True)
+            save_slice(job, by_number[number].arch, path)
+
+
+def save_slice(job: Job, arch: Arch, path: Path) -> None:
+    """The weights of an arch's slice, its batch norm re-estimated."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(path, sliced(job, arch), job.space, arch, imgsz=job.side(arch), sliced=True)
 
 
 def sample_accuracy(run: RunFolder) -> None:

@@ -50,6 +50,16 @@ class Files:
         """The folder of the step `rank`."""
         return self.folder / "rank"
 
+    @property
+    def controls(self) -> Path:
+        """The folder of the step `controls`."""
+        return self.folder / "controls"
+
+    @property
+    def random_search(self) -> Path:
+        """The folder of the search with as many trials that the step `controls` makes: a run of its own."""
+        return self.controls / "random_search"
+
     def of_trial(self, kind: str, number: int) -> Path:
         """A trial's folder of a kind: `trials`, `evaluate`, `retrain`, `finetune`."""
         return self.folder / kind / f"{number:04d}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.history import History, read_lines
+from utils.report.controls import controls_info
 from utils.report.progress import block, count, supernet_info
 from utils.report.runs import Run, read_json, run_state
 from utils.run_files import Files
@@ -173,6 +174,14 @@ def _rank(run: Run) -> Parts:
     return written and (of is None or parts >= of), parts, of
 
 
+def _controls(run: Run) -> Parts:
+    info, seeds = controls_info(run), block(run, "controls").get("seeds")
+    if info is None:
+        return False, 0, None
+    parts, of = sum(len(row.scores) for row in info.rows), len(info.rows) * len(info.seeds)
+    return info.seeds == seeds and parts >= of, parts, of
+
+
 def _report(run: Run) -> Parts:
     records, cards = _top(run), list((run.folder / "top").glob("[0-9]*.md"))
     return bool(records) and len(cards) >= len(records), 0, None
@@ -263,6 +272,14 @@ STEPS: dict[str, Step] = {
             record="finetuned",
             column="fine-tuned",
             time="then fine-tuning",
+        ),
+        Step(
+            "controls",
+            "what the winner has to beat, trained as it is, with several seeds",
+            "controls:controls",
+            _controls,
+            blocks=("controls",),
+            time="then the controls",
         ),
         Step(
             "evaluate",

@@ -46,6 +46,7 @@ def experiment(tiny):
     published["supernet"] |= {"calibration": 16, "schedule": SCHEDULE}
     published["search"] |= {"max_trials": 3, "top_k": 1, "val_fraction": 0.2}
     published["finetune"] = {"epochs": 1, "backbone_lr": 0.0005, "freeze": ["neck"]}
+    published["controls"]["seeds"] = [0]
     (tiny.parent / "ofa.yaml").write_text(yaml.safe_dump(published))
     return tiny.parent / "ofa.yaml"
 
@@ -72,6 +73,9 @@ def test_every_step_of_the_experiment(experiment, capsys):
     space = open_any_space(SPACE, nc=3)
     assert genotype.read(space, record["genotype"]) == found.arch
     assert record["exported"]["onnx"]["max_difference"] < 1e-3 and (folder / "top/1.onnx").is_file()
+    beaten = json.loads((folder / "controls" / "controls.json").read_text())["rows"]
+    assert {"winner", "smallest", "largest", "random_search"} <= {n for row in beaten for n in row["names"]}
+    assert all(list(row["scores"]) == ["0"] for row in beaten)
     assert record["finetuned"]["split"] == record["evaluated"]["split"] == "val"
 
     del record["arch"], record["subnet_settings"]

@@ -212,9 +212,9 @@ def device_cost(parts: Mapping[str, Cost]) -> Cost:
 
 
 def later_spent(run: Run) -> dict[str, tuple[int, float]]:
-    """What came after the search: `finetune`, `retrain`, `rank` -> (trainings, seconds in all)."""
+    """What came after the search: `finetune`, `retrain`, `controls`, `rank` -> (trainings, seconds)."""
     found = {}
-    for kind in ("finetune", "retrain"):
+    for kind in ("finetune", "retrain", "controls"):
         results = [read_json(p) for p in run.folder.glob(f"{kind}/*/result.json")]
         took = [r["seconds"] for r in results if is_number(r.get("seconds"))]
         if took:

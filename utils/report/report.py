@@ -15,6 +15,7 @@ from typing import Any
 from utils.files import write_text
 from utils.history import History, Trial, is_real
 from utils.report.blueprint import blueprint_of
+from utils.report.controls import controls_info
 from utils.report.drawing import Figure, title
 from utils.report.findings import (
     Findings,
@@ -64,6 +65,7 @@ from utils.report.runs import (
 from utils.report.summary import (
     Verdict,
     cards,
+    control_rows,
     cost_rows,
     family_verdict,
     final_rows,
@@ -175,6 +177,7 @@ def report_context(run: Run, others: Sequence[Trial] = ()) -> dict[str, Any]:
         "metric_titles": [title(k) for k in keys],
         "top": top_rows(run, keys),
         "retrained": retrained_rows(run, keys),
+        **_controls(run),
         "trials": trial_rows(run, keys, front),
         "failures": failures["failed"],
         "infeasible": {reason: len(numbers) for reason, numbers in failures["infeasible"].items()},
@@ -207,6 +210,19 @@ def _supernet(run: Run, supernet: SupernetInfo | None, ranked: RankReport | None
         "tau_rows": tau_rows(ranked) if ranked else [],
         "tau_verdict": tau_verdict(ranked) if ranked else "",
         "regret": regret_sentence(ranked) if ranked else "",
+    }
+
+
+def _controls(run: Run) -> dict[str, Any]:
+    """What the template shows of the step `controls`; empty values without it."""
+    info = controls_info(run)
+    folder = Files(run.folder).random_search
+    return {
+        "controls": control_rows(info, run.baseline) if info else [],
+        "controls_how": info.how if info else "",
+        "controls_seeds": info.seeds if info else [],
+        "controls_say": [str(d) for d in info.differences] if info else [],
+        "random_search": "controls/random_search/report.html" if (folder / "report.html").exists() else "",
     }
 
 

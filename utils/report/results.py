@@ -15,6 +15,7 @@ from utils.files import write_text
 from utils.history import Trial
 from utils.json_text import parse_json
 from utils.pareto import knee
+from utils.report.controls import controls_info
 from utils.report.drawing import title
 from utils.report.outcomes import on_val
 from utils.report.progress import KINDS, SupernetInfo, running_trials, search_left, supernet_info
@@ -354,6 +355,8 @@ def status(run_dir: str | Path) -> str:
     lines.append(f"time        {used}; {duration(cost.trial_seconds)} in trials{training}{until}")
 
     lines += ["", results_table(run.trials, run.objectives, baseline=run.has_baseline, val=on_val(run))]
+    beaten = controls_info(run)
+    lines += ["", *beaten.lines()] if beaten else []
     if failed:
         lines += ["", "failed"] + [f"{t.number:>5}  {t.reason or 'no reason given'}" for t in failed[-5:]]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from utils.history import Trial
+from utils.report.controls import ControlsInfo
 from utils.report.drawing import difference, is_number, title
 from utils.report.outcomes import KINDS, TRAININGS, alike, best_outcome, on_val, outcomes, says_of
 from utils.report.progress import SupernetInfo, device_cost, later_spent, search_spent
@@ -29,6 +30,7 @@ from utils.report.runs import (
 from utils.report.supernet_report import RankReport
 from utils.rewards import COST_KEYS
 from utils.run_files import Files
+from utils.steps import STEPS
 
 TOP_DEFAULT = 3
 
@@ -430,6 +432,23 @@ def rank_rows(report: RankReport) -> list[dict[str, Any]]:
     return rows
 
 
+def control_rows(info: ControlsInfo, base: Trial | None) -> list[dict[str, Any]]:
+    """The networks that the winner had to beat, as the step `controls` trained them; genes: how each differs
+    from the unsearched one."""
+    return [
+        {
+            "names": ", ".join(row.names),
+            "mean": number(row.mean),
+            "spread": number(row.spread),
+            "scores": [number(row.scores.get(seed)) for seed in info.seeds],
+            "searched": number(row.searched),
+            "costs": [number(row.costs.get(key)) for key in ("params_m", "gflops")],
+            "genes": difference(row.arch, base.arch if base else None),
+        }
+        for row in info.rows
+    ]
+
+
 def supernet_facts(run: Run, info: SupernetInfo) -> dict[str, str]:
     """What the supernet is and took, for the list beside its curve."""
     block = mapping(run.experiment.get("supernet"))
@@ -481,17 +500,10 @@ def cost_rows(run: Run) -> dict[str, str]:
     if lost:
         rows["time in failed trials"] = duration(lost)
     for kind, (n, seconds) in later_spent(run).items():
-        rows[AFTERWARDS[kind]] = f"{duration(seconds)}, {n} training{'s' * (n != 1)}"
+        rows[STEPS[kind].time] = f"{duration(seconds)}, {n} training{'s' * (n != 1)}"
     if run.meta.get("device"):
         rows["device"] = str(run.meta["device"])
     return rows
-
-
-AFTERWARDS = {
-    "finetune": "then fine-tuning",
-    "retrain": "then retraining",
-    "rank": "comparing with training alone",
-}
 
 
 def mapping(value: Any) -> dict[str, Any]:
