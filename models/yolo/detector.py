@@ -53,7 +53,12 @@ class YoloDetector(Network):
         self.model = model
         self.model.args = copy.copy(DEFAULT_CFG)  # the loss reads its gains here
         last = len(model.model) - 1
-        self.class_rows = {f"model.model.{last}.cv3.{i}.2": ClassRows() for i in range(len(model.stride))}
+        heads = ("cv3", "one2one_cv3") if hasattr(model.model[-1], "one2one_cv3") else ("cv3",)
+        self.class_rows = {
+            f"model.model.{last}.{head}.{i}.2": ClassRows()
+            for head in heads
+            for i in range(len(model.stride))
+        }
         if names is not None:
             self.names = list(names)
 
@@ -157,7 +162,7 @@ def build(
         model = DetectionModel(stock, ch=ch, verbose=False)
     for row in rows:
         module = model.model[row.index]
-        if row.options is not None:
+        if isinstance(row.options, ConvOptions | C3Options):
             fit(module, row.options, arch)
             module.np = sum(p.numel() for p in module.parameters())
     initialize_weights(model)  # BatchNorm's eps and momentum, of the new layers too

@@ -32,7 +32,7 @@ STAMPS = ("i", "f", "type")  # what Ultralytics writes on a row's module to find
 def with_elastic_rows(detector: YoloDetector, rows: Sequence[Row]) -> YoloDetector:
     """The stock detector with its searched rows elastic."""
     for row in rows:
-        if row.options is None:
+        if not isinstance(row.options, ConvOptions | C3Options):
             continue
         stock = detector.model.model[row.index]
         if isinstance(row.options, ConvOptions):

@@ -17,7 +17,7 @@ def blocks_of(network: Network, backbone: int, arch: Arch, side: int) -> list[Bl
     for row in network.rows:
         read = row.source if isinstance(row.source, list) else [row.source]
         sources = [j % row.index for j in read] if row.index else []
-        shapes.append(run(row, image, shapes, Tally(), network.reg_max))
+        shapes.append(run(row, image, shapes, Tally(), network.head))
         head = row.module == "Detect"
         blocks.append(
             {

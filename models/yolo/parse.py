@@ -1,7 +1,8 @@
-"""The one reader of detector YAML: YOLOv5 v6 files as people have them, and Ultralytics' own v5 files.
+"""The one reader of detector YAML: YOLOv5 v6 files as people have them, and Ultralytics' own, v5 to 26.
 
 A file is resolved to plain rows (channels, repeats and `None` strings worked out, inputs checked); `NASConv`
-and `NASC3` rows carry what they may become. No torch here: a mistake in a YAML is answered at once.
+and `NASC3` rows, and stock rows that vary, carry what they may become. No torch here: a mistake in a YAML is
+answered at once.
 """
 
 from __future__ import annotations
@@ -19,13 +20,45 @@ from typing import Any
 
 from models.space import Choice, Value
 from models.yaml_file import check_numbers, positive, read_mapping
-from models.yolo.blocks import BLOCKS, Shape, Tally, check_arguments, repeats_inside, scales_width
+from models.yolo.blocks import (
+    BLOCKS,
+    HEADS,
+    JOINING,
+    MODERN,
+    Head,
+    Shape,
+    Tally,
+    check_arguments,
+    repeats_inside,
+    scales_width,
+)
+from models.yolo.rows import Fits, StockOptions, Vary
+from models.yolo.values import (
+    MOST_BLOCKS,
+    is_positive,
+    items,
+    read_depths,
+    read_factors,
+    relative,
+    short,
+    stock_first,
+)
 from utils.errors import UserError, unknown
 
+# Heads of Ultralytics' that are no detector's here -> what they are for.
+OTHER_HEADS = {
+    **dict.fromkeys(("Segment", "Segment26", "SemanticSegment"), "segmentation"),
+    **dict.fromkeys(("Pose", "Pose26"), "pose estimation"),
+    **dict.fromkeys(("OBB", "OBB26"), "oriented boxes"),
+    **dict.fromkeys(("YOLOESegment", "YOLOESegment26", "YOLOEDetect", "WorldDetect"), "detection by text"),
+    **dict.fromkeys(("Classify",), "classification"),
+    **dict.fromkeys(("Depth",), "depth estimation"),
+    **dict.fromkeys(("RTDETRDecoder",), "RT-DETR"),
+}
 ACTIVATIONS = ("SiLU", "Identity", "ReLU", "ReLU6", "LeakyReLU", "Hardswish", "GELU", "Mish")
 PROBE = 256  # side of the image with which shapes and strides are worked out, as Ultralytics does
 
-MOST_BLOCKS = 1000  # of a row; a slip of the finger should not fill the memory
+FOLDERS = ("v5", "v8", "v10", "11", "12", "26")  # of Ultralytics' own files
 # What the NAS blocks offer unless the file's `choices:` or the row's own {...} says otherwise.
 OPTIONS: dict[str, dict[str, Any]] = {
     "NASConv": {"kernel": ["k", "k-2", "k+2"], "act": ["SiLU", "Identity", "ReLU"]},
@@ -48,7 +81,7 @@ KEYS = [
     "anchors",
     "activation",
 ]
-KEYS += ["reg_max", "backbone", "head", "choices", "resolution", "name"]
+KEYS += ["reg_max", "end2end", "nms", "backbone", "head", "choices", "resolution", "name"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +149,7 @@ class Row:
     number: int
     module: str
     args: list[Any]
-    options: ConvOptions | C3Options | None = None
+    options: ConvOptions | C3Options | StockOptions | None = None
 
     def choices(self) -> list[Choice]:
         """The row's real choices, in the order of the network."""
@@ -125,6 +158,8 @@ class Row:
             found = [o.kernel, o.act]
         elif isinstance(o, C3Options):
             found = [o.width, o.cv1_kernel, o.cv1_act, o.cv2_kernel, o.cv2_act, o.depth, *o.bottlenecks]
+        elif isinstance(o, StockOptions):
+            found = [o.width, o.depth, o.e]
         else:
             found = []
         return [c for c in found if len(c.values) > 1]
@@ -132,7 +167,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Network:
-    """A parsed detector: rows of backbone then head, the last one Detect."""
+    """A parsed detector: rows of backbone then head, the last one Detect or v10Detect."""
 
     name: str
     nc: int
@@ -141,33 +176,35 @@ class Network:
     strides: tuple[int, ...]  # of Detect's inputs
     max_stride: int  # image sides must be multiples of it
     activation: str | None  # of stock convolutions, e.g. "nn.ReLU()"; None is SiLU
-    reg_max: int
+    head: Head
+    nms: bool  # False: boxes of the one-to-one head, without NMS
     notices: tuple[str, ...]
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """The YAML file as a dict, with `name` and, for files with `scales`, the `scale` its file name asks for.
 
-    `yolov5n.yaml` also finds `yolov5.yaml` beside it or among the files that come with ultralytics, scale n.
+    `yolo11n.yaml` also finds `yolo11.yaml` beside it or among the files that come with ultralytics, scale n.
     """
     path = Path(path).expanduser()
     file = next((p for p in _places(path) if p.is_file()), None)
     if file is None:
         raise UserError(f"no model file {str(path)!r}" + ("; it is a folder" if path.is_dir() else ""))
     model = read_mapping(file, "a detector: expected nc, backbone and head")
-    letter = re.search(r"yolov?\d+([nslmx])", path.stem)
-    if "scales" in model and letter:
+    letter = re.search(r"yolo(?:e-)?v?\d+([nslmx])", path.stem)
+    if "scales" in model and letter and letter[1] in model["scales"]:
         model.setdefault("scale", letter[1])
     model.setdefault("name", path.stem)
     return model
 
 
 def _places(path: Path) -> list[Path]:
-    unified = re.sub(r"^(yolov?\d+)[nslmx](.*)$", r"\1\2", path.name)
+    unified = re.sub(r"^(yolo(?:e-)?v?\d+)[nslmx](.*)$", r"\1\2", path.name)
     package = find_spec("ultralytics")  # located, not imported
     roots = (package and package.submodule_search_locations) or ()
-    shipped = [Path(root) / "cfg/models/v5" / unified for root in roots if path.parent == Path()]
-    return [path, path.with_name(unified), *shipped]
+    names = dict.fromkeys((path.name, unified)) if path.parent == Path() else ()
+    folders = [Path(root) / "cfg/models" / folder for root in roots for folder in FOLDERS]
+    return [path, path.with_name(unified), *(folder / name for name in names for folder in folders)]
 
 
 def parse(model: dict[str, Any], nc: int | None = None, ch: int | None = None) -> Network:
@@ -176,39 +213,18 @@ def parse(model: dict[str, Any], nc: int | None = None, ch: int | None = None) -
     Raises UserError naming the row for anything that cannot be built.
     """
     if not isinstance(model, dict):
-        raise UserError(f"not a detector: expected nc, backbone and head, got {_short(model)}")
-    given_rows = _raw_rows(model)
-    for key in KEYS:
-        if key not in ("name", "scale", "anchors"):
-            check_numbers(key, model.get(key))
-    notices = []
-    for key in (key for key in model if key not in KEYS):
-        if get_close_matches(str(key), KEYS, cutoff=0.75):  # a slip; anything else is somebody's own note
-            raise unknown("key of a model YAML", key, KEYS)
-        notices.append(f"key {key!r} set aside: it means nothing here")
-    if model.get("anchors") is not None:
-        notices.append("anchors set aside: the head is Ultralytics' anchor-free Detect")
+        raise UserError(f"not a detector: expected nc, backbone and head, got {short(model)}")
+    raws, notices = _raw_rows(model), _notices(model)
     nc = _count("nc", model.get("nc") if nc is None else nc)
     ch = _count("ch", ch or model.get("ch") or model.get("channels") or 3)
-    reg_max = _count("reg_max", model.get("reg_max", 16))
-    activation = _activation(model.get("activation"))
-    depth, width, widest = _multiples(model, notices)
-    options = _options(model.get("choices"))
-    stock_act = activation[3:].split("(")[0] if activation else "SiLU"
-
-    rows: list[Row] = []
-    shapes: list[Shape] = []
-    for raw in given_rows:
-        row = _resolve(raw, len(rows), nc, depth, width, widest)
-        with naming(row.index, row.module):
-            shape = run(row, (ch, PROBE), shapes, Tally(), reg_max)
-            if row.module in OPTIONS:
-                c1 = inputs(row, (ch, PROBE), shapes)[0][0]
-                given = raw[3][-1] if raw[3] and isinstance(raw[3][-1], dict) else {}
-                row = replace(row, options=_choices(row, c1, _merge(options, row.module, given), stock_act))
-        rows.append(row)
-        shapes.append(shape)
-    if [r.index for r in rows if r.module == "Detect"] != [len(rows) - 1]:
+    head, activation = _head(model, raws), _activation(model.get("activation"))
+    nms = _switch("nms", model.get("nms")) is not False
+    if not nms and not head.end2end:
+        raise UserError(
+            "nms: false needs a head that is one to one with objects: end2end: true, or v10Detect"
+        )
+    rows, shapes, fixed = _rows(model, raws, (ch, PROBE), nc, head, _multiples(model, notices))
+    if [r.index for r in rows if r.module in HEADS] != [len(rows) - 1]:
         raise UserError(f"not a detector: the last row, and only it, must be Detect, got {rows[-1].module}")
     seen = inputs(rows[-1], (ch, PROBE), shapes[:-1])
     return Network(
@@ -219,9 +235,61 @@ def parse(model: dict[str, Any], nc: int | None = None, ch: int | None = None) -
         strides=tuple(PROBE // side for _, side in seen),
         max_stride=max(1, *(PROBE // side for _, side in shapes)),
         activation=activation,
-        reg_max=reg_max,
-        notices=tuple(notices),
+        head=head,
+        nms=nms,
+        notices=(*notices, *fixed),
     )
+
+
+def _notices(model: dict[str, Any]) -> list[str]:
+    """What of the keys is set aside. Raises UserError for a slip and for numbers that no network has."""
+    for key in KEYS:
+        if key not in ("name", "scale", "anchors"):
+            check_numbers(key, model.get(key))
+    notices = []
+    for key in (key for key in model if key not in KEYS):
+        if get_close_matches(str(key), KEYS, cutoff=0.75):  # a slip; anything else is somebody's own note
+            raise unknown("key of a model YAML", key, KEYS)
+        notices.append(f"key {key!r} set aside: it means nothing here")
+    if model.get("anchors") is not None:
+        notices.append("anchors set aside: the head is Ultralytics' anchor-free Detect")
+    return notices
+
+
+def _head(model: dict[str, Any], raws: list[list[Any]]) -> Head:
+    """What the stock parser makes of the head."""
+    return Head(
+        reg_max=_count("reg_max", model.get("reg_max", 16)),
+        legacy=not any(raw[2] in MODERN for raw in raws),
+        end2end=_switch("end2end", model.get("end2end")) is True or raws[-1][2] == "v10Detect",
+    )
+
+
+def _rows(
+    model: dict[str, Any], raws: list[list[Any]], image: Shape, nc: int, head: Head, scaling: Scaling
+) -> tuple[list[Row], list[Shape], list[str]]:
+    """The rows with what they may become, what comes out of each, and which modules cannot vary."""
+    activation = _activation(model.get("activation"))
+    stock_act = activation[3:].split("(")[0] if activation else "SiLU"
+    options = _options(model.get("choices"))
+    vary = Vary(model.get("choices"), [raw[2] for raw in raws])
+    rows: list[Row] = []
+    shapes: list[Shape] = []
+    for raw in raws:
+        row = _resolve(raw, len(rows), nc, scaling)
+        with naming(row.index, row.module):
+            shape, read = run(row, image, shapes, Tally(), head), inputs(row, image, shapes)
+            given = raw[3][-1] if raw[3] and isinstance(raw[3][-1], dict) else {}
+            stock = {} if row.module in OPTIONS else given
+            found = vary.options(row, [c for c, _ in read], shape[0], stock, _fitting(row, read[0][1], head))
+            if row.module in OPTIONS:
+                own = _merge(options, row.module, given)
+                row = replace(row, options=_choices(row, read[0][0], own, stock_act))
+            elif found is not None:
+                row = replace(row, options=found)
+        rows.append(row)
+        shapes.append(shape)
+    return rows, shapes, vary.notices([row.module for row in rows])
 
 
 def inputs(row: Row, image: Shape, shapes: Sequence[Shape]) -> list[Shape]:
@@ -231,11 +299,16 @@ def inputs(row: Row, image: Shape, shapes: Sequence[Shape]) -> list[Shape]:
     return [shapes[j] for j in (row.source if isinstance(row.source, list) else [row.source])]
 
 
-def run(row: Row, image: Shape, shapes: Sequence[Shape], tally: Tally, reg_max: int) -> Shape:
+def run(row: Row, image: Shape, shapes: Sequence[Shape], tally: Tally, head: Head) -> Shape:
     """Count one row's stock block on the shapes of the rows before it; returns its own shape."""
-    block, xs = BLOCKS[row.module], inputs(row, image, shapes)
-    if row.module == "Detect":
-        return block(tally, xs, *row.args, reg_max)
+    return count(row, inputs(row, image, shapes), tally, head)
+
+
+def count(row: Row, xs: list[Shape], tally: Tally, head: Head) -> Shape:
+    """Count one row's stock block on what it reads; returns its own shape."""
+    block = BLOCKS[row.module]
+    if row.module in HEADS:
+        return block(tally, xs, *row.args, head)
     if row.module == "Concat":
         return block(tally, xs, *row.args)
     if repeats_inside(row.module):
@@ -250,43 +323,70 @@ def run(row: Row, image: Shape, shapes: Sequence[Shape], tally: Tally, reg_max: 
     return y
 
 
+def _fitting(row: Row, side: int, head: Head) -> Fits:
+    """Whether a row with other args, reading other channels, is one that can be built."""
+
+    def fits(args: list[Any], c1: int) -> bool:
+        try:
+            count(replace(row, args=args), [(c1, side)], Tally(), head)
+        except UserError:
+            return False
+        return True
+
+    return fits
+
+
 def _raw_rows(model: dict[str, Any]) -> list[list[Any]]:
     rows = []
     for part in ("backbone", "head"):
         given = model.get(part)
         if not isinstance(given, list) or not given:
-            raise UserError(f"not a detector: {part!r} should be a list of rows, got {_short(given)}")
+            raise UserError(f"not a detector: {part!r} should be a list of rows, got {short(given)}")
         rows += given
     for i, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != 4 or not isinstance(row[3], list):
-            raise UserError(f"row {i} should read [from, number, module, [args]], got {_short(row)}")
+            raise UserError(f"row {i} should read [from, number, module, [args]], got {short(row)}")
     return rows
 
 
-def _resolve(raw: list[Any], i: int, nc: int, depth: float, width: float, widest: float) -> Row:
+def _resolve(raw: list[Any], i: int, nc: int, scaling: Scaling) -> Row:
     """Names and `None` strings to values, the width multiple on channels, the depth multiple on repeats."""
     source, number, module, args = raw
+    if isinstance(module, str) and module in OTHER_HEADS:
+        raise UserError(
+            f"row {i}, {module}: a head of {OTHER_HEADS[module]}; only Detect and v10Detect are known"
+        )
     if not isinstance(module, str) or module not in BLOCKS:
         raise unknown(f"module in row {i}", module, BLOCKS)
     with naming(i, module):
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MOST_BLOCKS:
             raise UserError(f"number should be 1 to {MOST_BLOCKS}, got {number!r}")
-        _check_source(source, i, many=module in ("Concat", "Detect"))
+        _check_source(source, i, many=module in JOINING)
         args = [_literal(a, nc) for a in args]
-        if module in OPTIONS and args and isinstance(args[-1], dict):
+        if args and isinstance(args[-1], dict):
             args = args[:-1]  # its choices, read later
         if module == "Detect" and len(args) == 2:
             args = args[:1]  # [nc, anchors] of YOLOv5 v6
+        args = _as_scaled(module, args, scaling.letter)
         check_arguments(module, args)
-        if module == "Detect" and args[0] != nc:
-            raise UserError(f"predicts {args[0]} classes where nc is {nc}; write Detect [nc]")
+        if module in HEADS and args[0] != nc:
+            raise UserError(f"predicts {args[0]} classes where nc is {nc}; write {module} [nc]")
         if number > 1:
-            number = max(round(number * depth), 1)
+            number = max(round(number * scaling.depth), 1)
         if module == "NASConv" and number > 1:
             raise UserError(f"cannot be repeated, got number {number}; write {number} rows")
         if scales_width(module):
-            args[0] = ceil(min(args[0], widest) * width / 8) * 8
+            args[0] = ceil(min(args[0], scaling.widest) * scaling.width / 8) * 8
     return Row(i, source, number, module, args)
+
+
+def _as_scaled(module: str, args: list[Any], letter: str | None) -> list[Any]:
+    """What the stock parser writes into rows of large scales."""
+    if module == "C3k2" and letter in ("m", "l", "x"):
+        return [*args[:1], True, *args[2:]]
+    if module == "A2C2f" and letter in ("l", "x"):
+        return [*args, True, 1.2]
+    return args
 
 
 def _check_source(source: Any, i: int, many: bool) -> None:
@@ -319,26 +419,43 @@ def _count(key: str, value: Any) -> int:
     return positive(key, value)
 
 
-def _multiples(model: dict[str, Any], notices: list[str]) -> tuple[float, float, float]:
-    """(depth multiple, width multiple, most channels before scaling)."""
-    scales = model.get("scales")
+@dataclass(frozen=True)
+class Scaling:
+    """Multiples of repeats and channels, most channels before scaling, and the scale's letter, if any."""
+
+    depth: float
+    width: float
+    widest: float
+    letter: str | None
+
+
+def _multiples(model: dict[str, Any], notices: list[str]) -> Scaling:
+    scales, letter = model.get("scales"), None
     if scales is None:
         found = [model.get("depth_multiple", 1.0), model.get("width_multiple", 1.0), float("inf")]
     else:
         if not isinstance(scales, dict) or not scales:
-            raise UserError(f"scales should be like {{n: [0.33, 0.25, 1024]}}, got {_short(scales)}")
+            raise UserError(f"scales should be like {{n: [0.33, 0.25, 1024]}}, got {short(scales)}")
         scale = model.get("scale")
         if not scale:
             scale = next(iter(scales))
-            notices.append(
-                f"no scale in the file's name, taking {scale!r}; set `scale:` to one of {', '.join(scales)}"
-            )
+            if len(scales) > 1:
+                known = ", ".join(scales)
+                notices.append(
+                    f"no scale in the file's name, taking {scale!r}; set `scale:` to one of {known}"
+                )
         if scale not in scales:
             raise unknown("scale", scale, scales)
-        found = scales[scale]
-    if not isinstance(found, list) or len(found) != 3 or not all(_positive(v) for v in found):
-        raise UserError(f"depth and width multiples should be positive numbers, got {_short(found)}")
-    return found[0], found[1], found[2]
+        found, letter = scales[scale], scale
+    if not isinstance(found, list) or len(found) != 3 or not all(is_positive(v) for v in found):
+        raise UserError(f"depth and width multiples should be positive numbers, got {short(found)}")
+    return Scaling(found[0], found[1], found[2], letter)
+
+
+def _switch(key: str, value: Any) -> bool | None:
+    if value not in (None, True, False):
+        raise UserError(f"{key} should be true or false, got {short(value)}")
+    return value
 
 
 def _activation(given: Any) -> str | None:
@@ -355,10 +472,7 @@ def _options(given: Any) -> dict[str, dict[str, Any]]:
     if given is None:
         return OPTIONS
     if not isinstance(given, dict):
-        raise UserError(f"choices should be like {{NASConv: {{kernel: [k, k+2]}}}}, got {_short(given)}")
-    for block in given:
-        if block not in OPTIONS:
-            raise unknown("block in choices", block, OPTIONS)
+        raise UserError(f"choices should be like {{NASConv: {{kernel: [k, k+2]}}}}, got {short(given)}")
     return {block: _merge(OPTIONS, block, given.get(block)) for block in OPTIONS}
 
 
@@ -366,7 +480,7 @@ def _merge(options: dict[str, dict[str, Any]], block: str, given: Any) -> dict[s
     if given is None:
         return options[block]
     if not isinstance(given, dict):
-        raise UserError(f"choices of {block} should be like {{act: [SiLU, ReLU]}}, got {_short(given)}")
+        raise UserError(f"choices of {block} should be like {{act: [SiLU, ReLU]}}, got {short(given)}")
     for option in given:
         if option not in OPTIONS[block]:
             raise unknown(f"choice of {block}", option, OPTIONS[block])
@@ -385,11 +499,11 @@ def _choices(row: Row, c1: int, options: dict[str, Any], act: str) -> ConvOption
     c2, shortcut, g, e = (row.args + [True, 1, 0.5][len(row.args) - 1 :])[:4]
     kernels, acts = _kernels(options["kernel"], 1, 1, 0), _acts(options["act"], act)
     # Narrow rows may round two widths to the same channels: the first stays.
-    widths = tuple({int(c2 * (e * w)): w for w in reversed(_factors("width", options["width"]))}.values())[
-        ::-1
-    ]
-    depths = _depths(options["depth"], row.number)
-    factors = _factors("bottleneck", options["bottleneck"])
+    widths = tuple(
+        {int(c2 * (e * w)): w for w in reversed(read_factors("width", options["width"]))}.values()
+    )[::-1]
+    depths = read_depths(options["depth"], row.number)
+    factors = read_factors("bottleneck", options["bottleneck"])
     found = C3Options(
         *(c1, c2, row.number, bool(shortcut), g, e),
         width=Choice(f"c3_{i}_width", widths),
@@ -412,8 +526,8 @@ def _choices(row: Row, c1: int, options: dict[str, Any], act: str) -> ConvOption
 
 def _kernels(given: Any, k: int, s: int, p: int) -> tuple[str, ...]:
     found = []
-    for item in _items("kernel", given):
-        new = _relative("kernel", item, "k", k)
+    for item in items("kernel", given):
+        new = relative("kernel", item, "k", k)
         fits = new >= 1 and (new - k) % 2 == 0 and p + (new - k) // 2 >= 0
         written = not isinstance(item, str)
         if not fits and written:
@@ -423,64 +537,15 @@ def _kernels(given: Any, k: int, s: int, p: int) -> tuple[str, ...]:
         # A relative one falls away where it cannot be, or would step over pixels unseen (1x1, stride 2).
         if fits and (written or new >= s):
             found.append(new)
-    return tuple(f"{n}x{n}" for n in _stock_first("kernel", found, k, given))
-
-
-def _depths(given: Any, n: int) -> tuple[int, ...]:
-    found = [_relative("depth", item, "n", n) for item in _items("depth", given, n)]
-    if max(found, default=0) > MOST_BLOCKS:
-        raise UserError(f"depth should be {MOST_BLOCKS} at most, got {max(found)}")
-    return tuple(_stock_first("depth", [d for d in found if d >= 1], n, given))
+    return tuple(f"{n}x{n}" for n in stock_first("kernel", found, k, given))
 
 
 def _acts(given: Any, stock: str) -> tuple[str, ...]:
-    found = _items("act", given)
+    found = items("act", given)
     for act in found:
         if act not in ACTIVATIONS:
             raise unknown("act", act, ACTIVATIONS)
-    return tuple(_stock_first("act", found, stock, given))
-
-
-def _factors(option: str, given: Any) -> tuple[float, ...]:
-    found = _items(option, given)
-    for factor in found:
-        if not _positive(factor):
-            raise UserError(f"{option} should be positive factors such as [1.0, 1.5], got {factor!r}")
-    return tuple(_stock_first(option, [float(f) for f in found], 1.0, given))
-
-
-def _items(option: str, given: Any, n: int = 0) -> list[Any]:
-    """A list as written, a single value as a list of one, and `1..n` spelled out."""
-    if isinstance(given, str) and ".." in given:
-        low, high = (_relative(option, part.strip(), "n", n) for part in given.split("..", 1))
-        return list(range(low, high + 1))
-    return given if isinstance(given, list) else [given]
-
-
-def _relative(option: str, item: Any, letter: str, value: int) -> int:
-    """A number as written, or `k`, `k+2`, `n-1` relative to the row's own."""
-    match = re.fullmatch(rf"{letter}(?:\s*([+-])\s*(\d{{1,6}}))?|(\d{{1,6}})", str(item))
-    if not match or isinstance(item, bool):
-        raise UserError(f"{option} should be whole numbers or {letter}, {letter}+2, {letter}-2, got {item!r}")
-    if match[3]:
-        return int(match[3])
-    return value + int(f"{match[1]}{match[2]}" if match[1] else 0)
-
-
-def _stock_first(option: str, found: list[Any], stock: Any, given: Any) -> list[Any]:
-    """Without repeats, the unsearched network's value first where it is offered: it is the default."""
-    if not found:
-        raise UserError(f"{option} offers nothing: {given!r}")
-    return sorted(dict.fromkeys(found), key=lambda value: value != stock)
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return tuple(stock_first("act", found, stock, given))
 
 
 @contextmanager

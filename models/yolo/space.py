@@ -10,8 +10,9 @@ Costs are those of the built network, to the last digit.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from models.elastic.ranges import read_resolution
 from models.space import Arch, Block, LabelledSpace, Take, Value, check_side, known_values, pick
 from models.yolo.blocks import Shape, Tally
 from models.yolo.outline import blocks_of
-from models.yolo.parse import C3Options, ConvOptions, Row, inputs, naming, parse, read, run
+from models.yolo.parse import PROBE, C3Options, ConvOptions, Row, count, inputs, naming, parse, read, run
+from models.yolo.rows import StockOptions
 from utils.errors import UserError
 
 Cost = tuple[int, int]  # params, FLOPs
@@ -32,7 +34,8 @@ class YoloSpace(LabelledSpace):
     """The choices of a detector YAML and the fixed network around them.
 
     Args:
-        source: a YAML file (YOLOv5 v6 or Ultralytics v5 layout, with or without NAS rows) or such a dict.
+        source: a YAML file (YOLOv5 v6 or Ultralytics' layout of v5 to 26, with or without NAS rows) or such a
+            dict.
         nc: number of classes; overrides the file's, which mostly says 80. Whether it agrees with a data set
             is the caller's to check.
         ch: input channels; the file's, else 3.
@@ -43,16 +46,16 @@ class YoloSpace(LabelledSpace):
         model: the YAML as a plain dict, ready for JSON; `Space(model, nc, ch)` is this space again.
         choices: label -> what it may be, in the order of the network, the stock network's value first.
             Labels are made of the row's number: `nasconv_0` (kernel), `nasconv_0_act`, `c3_2_width`,
-            `c3_2_cv1`, `c3_2_cv1_act`, `c3_2_depth`, `c3_2_m0` (width of the first bottleneck). Last comes
-            `resolution`, the side of the images, where the YAML lists some. Empty for a network without NAS
-            rows.
+            `c3_2_cv1`, `c3_2_cv1_act`, `c3_2_depth`, `c3_2_m0` (width of the first bottleneck); of stock rows
+            `c3k2_2_width` (channels out), `c3k2_2_depth` (repeats), `c3k2_2_e` (inner ratio). Last comes
+            `resolution`, the side of the images, where the YAML lists some.
         The others are those of every space (models/space.py).
 
     Raises:
         UserError: for everything a file can get wrong, naming the row.
     """
 
-    task, layered = "detect", True
+    task = "detect"
     formats: Mapping[str, str] = {"pt": ".pt", "onnx": ".onnx", "openvino": "_openvino_model"}
 
     def __init__(
@@ -67,6 +70,10 @@ class YoloSpace(LabelledSpace):
         found = [choice for row in self.rows for choice in row.choices()]
         resolution = read_resolution(self.model.get("resolution"), self.stride)
         self._label([*found, resolution] if resolution else found)
+        # Widths of stock rows decide what the rows after them read: then costs are sums along the network.
+        self._moving = any(isinstance(row.options, StockOptions) for row in self.rows)
+        self.layered = not self._moving
+        self._known: dict[Any, tuple[int, int, Shape]] = {}
         self._sizes = np.array([len(values) for values in self.choices.values()], dtype=np.int64)
         self._searched = [_Searched(row) for row in self.rows if row.options]
         self._tables: dict[int, _Table] = {}
@@ -117,6 +124,8 @@ class YoloSpace(LabelledSpace):
         an imgsz that is not a multiple of the largest stride. An arch with a `resolution` is priced at that.
         """
         imgsz = arch.get("resolution", imgsz) if "resolution" in self.choices else imgsz  # type: ignore[assignment]
+        if self._moving:
+            return self._summed(arch, imgsz)
         table = self._tables.get(imgsz) or self._table(imgsz)
         params, flops = table.fixed
         try:
@@ -138,10 +147,13 @@ class YoloSpace(LabelledSpace):
         from models.yolo.detector import build  # costs a second, and is not needed for counting
 
         arch = self.canonical(arch)
-        return build(self.stock(arch), self.rows, self.ch, arch, names)
+        rows = [row for row, _ in self.along(arch, PROBE)]
+        return build(self.stock(arch), rows, self.ch, arch, names)
 
     def supernet(self) -> Any:
         """The stock detector with its searched rows elastic."""
+        if self._moving:
+            raise UserError(f"{self.name} has no supernet: its stock rows vary; only NAS rows are elastic")
         from models.yolo.elastic import with_elastic_rows
 
         return with_elastic_rows(self.build(self.default()), self.rows)
@@ -158,12 +170,12 @@ class YoloSpace(LabelledSpace):
     def stock(self, arch: Mapping[str, Any]) -> dict[str, Any]:
         """The arch as a resolved Ultralytics YAML of stock rows, as far as such a YAML can say it.
 
-        Kernels of Conv rows, widths and depths of C3 rows are in it; activations, the kernels inside a C3 and
-        the widths of its bottlenecks are not expressible there.
+        In it: widths, repeats and ratios of stock rows, kernels of NASConv rows, widths and depths of NASC3
+        rows. Activations, kernels inside a C3 and the widths of its bottlenecks are not expressible there.
         """
         arch = self.canonical(arch)
         rows = []
-        for row in self.rows:
+        for row, _ in self.along(arch, PROBE):
             o, number, module, args = row.options, row.number, row.module, list(row.args)
             if isinstance(o, ConvOptions):
                 k, p = o.kernel_padding(pick(arch, o.kernel))
@@ -173,10 +185,55 @@ class YoloSpace(LabelledSpace):
                 module, args = "C3", [o.c2, o.shortcut, o.g, o.e * float(width)]
             rows.append([row.source, number, module, args])
         backbone = len(self.model["backbone"])
-        found: dict[str, Any] = {"nc": self.nc, "ch": self.ch, "reg_max": self.network.reg_max}
+        head = self.network.head
+        found: dict[str, Any] = {"nc": self.nc, "ch": self.ch, "reg_max": head.reg_max}
+        if head.end2end:
+            found["end2end"] = True
         if self.network.activation:
             found["activation"] = self.network.activation
         return {**found, "backbone": rows[:backbone], "head": rows[backbone:]}
+
+    def along(self, arch: Mapping[str, Value], imgsz: int) -> Iterator[tuple[Row, list[Shape]]]:
+        """Each row as it is in an arch, its args and repeats settled, and the shapes that it reads."""
+        shapes: list[Shape] = []
+        for row in self.rows:
+            xs = inputs(row, (self.ch, imgsz), shapes)
+            settled = _settled(row, arch, xs[0][0])
+            yield settled, xs
+            shapes.append(count(settled, xs, Tally(), self.network.head))
+
+    def _summed(self, arch: Mapping[str, Value], imgsz: int) -> dict[str, float]:
+        """`cost`, row after row; what a row costs is worked out once for all that it may be and read."""
+        check_side(imgsz, self.stride)
+        for label, value in arch.items():
+            if label not in self._values or value not in self._values[label]:
+                self.canonical(arch)  # says what is wrong
+        shapes: list[Shape] = []
+        params = flops = 0
+        for row, labels in self._labelled:
+            xs = inputs(row, (self.ch, imgsz), shapes)
+            key = (row.index, *xs, *[arch.get(label, default) for label, default in labels])
+            found = self._known.get(key)
+            if found is None:
+                found = self._known[key] = self._counted(row, xs, arch)
+            params, flops = params + found[0], flops + found[1]
+            shapes.append(found[2])
+        return {"params_m": params / 1e6, "gflops": flops / 1e9}
+
+    @cached_property
+    def _labelled(self) -> list[tuple[Row, list[tuple[str, Value]]]]:
+        return [(row, [(c.label, c.default) for c in row.choices()]) for row in self.rows]
+
+    def _counted(self, row: Row, xs: list[Shape], arch: Mapping[str, Value]) -> tuple[int, int, Shape]:
+        tally, settled = Tally(), _settled(row, arch, xs[0][0])
+        with naming(row.index, row.module):
+            shape = count(settled, xs, tally, self.network.head)
+        o = settled.options
+        if isinstance(o, ConvOptions):
+            return *_conv_costs(o, xs[0][1])[pick(arch, o.kernel)], shape
+        if isinstance(o, C3Options):
+            return *_C3Cost(o, xs[0][1]).cost(arch), shape
+        return tally.params, tally.flops, shape
 
     def _canonical(self, arch: Arch) -> Arch:
         found: Arch = {}
@@ -202,13 +259,24 @@ class YoloSpace(LabelledSpace):
             o = row.options
             tally = fixed if o is None else Tally()
             with naming(row.index, row.module):
-                shapes.append(run(row, (self.ch, imgsz), shapes, tally, self.network.reg_max))
+                shapes.append(run(row, (self.ch, imgsz), shapes, tally, self.network.head))
             if isinstance(o, ConvOptions):
                 table.convs.append((o.kernel.label, o.kernel.values[0], _conv_costs(o, source[1])))
             elif isinstance(o, C3Options):
                 table.c3s.append(_C3Cost(o, source[1]))
         table.fixed = fixed.params, fixed.flops
         return self._tables.setdefault(imgsz, table)
+
+
+def _settled(row: Row, arch: Mapping[str, Value], c1: int) -> Row:
+    """A row in an arch, which reads `c1` channels."""
+    o = row.options
+    if isinstance(o, StockOptions):
+        number, args = o.settled(arch, c1)
+        return replace(row, number=number, args=args)
+    if o is not None and o.c1 != c1:
+        return replace(row, options=replace(o, c1=c1))
+    return row
 
 
 class _Searched:

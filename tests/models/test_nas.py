@@ -21,7 +21,7 @@ from models.elastic.space import ElasticSpace
 from models.networks import build
 from models.nni_space import ArchSpace
 from models.yolo.nas import NASC3, NASConv, YoloModelSpace
-from models.yolo.parse import C3Options, ConvOptions
+from models.yolo.parse import C3Options, ConvOptions, read
 from models.yolo.space import YoloSpace
 from utils.errors import UserError
 
@@ -169,7 +169,7 @@ def test_archs_of_another_space_are_refused(space):
 
 
 def test_a_network_without_choices_is_a_space_too():
-    fixed = YoloSpace("yolov5n.yaml", nc=2)
+    fixed = YoloSpace(read("yolov5n.yaml") | {"choices": {}}, nc=2)
     space: Any = YoloModelSpace(fixed.model, 2)
     assert dict(space.simplify()) == {}
     assert space.freeze({}).arch == {}

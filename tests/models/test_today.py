@@ -1,0 +1,194 @@
+"""Ultralytics' own networks, YOLOv5 to YOLO26, as spaces: each is the stock one, and its rows may vary."""
+
+from __future__ import annotations
+
+import copy
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from ultralytics.nn.tasks import parse_model
+
+from models.networks import build, describe
+from models.yolo.detector import class_state_kept, layers
+from models.yolo.parse import FOLDERS, read
+from models.yolo.space import YoloSpace
+from utils.errors import UserError
+from utils.training.measure import count_flops, count_params
+
+STOCK = Path(find_spec("ultralytics").origin).parent / "cfg/models"  # type: ignore
+OTHER = re.compile(r"-(cls|seg|sem|pose|obb|depth|world|worldv2|rtdetr)\b|yoloe|resnet")
+NANO = ["yolov5n", "yolov8n", "yolov10n", "yolo11n", "yolo12n", "yolo26n"]
+LETTERS = "nsmlx"
+
+
+def names():
+    """Every file at every scale that it has; those but the smallest are slow."""
+    for file in sorted(path for folder in FOLDERS for path in (STOCK / folder).glob("*.yaml")):
+        if OTHER.search(file.stem):
+            continue
+        whole = re.fullmatch(r"(yolov?(?:5|8|10|11|12|26))([nsmlxb]?)(.*)", file.stem)
+        for letter in whole[2] or LETTERS:
+            name = f"{whole[1]}{letter}{whole[3]}"
+            yield pytest.param(name, marks=[] if name in NANO else [pytest.mark.slow], id=name)
+
+
+def stock_layers(name, nc):
+    """Ultralytics' own reading of a file: its rows as modules, without weights."""
+    model = copy.deepcopy(read(f"{name}.yaml")) | {"nc": nc}
+    with class_state_kept(), torch.device("meta"):
+        return parse_model(model, 3, verbose=False)[0]
+
+
+def shapes(net):
+    return {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", names())
+def test_unsearched_it_is_the_stock_network(name):
+    space = YoloSpace(f"{name}.yaml", nc=4)
+    arch = space.default()
+    with torch.device("meta"):
+        ours = layers(space.stock(arch), 3)
+    theirs = stock_layers(name, 4)
+    assert shapes(ours) == shapes(theirs)
+    assert repr(ours) == repr(theirs)  # every setting of every layer
+    assert count_params(theirs) / 1e6 == space.cost(arch, 640)["params_m"]
+    assert space.size()[0] > 1000
+
+
+@pytest.mark.parametrize("name", NANO)
+def test_costs_equal_the_built_network(name):
+    space, rng = YoloSpace(f"{name}.yaml", nc=4), np.random.default_rng(0)
+    assert not space.notices
+    for arch in (space.default(), space.smallest(), space.largest(), space.random(rng)):
+        net = build(space, arch)
+        assert space.cost(arch, 96) == {
+            "params_m": count_params(net) / 1e6,
+            "gflops": count_flops(net, 96) / 1e9,
+        }
+
+
+def thin(rows, **keys):
+    """A detector of one level of these rows; no. 0 makes 32 channels."""
+    backbone = [[-1, 1, "Conv", [32, 3, 4]], *rows]
+    return {"nc": 2, "backbone": backbone, "head": [[[len(rows)], 1, "Detect", ["nc"]]], **keys}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [-1, 2, "C3k2", [32, True]],
+        [-1, 2, "C3k2", [32, True, 0.25, True]],
+        [-1, 2, "C2fCIB", [32, True, True]],
+        [-1, 2, "C2fCIB", [32, False]],
+        [-1, 2, "C2f", [32, True]],
+        [-1, 2, "A2C2f", [64, True, 4]],
+        [-1, 2, "A2C2f", [64, True, 1, True, 1.2, 1.0]],
+        [-1, 2, "A2C2f", [64, False, -1]],
+        [-1, 1, "PSA", [32]],
+        [-1, 2, "C2PSA", [32]],
+        [-1, 1, "SCDown", [48, 3, 2]],
+        [-1, 1, "SPPF", [32, 5, 2, True]],
+    ],
+)
+@pytest.mark.parametrize("keys", [{}, {"end2end": True, "reg_max": 1}])
+def test_every_block_costs_what_it_costs(row, keys):
+    wide = [-1, 1, "Conv", [row[3][0], 1]]  # PSA gives as many channels as it gets
+    space = YoloSpace(thin([wide, row], choices={}, **keys))
+    net = build(space, {})
+    assert space.cost({}, 64) == {"params_m": count_params(net) / 1e6, "gflops": count_flops(net, 64) / 1e9}
+
+
+def test_rows_vary_as_the_choices_say():
+    rows = [[-1, 4, "C3k2", [64, False, 0.25]], [-1, 2, "C2PSA", [64]]]
+    block = {"C3k2": {"width": [1.0, 0.5], "depth": "1..n", "e": [1.0, 0.5]}, "C2PSA": {"depth": [1, 2]}}
+    space = YoloSpace(thin(rows, choices=block))
+    assert space.choices == {
+        "c3k2_1_width": [64, 32],
+        "c3k2_1_depth": [4, 1, 2, 3],
+        "c3k2_1_e": [0.25, 0.125],
+        "c2psa_2_depth": [2, 1],
+    }
+    assert space.size() == (32, 32)
+    arch = {"c3k2_1_width": 32, "c3k2_1_depth": 3, "c3k2_1_e": 0.125, "c2psa_2_depth": 1}
+    assert space.stock(arch)["backbone"][1:] == [
+        [-1, 3, "C3k2", [32, False, 0.125]],
+        [-1, 1, "C2PSA", [32]],  # as wide as what it reads
+    ]
+    net = build(space, arch).model.model
+    assert (net[1].c, len(net[1].m), net[2].cv1.conv.in_channels, len(net[2].m)) == (4, 3, 32, 1)
+    assert {type(m).__module__.split(".")[0] for m in net.modules()} == {"torch", "ultralytics"}
+    with pytest.raises(UserError, match="says nothing about 'c3k2_1_e'"):
+        space.canonical({"c3k2_1_width": 32, "c3k2_1_depth": 3})
+
+
+def test_a_row_may_differ_and_what_does_not_fit_falls_away():
+    rows = [[-1, 1, "Conv", [64, 1, {"width": [1.0, 2.0]}]], [-1, 2, "A2C2f", [64, {"e": [1.0, 0.6, 2.0]}]]]
+    space = YoloSpace(thin(rows, choices={"A2C2f": {"width": [1.0, 0.5, 2.0]}}))
+    half = YoloSpace(thin([[-1, 2, "C2f", [64, {"e": 0.5, "width": [0.5]}]]], choices={}))
+    assert (half.choices, half.stock({})["backbone"][1][3]) == ({}, [32, False, 1, 0.25])
+    # Attention over areas needs hidden channels in multiples of 32: not 16 of width 32, nor .3 of any.
+    assert space.choices == {"conv_1_width": [64, 128], "a2c2f_2_width": [64, 128], "a2c2f_2_e": [0.5, 1.0]}
+
+
+def test_modules_without_choices_are_named():
+    space = YoloSpace(thin([[-1, 1, "GhostBottleneck", [32]], [-1, 2, "C2f", [32]]]))
+    assert space.notices == ["cannot vary, kept as they are: GhostBottleneck"]
+    assert "note: cannot vary, kept as they are: GhostBottleneck" in describe(space, 64)
+    # It adds its input, so it is as wide as what it reads.
+    arch = space.default() | {"conv_0_width": 16}
+    assert space.stock(arch)["backbone"][1] == [-1, 1, "GhostBottleneck", [16]]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (thin([], choices={"Concat": {"width": [1.0]}}), "choices of Concat: it cannot vary; what can: Conv"),
+        (thin([], choices={"C3k": {}}), "unknown block in choices 'C3k'; did you mean 'C3k2'"),
+        (thin([], choices={"C3k2": {"widht": 1}}), "unknown choice of C3k2 'widht'; did you mean 'width'"),
+        (thin([], choices={"C3k2": [1]}), "choices of C3k2 should be like .*, got \\[1\\]"),
+        (thin([], choices={"Conv": {"width": [0]}}), "row 0, Conv: width should be positive factors"),
+        (thin([[-1, 2, "A2C2f", [64, {"e": 0.5}]]]), "row 1, A2C2f: e offers nothing that fits: 0.5"),
+        (thin([[-1, 1, "PSA", [64]]]), "row 1, PSA: needs as many channels in as out, got 32 -> 64"),
+        (thin([[-1, 1, "A2C2f", [32]]]), "row 1, A2C2f: needs hidden channels in multiples of 32, got 16"),
+        (thin([], nms=False), "nms: false needs a head that is one to one with objects"),
+        (thin([], end2end="yes"), "end2end should be true or false, got 'yes'"),
+    ],
+)
+def test_mistakes(model, message):
+    with pytest.raises(UserError, match=message):
+        YoloSpace(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("yolo11n-seg", "row 23, Segment: a head of segmentation; only Detect and v10Detect are known"),
+        ("yolov8n-obb", "row 22, OBB: a head of oriented boxes"),
+        ("yolo26n-pose", "row 23, Pose26: a head of pose estimation"),
+        ("yolo11n-cls", "Classify: a head of classification"),
+        ("yolov8n-rtdetr", "RTDETRDecoder: a head of RT-DETR"),
+        ("yoloe-11n", "YOLOEDetect: a head of detection by text"),
+    ],
+)
+def test_other_tasks_are_named(name, message):
+    with pytest.raises(UserError, match=message):
+        YoloSpace(f"{name}.yaml")
+
+
+def test_a_space_without_nas_rows_says_that_it_has_no_supernet():
+    with pytest.raises(UserError, match="yolo11n has no supernet"):
+        YoloSpace("yolo11n.yaml").supernet()
+
+
+def test_files_are_written_as_they_are_read(tmp_path):
+    """Somebody's own copy, by name and by scale."""
+    model = yaml.safe_load((STOCK / "11/yolo11.yaml").read_text())
+    (tmp_path / "yolo11.yaml").write_text(yaml.safe_dump(model, sort_keys=False))
+    mine = YoloSpace(tmp_path / "yolo11s.yaml")
+    assert mine.cost(mine.default(), 640)["params_m"] == 9.458752  # Ultralytics' own figure
