@@ -133,7 +133,7 @@ def train_shared(
         result = train(
             net,
             training_loader(job, "search_train", largest_side(job)),
-            settings=exp.train.evenly,  # slices are no networks that were trained before: all has to learn
+            settings=exp.train if exp.weights else exp.train.evenly,  # a backbone pre-trained here learns on
             seed=exp.seed,
             evaluate=score,
             on_epoch=on_epoch,

@@ -134,11 +134,15 @@ def test_a_retraining_may_begin_from_scratch_all_the_same(tiny, trained):
 def test_a_supernet_starts_from_the_file(tiny, trained, monkeypatch):
     from experiments import supernet
 
-    def train(net, *args, **kwargs):
+    rates = []
+
+    def train(net, *args, settings, **kwargs):
+        rates.append(settings.inherited_lr)
         raise UserError("seen enough")
 
     monkeypatch.setattr(supernet, "train", train)
     assert run(tiny, f"weights={trained}", "supernet={}", "steps=[supernet]") == 2
+    assert rates == [None]  # the low rate for what is inherited, as in a trial
     account = json.loads((tiny.parent / "r" / "supernet" / "start.json").read_text())
     assert account["start"] == "w.pt" and account["layers"]["model.model.0.conv"] == "padded"
 
