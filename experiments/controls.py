@@ -40,6 +40,7 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.history import History, Trial, arch_key
 from utils.report.controls import controls_info
+from utils.report.report import write_report
 from utils.report.runs import read_run, top_trials
 from utils.run_files import Files
 from utils.training.train import TrainingFailed
@@ -233,6 +234,7 @@ def search_at_random(run: RunFolder) -> Trial | None:
     if len(completed_or_failed(sub)) < budget:
         print(f"controls: a random search with as many trials, {budget}, in {sub.path}")
         search_by(sub)
+        write_report(sub.path)
     return top_trials(sub.history.load(), 1)[0]
 
 

@@ -76,6 +76,17 @@ class ControlsInfo:
         return math.sqrt(statistics.fmean(variances)) if variances else None
 
     @property
+    def noise(self) -> str:
+        """What other seeds do to a score; "" where nobody looked."""
+        if self.spread is None:
+            return ""
+        several = sum(row.spread is not None for row in self.rows)
+        return (
+            f"Trained with other seeds, a network scores {self.spread:.4f} higher or lower (standard "
+            f"deviation of {several} network{'s' * (several != 1)} of the step controls)"
+        )
+
+    @property
     def differences(self) -> list[Difference]:
         """The winner against each of the others."""
         winner = next((row for row in self.rows if "winner" in row.names), None)

@@ -314,7 +314,8 @@ def _verdict(run: Run, supernet: SupernetInfo | None) -> Verdict:
 
 def _caution(run: Run, ranked: RankReport | None) -> str:
     if not run.shares_weights:
-        return CAUTION
+        noise = _noise(run)
+        return f"{noise}; smaller gains may be chance." if noise else CAUTION
     if ranked is None or not isfinite(ranked.tau.value):
         return f"{SLICES} How well they rank the architectures is not known here."
     if said := warning(ranked.supernet):
@@ -380,6 +381,11 @@ def _command(run: Run) -> str:
     return "not recorded: this folder holds only a history"
 
 
+def _noise(run: Run) -> str:
+    info = controls_info(run)
+    return info.noise if info else ""
+
+
 def _limits(
     run: Run, has_family: bool, supernet: SupernetInfo | None, ranked: RankReport | None
 ) -> list[str]:
@@ -399,10 +405,13 @@ def _limits(
 
 def _of_trainings(run: Run) -> list[str]:
     """Where each trial trained its architecture."""
+    noise = _noise(run)
     limits = [
-        "Each architecture was trained once. Two trainings of the same one with other seeds differ too, and "
-        "a gain below that spread (unknown here) is not a finding. Retrain the winner and the baseline with "
-        "several seeds before you rely on it."
+        f"The search trained each architecture once. {noise}: a gain below twice that is not a finding."
+        if noise
+        else "Each architecture was trained once. Two trainings of the same one with other seeds differ too, "
+        "and a gain below that spread (unknown here) is not a finding. Retrain the winner and the baseline "
+        "with several seeds before you rely on it, as the step controls does."
     ]
     if len(run.complete) > 1:
         limits.append(
@@ -425,6 +434,8 @@ def _of_slices(run: Run, supernet: SupernetInfo | None, ranked: RankReport | Non
         "with the supernet's weights. Trained by itself it scores otherwise, and some architectures gain "
         "more from it than others. Fine-tune before you believe a gain, and the baseline in the same way."
     ]
+    if noise := _noise(run):
+        limits.append(f"{noise}: a gain below twice that is not a finding.")
     if ranked is None or not isfinite(ranked.tau.value):
         limits.append(
             "How far the order of the slices is the order of trained networks is not known here. The step "
