@@ -265,7 +265,9 @@ class ParallelSettings(Strict):
 class ReignitionSettings(Strict):
     """The `reignition:` block. How the backbones are trained says the block `pretrain:`."""
 
-    patience: int = Field(2, ge=1, description="generations without a trial that came onto the front")
+    patience: int = Field(
+        2, ge=0, description="generations without a trial that came onto the front; 0: without waiting"
+    )
     times: int = Field(2, ge=1, le=2, description="at most; the second one only if the front stalls again")
     max_trials: int = Field(6, ge=1, le=100_000, description="further trials of the search each time")
 

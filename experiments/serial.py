@@ -29,7 +29,8 @@ def reignition(run: RunFolder) -> None:
     """Where the front of the search has stalled: train its backbones as classifiers and search on from there,
     for `reignition.max_trials` further trials, at most `reignition.times` times.
 
-    It has stalled when none of the last `patience` times a population of trials came onto it. What the
+    It has stalled when none of the last `patience` times a population of trials came onto it; with a patience
+    of 0 nothing is waited for, as in Vega. What the
     classifiers learn is put into the detectors of the front, `reignition/<trial>/weights.pt`, from which
     their children start, those with extra streams too. UserError where there is no search to go on with.
     """
@@ -50,7 +51,8 @@ def reignition(run: RunFolder) -> None:
             print(f"reignition: the front did not stall: {idle} trials since it last grew, {wait} would do")
             break
         if begun is None:
-            print(f"reignition {turn + 1}: no trial came onto the front among the last {idle}")
+            why = f"no trial came onto the front among the last {idle}" if wait else "nothing is waited for"
+            print(f"reignition {turn + 1}: {why}")
             begun = _begin(run, "reignition", turn)
         job = job_of(str(run.path))
         for trial in pareto_front(before, exp.search.objectives):
