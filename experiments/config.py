@@ -315,6 +315,7 @@ class ControlsSettings(Seeded):
     within: float = Field(0.05, gt=0, lt=1, description="share by which their cost may differ from it")
 
 
+OF_TRIALS = ("trial", "reignited")  # starts of retrainings that each trial has of its own
 SCRATCH = "scratch"  # the start of a member of the family that shows what trained weights are worth
 
 
@@ -387,7 +388,7 @@ class Experiment(Strict):
     retrain: dict[str, Any] = Field(
         {},
         description="what the retrain step changes of train: {epochs: 50}; start: trial begins with what "
-        "each trial has learnt, null as all trainings do",
+        "each trial has learnt, reignited with that and a backbone that classifies, null as all trainings do",
     )
     finetune: dict[str, Any] = Field(
         {}, description="what the finetune step changes of a tenth of train's epochs at a tenth of its lr"
@@ -472,7 +473,7 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
             f"{source}: the step 'pretrain' is for a supernet's backbone, and there is no `supernet:` block; "
             "for what is retrained there is pretrain.winners"
         )
-    retrains_trials(exp)
+    retrain_start(exp)
     if "controls" in exp.steps:
         controls_by(exp)
     settings = (pretrain_settings, retrain_settings, finetune_settings, rank_settings)
@@ -597,15 +598,24 @@ def retrain_settings(exp: Experiment) -> TrainSettings:
     return changed(exp.train, changes, "retrain")
 
 
-def retrains_trials(exp: Experiment) -> bool:
-    """Whether retraining begins with the weights of each trial. UserError for a start of another name."""
+def retrain_start(exp: Experiment) -> str | None:
+    """`trial` or `reignited` where retraining begins with what each trial has left; None: as every training.
+
+    UserError for a start of another name.
+    """
     start = exp.retrain.get("start")
-    if start not in (None, "trial"):
+    if start not in (None, *OF_TRIALS):
         raise UserError(
-            f"retrain.start is {start!r}; expected `trial`, for the weights that a trial left, or null, for "
-            "the start of every training: `weights`, or scratch"
+            f"retrain.start is {start!r}; expected `trial`, for the weights that a trial left, `reignited`, "
+            "for these with a backbone trained as a classifier, or null, for the start of every training: "
+            "`weights`, or scratch"
         )
-    return start == "trial"
+    if start == "reignited" and exp.pretrain and exp.pretrain.winners:
+        raise UserError(
+            "retrain.start is 'reignited' and pretrain.winners is true: both train the backbones as "
+            "classifiers; drop one of the two"
+        )
+    return start
 
 
 def controls_by(exp: Experiment) -> Literal["finetune", "retrain"]:
@@ -616,9 +626,9 @@ def controls_by(exp: Experiment) -> Literal["finetune", "retrain"]:
             "controls.by is 'finetune', but there is no `supernet:` block to take slices from; expected "
             "'retrain'"
         )
-    if by == "retrain" and retrains_trials(exp):
+    if by == "retrain" and (start := retrain_start(exp)):
         raise UserError(
-            "the step 'controls' trains networks that no trial has trained, but retrain.start is 'trial': "
+            f"the step 'controls' trains networks that no trial has trained, but retrain.start is {start!r}: "
             "drop one of the two"
         )
     return by

@@ -8,6 +8,7 @@ A command answers mistakes before it imports torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.arch_file import ArchFile, handover_experiment, is_result, open_arch_file, top_files
 from experiments.config import (
+    OF_TRIALS,
     a_tenth_of,
     apply_overrides,
     finetune_settings,
     retrain_settings,
-    retrains_trials,
+    retrain_start,
 )
 from experiments.inputs import open_splits
 from experiments.run_folder import RunFolder, cache_beside, locked, marked_as_running
@@ -135,7 +137,7 @@ def _train(
         raise UserError(f"no weights {str(weights)!r}; expected a .pt file")
     folder = out or Path("runs") / name
     split_seed = found.settings().get("seed", exp.seed)
-    plan = {"kind": kind, "arch": found.arch, "weights": str(weights.resolve()) if weights else None}
+    plan = {"kind": kind, "arch": found.arch, "weights": _digest(weights) if weights else None}
     plan["split_seed"] = split_seed
     if resume:
         run = RunFolder.open(folder)
@@ -166,22 +168,28 @@ def _train(
         return train_in_full(job, found.arch, run.path, weights, kind=kind, calibration=found.calibration)
 
 
+def _digest(file: Path) -> str:
+    """SHA-256 of a file: wherever it lies now, it is the same one."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def retrain_top(run: RunFolder) -> None:
     """Train the top k, and the unsearched baseline beside them, on all of train; score on val. All begin from
-    scratch, or all from the experiment's `weights`, or with `start: trial` each from what its trial learnt.
+    scratch, or all from the experiment's `weights`; with `start: trial` each from what its trial learnt, and
+    with `start: reignited` from that after its backbone was trained as a classifier.
 
     Each in `retrain/<trial>/`; what came out is added to `top/N.json` as `retrained`. The `retrain:` block
     of the experiment may ask for a longer schedule than a trial's.
     """
     from experiments.job import job_of
 
-    job = job_of(str(run.path)).changed(train=retrain_settings(run.experiment))
+    searched = job_of(str(run.path))
+    job = searched.changed(train=retrain_settings(run.experiment))
     weights = Path(job.exp.weights) if job.exp.weights else None
     done = {}
     for number, arch in _wanted(job):
-        start = run.trial_dir(number) / "weights.pt" if retrains_trials(job.exp) else weights
-        if start is not None and not start.is_file():
-            raise UserError(f"cannot retrain trial {number}: its start, {start}, is missing")
+        start = _left_by(searched, number, arch) if retrain_start(job.exp) else weights
         done[number] = trained_in(Files(run.path).of_trial("retrain", number), job, arch, start)
     for rank, found in top_files(run):
         extend_top(run.path, rank, retrained=_summary(done[found.record["trial"]]))
@@ -226,10 +234,23 @@ def _summary(outcome: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"epochs": outcome["train"]["epochs"], "seeds": [outcome["seed"]]}
 
 
-def _from_trial(outcome: Mapping[str, Any]) -> bool:
-    """Whether a training began with what a trial had learnt."""
-    start = outcome.get("started_from") or {}
-    return Path(start.get("path", "")).parts[-3:-2] == ("trials",)
+def _left_by(job: Job, number: int, arch: dict[str, Any]) -> Path:
+    """What a trial left for its retraining to begin with; made now, where backbones have to be reignited."""
+    left = job.run.trial_dir(number) / "weights.pt"
+    if not left.is_file():
+        raise UserError(f"cannot retrain trial {number}: its start, {left}, is missing")
+    if retrain_start(job.exp) != "reignited":
+        return left
+    from experiments.serial import reignite
+
+    reignite(job, number, arch)
+    return Files(job.run.path).reignited(number)
+
+
+def _started_alike(outcome: Mapping[str, Any], start: str | None) -> bool:
+    """Whether a retraining began with what a trial left, and with the same, or did not, as `start` says."""
+    was = outcome.get("start")
+    return (was if was in OF_TRIALS else None) == start
 
 
 def finished(folder: Path, job: Job, kind: str) -> dict[str, Any] | None:
@@ -237,7 +258,7 @@ def finished(folder: Path, job: Job, kind: str) -> dict[str, Any] | None:
     before = own_json(folder / "result.json", is_result)
     same = before and before["train"] == job.exp.train.model_dump(mode="json")
     same = same and before.get("seed") == job.exp.seed
-    if same and (kind != "retrain" or _from_trial(before) == retrains_trials(job.exp)):
+    if same and (kind != "retrain" or _started_alike(before, retrain_start(job.exp))):
         return before
     return None
 
@@ -257,4 +278,5 @@ def trained_in(
     from experiments.training import train_in_full
 
     backbone = backbone_of(job, arch, folder, weights) if kind == "retrain" else None
-    return train_in_full(job, arch, folder, weights, backbone=backbone, kind=kind)
+    start = retrain_start(job.exp) if kind == "retrain" else None
+    return train_in_full(job, arch, folder, weights, backbone=backbone, kind=kind, start=start)

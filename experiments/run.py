@@ -10,7 +10,14 @@ from pathlib import Path
 from numpy.random import default_rng
 
 from data.dataset import Dataset
-from experiments.config import EVALUATOR_GETS, SCRATCH, Experiment, load_experiment, own_files
+from experiments.config import (
+    EVALUATOR_GETS,
+    SCRATCH,
+    Experiment,
+    load_experiment,
+    own_files,
+    retrain_start,
+)
 from experiments.engine.gpus import gpus_to_share
 from experiments.engine.processes import check_port, stop_leftovers
 from experiments.engine.runtime_settings import check_training_service
@@ -155,7 +162,8 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
         if wanted is not None and wanted.gflops is not None:
             draw(space, exp.imgsz, wanted.n, exp.seed, *wanted.gflops, wanted.traverse)
     check_starts(exp, space, dataset)
-    if exp.pretrain is not None and ("pretrain" in exp.steps or exp.pretrain.winners):
+    reignites = "retrain" in exp.steps and retrain_start(exp) == "reignited"
+    if reignites or exp.pretrain is not None and ("pretrain" in exp.steps or exp.pretrain.winners):
         from experiments.pretrain import check_pretrain
 
         check_pretrain(exp, space, dataset, cache)

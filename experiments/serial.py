@@ -18,6 +18,7 @@ from experiments.run_folder import RunFolder
 from experiments.search import completed_or_failed, search_by
 from experiments.starts import begin
 from experiments.strategies import population_of
+from models.space import Arch
 from models.weights import save_weights
 from utils.errors import UserError
 from utils.history import Trial
@@ -56,29 +57,29 @@ def reignition(run: RunFolder) -> None:
             begun = _begin(run, "reignition", turn)
         job = job_of(str(run.path))
         for trial in pareto_front(before, exp.search.objectives):
-            reignite(job, trial)
+            reignite(job, trial.number, trial.arch)
         budget = begun + settings.max_trials
         search_by(run, exp.search.model_copy(update={"max_trials": budget}), first=begun)
 
 
-def reignite(job: Job, trial: Trial) -> None:
+def reignite(job: Job, number: int, arch: Arch) -> None:
     """Train a trial's backbone as a classifier, from the trial's weights, and put it into its detector:
     `reignition/<trial>/weights.pt`. Done once; interrupted, it goes on.
 
     Raises UserError where the trial has no weights.
     """
-    target = Files(job.run.path).reignited(trial.number)
-    weights = job.run.trial_dir(trial.number) / "weights.pt"
+    target = Files(job.run.path).reignited(number)
+    weights = job.run.trial_dir(number) / "weights.pt"
     if target.is_file():
         return
     if not weights.is_file():
-        raise UserError(f"cannot reignite trial {trial.number}: no {weights.relative_to(job.run.path)}")
-    backbone = pretrain_arch(job, trial.arch, target.parent / "classifier", weights)
+        raise UserError(f"cannot reignite trial {number}: no {weights.relative_to(job.run.path)}")
+    backbone = pretrain_arch(job, arch, target.parent / "classifier", weights)
     torch.manual_seed(job.exp.seed)
-    net = job.build(trial.arch)
-    begin(job, net, trial.arch, target.parent, weights)
-    begin(job, net, trial.arch, target.parent, backbone, least=0)
-    save_weights(target, net, job.space, trial.arch, imgsz=job.side(trial.arch), names=job.dataset.names)
+    net = job.build(arch)
+    begin(job, net, arch, target.parent, weights)
+    begin(job, net, arch, target.parent, backbone, least=0)
+    save_weights(target, net, job.space, arch, imgsz=job.side(arch), names=job.dataset.names)
 
 
 def parallel(run: RunFolder) -> None:

@@ -30,7 +30,7 @@ from models.weights import WeightFile, plain, read_weights
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Trial
-from utils.run_files import Files
+from utils.run_files import Files, said_in
 from utils.training.batch import to_device
 from utils.training.train import TrainingFailed
 
@@ -94,7 +94,7 @@ def begin(
             given = _slice(job, given, arch, calibration)
     found = source(given, job.space)
     account = inherit(net, found, into=job.space.name, least=least)
-    keep_account(account, start.name, folder)
+    keep_account(account, start.name, folder, job.run.path)
     if job.exp.refit and least:  # a backbone alone was never cut
         repair(job, net, arch, found)
     return account
@@ -127,11 +127,16 @@ def _slice(job: Job, file: WeightFile, arch: Arch, calibration: int) -> WeightFi
     return as_slice(file, sliced(file, job.space, arch, names, images, calibration, job.device), arch)
 
 
-def keep_account(account: Account, name: str, folder: Path) -> None:
-    """Print the account of a start, and write the whole of it."""
+def keep_account(account: Account, name: str, folder: Path, root: Path) -> None:
+    """Print the account of a start, and write the whole of it. root: the run that `folder` is of."""
     print(account)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / FILE, json.dumps({"start": name} | account.to_dict(), indent=2) + "\n")
+    write_text(folder / FILE, json.dumps({"start": name} | told(account, folder, root), indent=2) + "\n")
+
+
+def told(account: Account, folder: Path, root: Path) -> dict[str, Any]:
+    """An account for a JSON file in `folder`, which may be moved with the run `root`."""
+    return account.to_dict() | {"path": said_in(folder, account.path, root)}
 
 
 def start_facts(folder: Path) -> dict[str, Any]:

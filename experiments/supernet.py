@@ -121,7 +121,7 @@ def train_shared(
     for start in starts:
         account = inherit_supernet(supernet, read_weights(start), least=0)
         if fabric.is_global_zero:
-            keep_account(account, start.name, folder)
+            keep_account(account, start.name, folder, job.run.path)
     weigh_losses(net, job.hyp)
 
     def on_epoch(row: dict[str, float]) -> None:

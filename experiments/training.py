@@ -11,16 +11,18 @@ from typing import Any
 import torch
 
 from experiments.arch_file import CALIBRATION
-from experiments.config import augmentation, hyp_file
+from experiments.config import SCRATCH, augmentation, hyp_file
 from experiments.engine.trial import report_intermediate
 from experiments.job import Job, costs, loaders, precision_of, threads_of
 from experiments.run_folder import command
-from experiments.starts import begin
+from experiments.starts import begin, told
 from experiments.trained import result_of
+from models.inherit import Account
 from models.space import Arch
 from models.weights import read_weights, save_weights
 from utils.files import write_text
 from utils.report.results import metrics_line
+from utils.run_files import said_in
 from utils.training.loggers import open_loggers
 from utils.training.train import train
 
@@ -35,12 +37,14 @@ def train_in_full(
     *,
     backbone: Path | None = None,
     kind: str = "retrain",
+    start: str | None = None,
     calibration: int = CALIBRATION,
 ) -> dict[str, Any]:
     """Train `arch` on all of train, score it on val, and write what `retrain` promises into `folder`.
 
     Goes on from `folder/checkpoint.pt` when there is one. calibration: images that re-estimate the batch norm
-    of a slice, where `weights` are a supernet's. backbone: a classifier's file, whose backbone it gets. A
+    of a slice, where `weights` are a supernet's. backbone: a classifier's file, whose backbone it gets.
+    start: what `weights` are, for result.json: `trial`, `reignited`; by default `weights`, or `scratch`. A
     `finetune` sees no mosaics: it is too short to unlearn them (BCCD, five epochs from a slice of .480: .455
     with them, .500 without).
     """
@@ -55,7 +59,6 @@ def train_in_full(
     account = begin(job, detector, arch, folder, weights, calibration)
     account = begin(job, detector, arch, folder, backbone, least=0) if backbone else account
     train_loader, val_loader = loaders(job, "train", "val", side)
-    folder.mkdir(parents=True, exist_ok=True)
     score, best = keeping_best(job, arch, val_loader, folder / "best.pt")
     checkpoint = folder / "checkpoint.pt"
     with open_loggers(exp.loggers, folder, name=folder.name) as log:
@@ -72,11 +75,8 @@ def train_in_full(
     metrics = result.metrics | costs(job, arch)
     outcome = {
         **result_of(kind, arch, job.dataset, "val", side, metrics, job.device),
-        "space": exp.space,
-        "seed": exp.seed,
-        "train": exp.train.model_dump(mode="json"),
-        "augmentation": hyp_file(exp, exp.train),
-        "started_from": account.to_dict() if account else None,
+        **_settings(job, folder),
+        **_start_of(account, start, folder, job),
         "best": best | {"note": FLATTERS},
         "seconds": result.seconds,
         "curve": result.curve,
@@ -87,6 +87,24 @@ def train_in_full(
     checkpoint.unlink(missing_ok=True)
     print(f"{folder}: {metrics_line(metrics)} on val after {exp.train.epochs} epochs, seed {exp.seed}")
     return outcome
+
+
+def _settings(job: Job, folder: Path) -> dict[str, Any]:
+    """What a result.json says of how it was trained."""
+    exp, space = job.exp, said_in(folder, Path(job.exp.space), job.run.path)
+    hyp = hyp_file(exp, exp.train)
+    return {
+        "space": space,
+        "seed": exp.seed,
+        "train": exp.train.model_dump(mode="json"),
+        "augmentation": hyp,
+    }
+
+
+def _start_of(account: Account | None, start: str | None, folder: Path, job: Job) -> dict[str, Any]:
+    """What a result.json says of where its training began."""
+    known = start or ("weights" if account else SCRATCH)
+    return {"start": known, "started_from": told(account, folder, job.run.path) if account else None}
 
 
 def keeping_best(

@@ -3,7 +3,8 @@
 The input is `images` [B, 3, H, W] float32 RGB, 0..1. A detector's file gives, before NMS, `boxes` [B, A, 4]
 xyxy in pixels of the input and `scores` [B, A, classes] 0..1; a classifier's `probabilities` [B, classes].
 
-.pt2    a `torch.export` program: `torch.export.load(path).module()(images)` needs nothing besides torch
+.pt2    a `torch.export` program: `torch.export.load(path).module()(images)` needs nothing besides torch;
+        Faster R-CNN's holds RoIAlign and NMS of torchvision, which has to be imported before
 .onnx   any batch, height and width; class names and what the outputs are stand in its metadata
 """
 
@@ -90,9 +91,21 @@ def export_program(
         sizes = [(b, ch, side, side) for b in (1, 3)]
     difference = compare(wrapped, again, sizes)
     sides = f"H and W multiples of {stride} from {least}" if free else f"H and W exactly {side}"
-    note = f"torch.export.load(FILE).module()(images [B, {ch}, H, W] 0..1), {sides}: {_gives(wrapped)}"
+    needs = ["torch", *sorted(libraries(program))]
+    before = "".join(f"import {name}; " for name in needs[1:])
+    note = (
+        f"{before}torch.export.load(FILE).module()(images [B, {ch}, H, W] 0..1), {sides}: {_gives(wrapped)}"
+    )
     values = {"outputs": list(wrapped.net.outputs), "least_side": least if free else side, "any_side": free}
+    values["needs"] = needs
     return Exported(path, "pt", difference, sizes, [note], values)
+
+
+def libraries(program: torch.export.ExportedProgram) -> set[str]:
+    """The packages besides torch that have to be imported before the program is loaded: whose operators it
+    holds."""
+    ops = [node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    return {op.namespace for op in ops} & {"torchvision"}
 
 
 def export_onnx(net: Any, folder: Path, about: Mapping[str, Any], data: str | None, threads: int) -> Exported:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def said_in(folder: Path, path: Path, root: Path) -> str:
+    """How a JSON file in `folder` names the file at `path`: from there where it lies within the run `root`,
+    so that a run can be moved; else absolutely."""
+    path = path.resolve()
+    if path.is_relative_to(root.resolve()):
+        return Path(os.path.relpath(path, folder.resolve())).as_posix()
+    return str(path)
 
 
 @dataclass(frozen=True)

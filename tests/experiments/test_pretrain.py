@@ -77,7 +77,7 @@ def test_the_supernet_and_the_winners_begin_with_their_classifiers(detnas, monke
         alone = read_weights(trained / "pretrain" / "last.pt")
         start = json.loads((trained / "start.json").read_text())
         assert alone.meta["kind"] == "pretrain" and alone.arch
-        assert start["path"] == str(trained / "pretrain" / "last.pt")
+        assert start["path"] == "pretrain/last.pt"
         assert {k for k, v in start["layers"].items() if v == "fresh"} == {
             k for k in start["layers"] if not k.startswith("backbone.")
         }

@@ -138,6 +138,69 @@ def test_a_round_that_is_killed_goes_on_where_it_was(codes, stalled, monkeypatch
     assert "trials      4 of 4: 4 complete" in status(Path("killed"))
 
 
+def test_a_moved_run_goes_on(codes, stalled, monkeypatch, capsys):
+    """Resumed, retrained by the step and by the command, and reported; and no file names the old place."""
+    options = ("search.max_trials=1", "reignition.times=1", "--steps")
+    die_in(monkeypatch, "experiments.evaluators", "train_and_measure", 2)
+    assert run(codes, *options, "search,reignition", "--run-dir", "old/there") == 130
+    old, new = Path("old/there").resolve(), Path("new").resolve()
+    old.rename(new)
+    assert run("--resume", "--run-dir", new, *options, "search,reignition,retrain") == 0
+    assert not old.exists()
+    files = Files(new)
+    trials = History(new / "history.jsonl").load()
+    assert [t.state for t in trials] == ["complete"] * 2
+    for folder, json_file in ((p.parent, p) for p in new.glob("*/*/start.json")):
+        said = Path(json.loads(json_file.read_text())["path"])
+        assert not said.is_absolute() and (folder / said).is_file(), json_file
+    start = json.loads((files.of_trial("trials", 1) / "start.json").read_text())["path"]
+    assert start == "../../reignition/0000/weights.pt"
+    retrained = json.loads(next(new.glob("retrain/0000/result.json")).read_text())
+    assert retrained["started_from"]["path"] == "../../trials/0000/weights.pt"
+    assert hello_nas.main(["retrain", str(new / "top/1.json"), "--out", str(new.parent / "again")]) == 0
+    assert hello_nas.main(["report", str(new)]) == 0 and (new / "report.html").is_file()
+    ours = [p for p in new.rglob("*.json*") if str(old) in p.read_text()]
+    assert ours == [], capsys.readouterr().out
+
+
+def test_an_interrupted_retraining_knows_weights_that_were_moved(codes, stalled, monkeypatch):
+    assert run(codes, "--steps", "search", "search.max_trials=1", "--run-dir", "r") == 0
+    arch, weights = "r/top/1.json", Path("r/trials/0000/weights.pt")
+    die_in(monkeypatch, "experiments.training", "train", 1)
+    command = ["retrain", arch, "--out", "out", "train.epochs=1"]
+    assert hello_nas.main([*command, "--weights", str(weights)]) == 130
+    weights.rename("elsewhere.pt")
+    Path("other.pt").write_bytes(b"another one")
+    assert hello_nas.main([*command, "--weights", "other.pt", "--resume"]) == 2
+    assert hello_nas.main([*command, "--weights", "elsewhere.pt", "--resume"]) == 0
+    assert json.loads(Path("out/result.json").read_text())["start"] == "weights"
+
+
+def test_retraining_from_trials_from_reignited_ones_and_from_scratch(codes):
+    """What a retraining began with, its result says; another start is another training."""
+    options = ("--steps", "search,retrain", "search.max_trials=1", "train.epochs=1")
+
+    def started():
+        result = json.loads(Path("r/retrain/0000/result.json").read_text())
+        return result["start"], (result["started_from"] or {}).get("path"), result["seconds"]
+
+    assert run(codes, *options, "retrain.start=reignited", "--run-dir", "r") == 0
+    first = started()
+    assert first[:2] == ("reignited", "../../reignition/0000/weights.pt")
+    classifier, detector = (
+        read_weights(Path("r/reignition/0000") / f).state for f in ("classifier/last.pt", "weights.pt")
+    )
+    backbone = [name for name in detector if name.startswith("backbone.")]
+    assert backbone and all(torch.equal(detector[n], classifier[n]) for n in backbone)
+    assert run("--resume", "--run-dir", "r", *options, "retrain.start=reignited") == 0
+    assert started() == first
+    assert run("--resume", "--run-dir", "r", *options, "retrain.start=trial") == 0
+    second = started()
+    assert second[:2] == ("trial", "../../trials/0000/weights.pt")
+    assert run("--resume", "--run-dir", "r", *options, "retrain={}") == 0
+    assert started()[:2] == ("scratch", None)
+
+
 def die_in(monkeypatch, module, name, call):
     """The `call`-th call of a function from now on is a Ctrl-C."""
     real, seen = getattr(import_module(module), name), []
@@ -204,11 +267,16 @@ def test_a_parent_without_weights_is_not_reignited(codes, stalled):
         ("retrain.start=trail", "retrain.start is 'trail'; expected `trial`"),
         ("reignition.times=3", "reignition.times"),
         (
+            "pretrain={winners: true, train: {epochs: 1}}",
+            "both train the backbones as classifiers; drop one of the two",
+        ),
+        (
             "space=" + str(Path("models/bignas_retinanet_small.yaml").resolve()),
             "needs a space of serial codes",
         ),
     ],
 )
 def test_what_an_experiment_gets_wrong(codes, capsys, override, said):
-    assert run(codes, override, "--steps", "reignition", "--run-dir", "r") == 2
+    start = ["retrain.start=reignited"] if "winners" in override else []
+    assert run(codes, override, *start, "--steps", "reignition", "--run-dir", "r") == 2
     assert said in capsys.readouterr().err

@@ -299,6 +299,7 @@ def test_a_small_image_gives_a_program_of_one_size(tmp_path):
     net = networks.build(space, space.smallest())
     said = export(net, tmp_path / "x.pt2", "pt", space=space, arch=space.smallest(), imgsz=32)
     assert not said.values["any_side"] and "H and W exactly 32" in str(said)
+    assert said.values["needs"] == ["torch"] and "torchvision" not in str(said)
     assert said.sizes == [(1, 3, 32, 32), (3, 3, 32, 32)]
 
 

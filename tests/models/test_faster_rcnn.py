@@ -11,10 +11,12 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from models.elastic.space import ElasticSpace
+from models.export import export
 from models.foreign_names import published_names
 from models.inherit import inherit
 from models.supernet import Supernet
 from tests.models.elastic_kinds import scramble
+from tests.models.stock import isolated
 from tests.models.test_retinanet import OBJECTS, batch
 from utils.errors import UserError
 
@@ -208,6 +210,20 @@ def test_of_many_rows_the_best_are_given(monkeypatch):
         few, best = net.decode(raw, x)
     chosen = scores.sum(-1)[0].topk(40).indices.sort().values
     assert torch.equal(few, boxes[:, chosen]) and torch.equal(best, scores[:, chosen])
+
+
+@pytest.mark.slow
+def test_its_program_says_what_has_to_be_imported(tmp_path):
+    """RoIAlign is torchvision's: plain torch cannot load it, and the line that the export prints can."""
+    space = ElasticSpace(SPACE)
+    net, path = space.build(space.default()).eval(), tmp_path / "x.pt2"
+    said = export(net, path, "pt", space=space, arch=space.default(), imgsz=64)
+    assert said.values["needs"] == ["torch", "torchvision"]
+    assert "import torchvision; torch.export.load(FILE).module()(images" in str(said)
+    load = f"print(json.dumps(len(torch.export.load({str(path)!r}).module()(torch.rand(1, 3, 64, 64)))))"
+    assert isolated(f"import torchvision; {load}", tmp_path, ultralytics=False) == 2
+    with pytest.raises(AssertionError, match="torchvision"):
+        isolated(load, tmp_path, ultralytics=False)
 
 
 def test_it_learns_and_finds():

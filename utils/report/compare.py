@@ -159,7 +159,7 @@ def compare_rows(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, An
 
 def _costs(trial: Trial | None, base: Trial | None) -> dict[str, dict[str, str]]:
     known = {k: trial.metrics[k] for k in COST_KEYS if k in trial.metrics} if trial else {}
-    return {k: value_cell(v, base.metrics.get(k) if base else None, True) for k, v in known.items()}
+    return {k: value_cell(v, base.metrics.get(k) if base else None, True, k) for k, v in known.items()}
 
 
 def write_comparison(run_dirs: Sequence[str | Path], out: Path | None = None) -> Path:

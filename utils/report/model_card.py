@@ -96,7 +96,7 @@ def _metrics(run: Run, record: dict[str, Any]) -> str:
     for key in keys:
         value = record["metrics"].get(key)
         start = base.metrics.get(key) if base else None
-        change = "" if value is None or start is None else percent(gain(value, start)[1])
+        change = "" if value is None or start is None else percent(gain(value, start, key)[1])
         own = record["metrics"].get(f"{key}_spread")
         row = [title(key), number(value) + (f" ± {number(own)}" if own is not None else ""), change]
         for head, metrics in columns:
@@ -216,15 +216,17 @@ def _cost(run: Run, record: dict[str, Any], trial: Trial | None) -> str:
     parts = search_spent(run)
     cost = parts["trials"]
     if run.shares_weights:
-        lines = (
-            [f"- the supernet: {duration(parts['supernet'].trial_seconds)}"] if "supernet" in parts else []
-        )
+        shared = {"pretrain": "pre-training its backbone", "supernet": "the supernet"}
+        lines = [f"- {said}: {duration(parts[k].trial_seconds)}" for k, said in shared.items() if k in parts]
         slices = cost.trials + (parts["sampled"].trials if "sampled" in parts else 0)
         took = cost.trial_seconds + (parts["sampled"].trial_seconds if "sampled" in parts else 0)
         lines.append(f"- the search: {slices} slices scored in {duration(took)}")
-        lines.append(f"- both together: {device_hours(device_cost(parts), run.meta)}")
+        lines.append(f"- all together: {device_hours(device_cost(parts), run.meta)}")
     else:
         lines = [f"- the search: {cost.trials} trials, {device_hours(cost, run.meta)}"]
+        if "reignition" in parts:
+            learnt = parts["reignition"]
+            lines.append(f"- reigniting {learnt.trials} backbones: {duration(learnt.trial_seconds)}")
         lines += [f"- training this one in it: {duration(trial.seconds)}"] if trial is not None else []
     tuning = mapping(record.get("finetuned")).get("seconds")
     if isinstance(tuning, int | float):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,34 +191,56 @@ def _loss_of(row: dict[str, Any], kind: str) -> float | None:
 
 
 def search_spent(run: Run) -> dict[str, Cost]:
-    """What finding took, part by part: `supernet`, `sampled` (both only where there are) and `trials`."""
+    """What finding took, part by part: `pretrain`, `supernet`, `sampled`, `reignition` (all only where there
+    are) and `trials`."""
     parts: dict[str, Cost] = {}
-    supernet = supernet_info(run)
+    files, supernet = Files(run.folder), supernet_info(run)
+    for seconds in _seconds([files.pretrain]):
+        parts["pretrain"] = Cost(1, seconds * (count(run, "supernet", "devices") or 1), seconds)
     if supernet is not None:
         parts["supernet"] = Cost(1, supernet.seconds * supernet.devices, supernet.seconds)
     scored = sampled(run)
     if scored:
         parts["sampled"] = search_cost(scored)
+    classifiers = _seconds(sorted(run.folder.glob("reignition/*/classifier")))
+    if classifiers:  # one after the other, while no trial runs
+        parts["reignition"] = Cost(len(classifiers), sum(classifiers), sum(classifiers))
     return parts | {"trials": search_cost(run.trials)}
 
 
 def device_cost(parts: Mapping[str, Cost]) -> Cost:
-    """One after the other, for `device_hours`: the supernet counts once for each of its devices."""
+    """One after the other, for `device_hours`: what all archs share counts once for each of its
+    devices."""
     there = {name: cost for name, cost in parts.items() if cost.trials}
-    walls = [c.trial_seconds if name == "supernet" else c.wall_seconds for name, c in there.items()]
+    walls = [c.trial_seconds if name in SHARED else c.wall_seconds for name, c in there.items()]
     known = [wall for wall in walls if wall is not None]
     trials, seconds = sum(c.trials for c in there.values()), sum(c.trial_seconds for c in there.values())
     return Cost(trials, seconds, sum(known) if walls and len(known) == len(walls) else None)
 
 
+SHARED = ("pretrain", "supernet")  # trained once for all archs, on `supernet.devices`
+
+
+def _seconds(folders: Iterable[Path]) -> list[float]:
+    """How long the training in each folder took, or has taken so far; without those that have not begun."""
+    found = []
+    for folder in folders:
+        rows = [read_json(folder / "result.json"), *_log(folder / "log.csv")[-1:]]
+        known = [float(row["seconds"]) for row in rows if is_number(row.get("seconds"))]
+        found += known[:1]
+    return found
+
+
 def later_spent(run: Run) -> dict[str, tuple[int, float]]:
-    """What came after the search: `finetune`, `retrain`, `controls`, `rank` -> (trainings, seconds)."""
+    """What came after the search: `finetune`, `retrain`, `controls`, `rank` -> (trainings, seconds, those in
+    which their backbones learnt to classify included)."""
     found = {}
     for kind in ("finetune", "retrain", "controls"):
         results = [read_json(p) for p in run.folder.glob(f"{kind}/*/result.json")]
         took = [r["seconds"] for r in results if is_number(r.get("seconds"))]
         if took:
-            found[kind] = (len(took), float(sum(took)))
+            before = _seconds(run.folder.glob(f"{kind}/*/pretrain"))
+            found[kind] = (len(took), float(sum(took) + sum(before)))
     trainings = History(Files(run.folder).rank / "trainings.jsonl").load()
     if trainings:
         found["rank"] = (len(trainings), float(sum(t.seconds for t in trainings if is_number(t.seconds))))

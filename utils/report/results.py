@@ -18,7 +18,14 @@ from utils.pareto import knee
 from utils.report.controls import controls_info
 from utils.report.drawing import title
 from utils.report.outcomes import on_val
-from utils.report.progress import KINDS, SupernetInfo, running_trials, search_left, supernet_info
+from utils.report.progress import (
+    KINDS,
+    SupernetInfo,
+    running_trials,
+    search_left,
+    search_spent,
+    supernet_info,
+)
 from utils.report.rank import warning
 from utils.report.runs import (
     Objectives,
@@ -35,6 +42,7 @@ from utils.report.runs import (
     top_trials,
 )
 from utils.report.supernet_report import rank_report
+from utils.rewards import COST_KEYS
 from utils.steps import steps_line
 from utils.yaml_text import parse_yaml, short
 
@@ -62,9 +70,14 @@ def highlights(
     return [(", ".join(said), of_number[number]) for number, said in names.items()]
 
 
-def gain(value: float, base: float) -> tuple[float, float | None]:
-    """(absolute, percent of the baseline); percent is None where the baseline is 0."""
-    return value - base, (value - base) / abs(base) * 100 if base else None
+NEAR_ZERO = 0.05  # a score below it is of a network that has learnt next to nothing
+
+
+def gain(value: float, base: float, key: str) -> tuple[float, float | None]:
+    """(absolute, percent of the baseline) of a metric, of `reward`, or of a score on `val`; percent is None
+    where the baseline is 0, or a score near it: ten times nothing is nothing."""
+    floor = 0.0 if key in COST_KEYS else NEAR_ZERO
+    return value - base, (value - base) / abs(base) * 100 if abs(base) > floor else None
 
 
 def signed(value: float, digits: int = 4) -> str:
@@ -123,7 +136,7 @@ def _with_gains(
         start = base.get(key) if base else None
         text = "" if value is None else f"{value:.4f}"
         if value is not None and start is not None:
-            absolute, relative = gain(value, start)
+            absolute, relative = gain(value, start, key)
             text += " same" if absolute == 0 else f" {signed(absolute)}"
             text = text if absolute == 0 or relative is None else f"{value:.4f} {relative:+.1f}%"
         shown[key] = text
@@ -350,7 +363,8 @@ def status(run_dir: str | Path) -> str:
     unknown = cost.wall_seconds is None and run.trials
     wall = "unknown" if unknown else duration(cost.wall_seconds or 0.0)
     used = f"{wall} of {duration(limit)}" if isinstance(limit, int | float) else wall
-    training = f"; {duration(supernet.seconds)} training the supernet" if supernet else ""
+    spent = search_spent(run)
+    training = "".join(f"; {duration(spent[k].wall_seconds or 0)} {said}" for k, said in DOING if k in spent)
     until = f"; about {duration(left)} left to search" if left is not None else ""
     lines.append(f"time        {used}; {duration(cost.trial_seconds)} in trials{training}{until}")
 
@@ -360,6 +374,13 @@ def status(run_dir: str | Path) -> str:
     if failed:
         lines += ["", "failed"] + [f"{t.number:>5}  {t.reason or 'no reason given'}" for t in failed[-5:]]
     return "\n".join(lines)
+
+
+DOING = (
+    ("pretrain", "pre-training its backbone"),
+    ("supernet", "training the supernet"),
+    ("reignition", "reigniting backbones"),
+)
 
 
 def supernet_line(info: SupernetInfo | None, alive: bool = False) -> str:

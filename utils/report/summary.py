@@ -11,7 +11,7 @@ from utils.report.controls import ControlsInfo
 from utils.report.drawing import difference, is_number, title
 from utils.report.outcomes import KINDS, TRAININGS, alike, best_outcome, on_val, outcomes, says_of
 from utils.report.progress import SupernetInfo, device_cost, later_spent, search_spent
-from utils.report.results import gain, highlights, percent, signed
+from utils.report.results import NEAR_ZERO, gain, highlights, percent, signed
 from utils.report.runs import (
     Cost,
     Objectives,
@@ -76,6 +76,8 @@ def verdict(trials: Sequence[Trial], objectives: Objectives, *, baseline: bool =
     searched = [t for t in done if t is not base]
     if not searched:
         return Verdict("open", "Only the unsearched baseline has completed so far.", base)
+    if idle := _learnt_nothing(done, objectives):
+        return Verdict("open", idle)
     dominating = top_trials([t for t in searched if _dominates(t, base, objectives)])
     if dominating:
         best = dominating[0]
@@ -95,6 +97,20 @@ def verdict(trials: Sequence[Trial], objectives: Objectives, *, baseline: bool =
     return Verdict("no", "No: no trial reached the reward of the unsearched baseline.", best)
 
 
+def _learnt_nothing(trials: Sequence[Trial], objectives: Objectives) -> str:
+    """Why networks whose scores are all near zero cannot be compared; "" where some network has learnt."""
+    key = quality_of(objectives)
+    if key not in SCORES or not (scores := [t.metrics[key] for t in trials if key in t.metrics]):
+        return ""
+    if max(scores) >= NEAR_ZERO:
+        return ""
+    return (
+        f"It cannot be said: no network scores above {title(key)} {number(max(scores))} on search_val, so "
+        "they have learnt next to nothing, and which of them is better is chance."
+    )
+
+
+SCORES = ("map50_95", "map50", "top1", "top5")
 HERE = " on search_val, which chose it"
 
 
@@ -159,7 +175,7 @@ def _against(t: Trial, base: Trial, objectives: Objectives) -> str:
     """`mAP50-95 0.612 (+0.034, +5.9 %) and GFLOPs 3.1 (-0.4, -11.4 %)`."""
     parts = []
     for key in objectives:
-        absolute, relative = gain(t.metrics[key], base.metrics[key])
+        absolute, relative = gain(t.metrics[key], base.metrics[key], key)
         change = (
             "unchanged" if absolute == 0 else ", ".join(filter(None, [signed(absolute), percent(relative)]))
         )
@@ -204,11 +220,13 @@ def row_titles(keys: list[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [titles[0], "on val", *titles[1:]] if rows and len(rows[0]["cells"]) > len(titles) else titles
 
 
-def value_cell(value: float | None, start: float | None, less_is_better: bool = False) -> dict[str, str]:
-    """A value and its gain on `start`; `tone` says whether that is good or bad."""
+def value_cell(
+    value: float | None, start: float | None, less_is_better: bool = False, key: str = "val"
+) -> dict[str, str]:
+    """A value and its gain on `start`; `tone` says whether that is good or bad. key: of `results.gain`."""
     if value is None or start is None:
         return {"value": number(value), "gain": "", "tone": ""}
-    absolute, relative = gain(value, start)
+    absolute, relative = gain(value, start, key)
     good = absolute < 0 if less_is_better else absolute > 0
     tone = "" if absolute == 0 else "good" if good else "bad"
     change = "no change" if absolute == 0 else percent(relative) or signed(absolute)
@@ -219,7 +237,8 @@ def cell(t: Trial, base: Trial | None, key: str, objectives: Objectives) -> dict
     """A metric, or `reward`, of a trial and what it gains on the baseline."""
     value = t.reward if key == "reward" else t.metrics.get(key)
     start = None if base is None else base.reward if key == "reward" else base.metrics.get(key)
-    return value_cell(value, None if base is t else start, objectives.get(key) == "min" or key in COST_KEYS)
+    less = objectives.get(key) == "min" or key in COST_KEYS
+    return value_cell(value, None if base is t else start, less, key)
 
 
 def cards(run: Run) -> list[dict[str, str]]:
@@ -478,6 +497,8 @@ def cost_rows(run: Run) -> dict[str, str]:
     parts = search_spent(run)
     cost, rows = parts["trials"], dict[str, str]()
     slices = "scoring its slices" if run.shares_weights else "time in trials"
+    if "pretrain" in parts:
+        rows["pre-training its backbone"] = duration(_wall(parts["pretrain"]))
     if "supernet" in parts:
         rows["training the supernet"] = duration(_wall(parts["supernet"]))
     if "sampled" in parts:
@@ -485,6 +506,9 @@ def cost_rows(run: Run) -> dict[str, str]:
         rows["scoring sampled slices"] = f"{duration(scored.trial_seconds)}, {scored.trials} of them"
     if cost.trials or not run.shares_weights:
         rows[slices] = duration(cost.trial_seconds)
+    if "reignition" in parts:
+        learnt = parts["reignition"]
+        rows["reigniting backbones"] = f"{duration(learnt.trial_seconds)}, {learnt.trials} of them"
     if sum(part.trials > 0 for part in parts.values()) > 1:
         rows["all together"] = duration(sum(_wall(part) for part in parts.values()))
     hours = _hours(run, parts)

@@ -283,6 +283,11 @@ def test_verdict() -> None:
     assert verdict([TRIALS[0], TRIALS[3]], OBJECTIVES).kind == "no"
     assert verdict(TRIALS[:1], OBJECTIVES).kind == "open"
     assert verdict(TRIALS[1:], OBJECTIVES).kind == "open"
+    nothing = verdict([trial(0, 0.0009, 4.0), trial(1, 0.0093, 3.0)], OBJECTIVES)
+    assert (nothing.kind, nothing.trial) == ("open", None)
+    assert nothing.text.startswith("It cannot be said: no network scores above mAP50-95 0.0093 on search_val")
+    low = verdict([trial(0, 0.04, 4.0), trial(1, 0.06, 3.0)], OBJECTIVES)
+    assert "mAP50-95 0.0600 (+0.0200) and GFLOPs 3 (-1.0000, -25.0 %)" in low.text and low.kind == "better"
     assert verdict([FAILED], OBJECTIVES).text == "No trial has completed, so there is nothing to compare yet."
 
 

@@ -238,6 +238,29 @@ def test_the_cost_counts_the_supernet_and_the_sampled_slices(tmp_path: Path) -> 
     assert "supernet and search took" in shown.text and "2 min 38 s" in shown.text
 
 
+def test_the_cost_counts_what_backbones_learnt_before_they_detect(tmp_path: Path) -> None:
+    """The supernet's, on its devices; those that were reignited, one still at it; and those of winners."""
+
+    def learnt(folder: Path, seconds: float) -> None:
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps({"seconds": seconds, "metrics": {}, "train": {}}))
+
+    run = handed_over(trained(supernet_run(tmp_path / "run", TRIALS)))
+    learnt(run / "pretrain", 40.0)
+    learnt(run / "finetune" / "0002" / "pretrain", 5.0)
+    learnt(run / "reignition" / "0001" / "classifier", 7.0)
+    (run / "reignition" / "0002" / "classifier").mkdir(parents=True)
+    (run / "reignition" / "0002" / "classifier" / "log.csv").write_text("epoch,seconds\n1,2.0\n2,3.0\n")
+    parts = search_spent(read_run(run))
+    assert (parts["pretrain"].trial_seconds, parts["reignition"].trials) == (40.0, 2)
+    assert device_cost(parts).trial_seconds == 120.0 + 30.0 + 40.0 + 7.0 + 3.0
+    rows = cost_rows(read_run(run))
+    assert rows["pre-training its backbone"] == "40 s" and rows["reigniting backbones"] == "10 s, 2 of them"
+    assert rows["all together"] == "3 min 20 s" and rows["then fine-tuning"] == "35 s, 2 trainings"
+    took = "40 s pre-training its backbone; 2 min 00 s training the supernet; 10 s reigniting backbones"
+    assert f"in trials; {took}" in status(run)
+
+
 def test_each_device_of_a_supernet_counts(tmp_path: Path) -> None:
     run = trained(supernet_run(tmp_path / "run", TRIALS, supernet={"devices": 4}))
     cost = device_cost(search_spent(read_run(run)))
@@ -664,7 +687,7 @@ def test_the_model_card_says_where_the_weights_come_from(tmp_path: Path) -> None
     assert "--weights finetune/0001/last.pt --format pt" in text
     assert (
         "- the supernet: 2 min 00 s\n- the search: 7 slices scored in 38 s\n"
-        "- both together: 0.04 CPU core hours (1 thread a trial)\n- fine-tuning: 15 s\n"
+        "- all together: 0.04 CPU core hours (1 thread a trial)\n- fine-tuning: 15 s\n"
     ) in text
     assert "one training of" not in text
 
