@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -126,7 +127,7 @@ def shared_caches(folder):
     return folder.rglob(".cache")
 
 
-@pytest.mark.slow  # nine trainings
+@pytest.mark.slow  # ten trainings
 def test_where_trials_train_the_controls_are_retrained(tiny, capsys):
     which = "[winner,unsearched,random_search]"
     settings = [f"controls.which={which}", "controls.seeds=[0,3]", "search.strategy=evolution"]
@@ -145,6 +146,11 @@ def test_where_trials_train_the_controls_are_retrained(tiny, capsys):
     assert run("--run-dir", folder, "--resume", "controls.seeds=[0]") == 0
     assert {p: p.stat().st_mtime_ns for p in folder.glob("controls/*/result.json")} == again
     assert table(folder)[0]["seeds"] == [0]
+    # in processes of their own they come out the same
+    before = {row["digest"]: row["scores"] for row in found["rows"]}
+    (folder / "controls" / f"{found['rows'][0]['digest']}-3" / "result.json").unlink()
+    assert run("--run-dir", folder, "--resume", "controls.seeds=[0,3]", "search.concurrency=2") == 0
+    assert {row["digest"]: row["scores"] for row in table(folder)[0]["rows"]} == before
 
 
 def trial(number, arch, reward, **more):
@@ -162,6 +168,23 @@ def test_equal_networks_are_trained_once():
     assert (first.names, first.trial, first.searched) == (("winner", "unsearched"), 4, 0.5)
     assert (second.names, second.arch, second.trial) == (("smallest", "random_search"), {"a": 2}, 7)
     assert first.digest != second.digest == ones[1].digest
+
+
+def test_random_ones_cost_what_the_winner_does(shared, capsys):
+    exp = load_experiment(shared, ["controls.random=3", "controls.within=0.2"])
+    run_folder = RunFolder.create(shared.parent / "cost", exp)
+    job = job_of(str(run_folder.path))
+    winner = job.space.random(np.random.default_rng(5))
+    cost = job.space.cost(winner, 64)["gflops"]
+    drawn = controls.at_cost_of(job, winner)
+    assert len({arch_key(arch) for arch in drawn} - {arch_key(winner)}) == len(drawn) == 3
+    assert all(abs(job.space.cost(arch, 64)["gflops"] / cost - 1) <= 0.2 for arch in drawn)
+    assert drawn == controls.at_cost_of(job, winner)  # the same in a resumed run
+
+    narrow = exp.controls.model_copy(update={"within": 1e-6})
+    alone = job.changed(controls=narrow)  # nothing else is as small as the smallest
+    assert controls.at_cost_of(alone, job.space.smallest()) == []
+    assert "no other architecture was drawn with gflops from " in capsys.readouterr().out
 
 
 def test_the_serial_winner_is_of_the_trials_before_streams(tiny):
