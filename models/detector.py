@@ -103,6 +103,9 @@ class Network(nn.Module):
         """
         raise no_distillation(self)
 
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before each pass of a training over its images: its number, from 0, of `epochs`."""
+
     # What follows.
 
     @property

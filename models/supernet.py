@@ -81,6 +81,10 @@ class Supernet(ModelSpace):
     def forward(self, x: Any) -> Any:
         return self.net(x)
 
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Told to the network."""
+        self.net.begin_epoch(epoch, epochs)
+
 
 def load_supernet(file: WeightFile, space: Space, names: Sequence[str] | None = None) -> Supernet:
     """The supernet of `space` with the weights of a file, in eval mode.

@@ -30,7 +30,7 @@ quiet_ultralytics()
 from ultralytics.nn.modules import C3, Bottleneck, Conv, Detect  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel, parse_model  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG  # noqa: E402
-from ultralytics.utils.loss import v8DetectionLoss  # noqa: E402
+from ultralytics.utils.loss import E2ELoss, v8DetectionLoss  # noqa: E402
 from ultralytics.utils.ops import xywh2xyxy  # noqa: E402
 from ultralytics.utils.tal import dist2bbox, make_anchors  # noqa: E402
 from ultralytics.utils.torch_utils import initialize_weights  # noqa: E402
@@ -42,15 +42,18 @@ class YoloDetector(Network):
     """A YOLO network with its loss and its NMS; `.model` is the stock DetectionModel with all weights.
 
     Raw output: the head's `boxes` [B, 4 x reg_max, A] and `scores` [B, nc, A] (logits) of all A anchor
-    points, and the maps `feats` they were made of. The gains of the loss are Ultralytics' own (box 7.5,
-    cls 0.5, dfl 1.5) until `set_gains` changes them.
+    points, and the maps `feats` they were made of; of a head with two pairs of towers one such dict each, as
+    `one2many` and `one2one`. `nms` says which of them answers: one to many with NMS, as stock Ultralytics
+    does by default, or one to one without (its `nms=False`). The gains of the loss are Ultralytics' own
+    (box 7.5, cls 0.5, dfl 1.5) until `set_gains` changes them.
     """
 
     candidates = 10_000  # Ultralytics takes 30,000
 
-    def __init__(self, model: DetectionModel, names: Sequence[str] | None = None) -> None:
+    def __init__(self, model: DetectionModel, names: Sequence[str] | None = None, nms: bool = True) -> None:
         super().__init__(model.model[-1].nc, int(model.stride.max()))
-        self.model = model
+        self.model, self.nms, self.epoch = model, nms, 0
+        self.model.end2end = not nms
         self.model.args = copy.copy(DEFAULT_CFG)  # the loss reads its gains here
         last = len(model.model) - 1
         heads = ("cv3", "one2one_cv3") if hasattr(model.model[-1], "one2one_cv3") else ("cv3",)
@@ -87,28 +90,40 @@ class YoloDetector(Network):
         finally:
             head.training = mode
 
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Of a training, from 0: the share of the one-to-many towers in the loss falls from .8 to .1."""
+        self.epoch, self.model.args.epochs = epoch, epochs
+
     def losses(self, raw: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         """`box` (CIoU), `cls` (BCE) and `dfl` losses of Ultralytics, each a float32 scalar times its gain.
+
+        Without bins (reg_max 1) `dfl` is the L1 of the distances. Where there are two pairs of towers, each
+        has its own assignment of boxes and their losses are weighted as YOLO26's are (`begin_epoch`).
 
         Their sum is what is minimised, a mean over images. Ultralytics' trainer minimises it times the batch
         size: to follow one of its SGD recipes, scale the learning rate so. A batch without boxes is fine.
         """
         with torch.autocast(batch["img"].device.type, enabled=False):
-            preds = {
-                "boxes": raw["boxes"].float(),
-                "scores": raw["scores"].float(),
-                "feats": _grids(raw["feats"]),
-            }
             # Made anew each time, which costs nothing: kept, it would pin the device and be saved along.
-            parts, _ = v8DetectionLoss(self.model)(preds, batch)
+            if "one2one" in raw:
+                both = E2ELoss(self.model)
+                both.updates = self.epoch - 1
+                both.update()
+                parts, _ = both({name: _float(one) for name, one in raw.items()}, batch)
+            else:
+                parts, _ = v8DetectionLoss(self.model)(_float(raw), batch)
         return dict(zip(("box", "cls", "dfl"), parts / len(batch["img"]), strict=True))
 
     def distil(self, raw: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, Tensor]:
         """`cls` and `dfl`: towards a teacher's raw output on the same images, at every anchor point.
 
         Scores by quality focal loss; distributions of the four distances by KL (localisation distillation,
-        arXiv 2102.12252), weighted by how sure the teacher is of something there.
+        arXiv 2102.12252), weighted by how sure the teacher is of something there. The mean of both pairs of
+        towers, where there are two.
         """
+        if "one2one" in raw:
+            pairs = [self.distil(raw[name], teacher[name]) for name in ("one2many", "one2one")]
+            return {key: (pairs[0][key] + pairs[1][key]) / 2 for key in pairs[0]}
         bins = self.model.model[-1].reg_max
         with torch.autocast(raw["scores"].device.type, enabled=False):
             sure = confidence(teacher["scores"].float(), 1)  # [B, A]
@@ -122,6 +137,8 @@ class YoloDetector(Network):
 
     def decode(self, raw: Mapping[str, Any], images: Tensor) -> tuple[Tensor, Tensor]:
         head = self.model.model[-1]
+        if "one2one" in raw:
+            raw = raw["one2many" if self.nms else "one2one"]
         anchors, strides = make_anchors(_grids(raw["feats"]), head.stride, 0.5)
         distances = head.dfl(raw["boxes"].float())
         boxes = dist2bbox(distances, anchors.T[None], xywh=True, dim=1) * strides.T
@@ -129,7 +146,14 @@ class YoloDetector(Network):
 
     def select(self, boxes: Tensor, scores: Tensor, conf: float, iou: float, max_det: int) -> Detections:
         """As Ultralytics' own NMS with `multi_label`, but for its time limit, which drops whole images on a
-        slow machine without an error."""
+        slow machine without an error. Without NMS the best `max_det` points, and of their classes as many."""
+        if not self.nms:
+            most = min(max_det, len(scores))
+            points = scores.amax(1).topk(most).indices
+            sure, order = scores[points].flatten().topk(most)
+            order = order[sure > conf]
+            which, labels = points[order // self.nc], order % self.nc
+            return Detections(boxes=boxes[which], scores=scores[which, labels], labels=labels)
         which, labels = torch.where(scores > conf)
         sure = scores[which, labels]
         if len(sure) > self.candidates:
@@ -152,6 +176,7 @@ def build(
     ch: int,
     arch: Mapping[str, Any],
     names: Sequence[str] | None = None,
+    nms: bool = True,
 ) -> YoloDetector:
     """The detector of an arch: stock Ultralytics and torch modules, fresh weights of torch's generator.
 
@@ -166,7 +191,7 @@ def build(
             fit(module, row.options, arch)
             module.np = sum(p.numel() for p in module.parameters())
     initialize_weights(model)  # BatchNorm's eps and momentum, of the new layers too
-    return YoloDetector(model, names)
+    return YoloDetector(model, names, nms)
 
 
 def layers(stock: dict[str, Any], ch: int) -> nn.Sequential:
@@ -215,6 +240,11 @@ def bottleneck(h: int, hidden: int, options: C3Options) -> Bottleneck:
 def activation(name: str) -> nn.Module:
     """A fresh activation of its own: stock convolutions share one object, which must never be changed."""
     return getattr(nn, name)()
+
+
+def _float(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The output of a pair of towers as the losses take it."""
+    return {"boxes": raw["boxes"].float(), "scores": raw["scores"].float(), "feats": _grids(raw["feats"])}
 
 
 def _grids(feats: Sequence[Tensor]) -> list[Tensor]:

@@ -44,6 +44,7 @@ def _export_pt(
     if foreign:
         raise ExportFailed(f"the pickle names {', '.join(foreign)}: it would not load without this package")
     again = YOLO(str(path)).model.eval()
+    again.end2end = not detector.nms  # stock predict and val choose by their setting `nms`
     sizes = other_sizes(about["imgsz"], detector.stride)
     difference = _difference(detector, lambda images: _raw(again, images), sizes)
     if lost:
@@ -152,12 +153,18 @@ def _measured(
     """What `run` gives beside torch, and how long it takes."""
     side = about["imgsz"]
     sizes = other_sizes(side, detector.stride)
+    if not detector.nms:  # its best points are counted when it is exported: smaller images have too few
+        sizes = [size for size in sizes if size[2] * size[3] >= side * side]
     difference = _difference(detector, run, sizes)
     image = torch.rand(1, 3, side, side)
     ms = median_ms(lambda: run(image))
-    note = f"{runtime}: {ms:.2f} ms an image of {side} px (median, CPU, {threads} threads, no NMS)"
+    notes = [f"{runtime}: {ms:.2f} ms an image of {side} px (median, CPU, {threads} threads, no NMS)"]
+    if not detector.nms:
+        notes.append(
+            f"it needs no NMS: [n, 6] of x1 y1 x2 y2, score, class; images of {side} x {side} or more"
+        )
     values = {f"{runtime.lower()}_ms": ms, "threads": threads, **versions}
-    return Exported(path, format, difference, sizes, [note], values)
+    return Exported(path, format, difference, sizes, notes, values)
 
 
 def _by_ultralytics(
@@ -173,13 +180,20 @@ def _by_ultralytics(
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # both talk a lot
         warnings.simplefilter("ignore")
         made = YOLO(str(source)).export(
-            format=format, imgsz=about["imgsz"], dynamic=True, device="cpu", verbose=False, **extra
+            format=format,
+            imgsz=about["imgsz"],
+            dynamic=True,
+            device="cpu",
+            verbose=False,
+            nms=None if detector.nms else False,
+            **extra,
         )
     return Path(made)
 
 
 def _raw(net: Any, images: Tensor) -> Tensor:
-    """Decoded boxes (xywh, pixels) and class scores, [B, 4 + nc, anchors], before NMS."""
+    """Decoded boxes (xywh, pixels) and class scores, [B, 4 + nc, anchors], before NMS; of a network that
+    answers without it [B, n, 6]: boxes (xyxy), score and class, the surest first."""
     output = net(images)
     return output[0] if isinstance(output, tuple | list) else output
 
@@ -195,14 +209,28 @@ def _difference(
         images = torch.rand(size, generator=generator)
         with torch.no_grad():
             expected, got = _raw(net, images), run(images)
+        if not detector.nms:  # a file answers with as many boxes as it was exported for
+            expected = expected[:, : got.shape[1]]
         if got.shape != expected.shape:
             raise ExportFailed(f"at {list(size)} it gives {list(got.shape)}, torch {list(expected.shape)}")
-        apart = (got - expected).abs()
-        apart[:, :4] /= max(size[2:])  # pixels to shares of the image
+        if detector.nms:
+            apart = (got - expected).abs()
+            apart[:, :4] /= max(size[2:])  # pixels to shares of the image
+        else:
+            apart = _apart(got, expected, max(size[2:]))
         worst = max(worst, apart.max().item()) if apart.isfinite().all() else float("nan")
     if not worst <= TOLERANCE:
         raise ExportFailed(f"its outputs differ from torch by {worst:.3g}, more than {TOLERANCE}")
     return worst
+
+
+def _apart(got: Tensor, expected: Tensor, side: int) -> Tensor:
+    """How far each of the boxes [B, n, 6] is from the nearest one there of its class, [B, n]; boxes in shares
+    of `side`. Equally sure ones may change places, and the least sure be others."""
+    scale = torch.tensor([1 / side] * 4 + [1.0, 1e3])
+    near = torch.cdist(got * scale, expected * scale, p=float("inf")).amin(2)
+    ends = (got[..., 4] - expected[:, -1:, 4]).abs()  # what is as sure as the last may be cut off there
+    return torch.minimum(near, ends)
 
 
 EXPORTERS: dict[str, Callable[..., Exported]] = {

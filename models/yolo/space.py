@@ -148,7 +148,7 @@ class YoloSpace(LabelledSpace):
 
         arch = self.canonical(arch)
         rows = [row for row, _ in self.along(arch, PROBE)]
-        return build(self.stock(arch), rows, self.ch, arch, names)
+        return build(self.stock(arch), rows, self.ch, arch, names, self.network.nms)
 
     def supernet(self) -> Any:
         """The stock detector with its searched rows elastic."""

@@ -13,6 +13,7 @@ import torch
 import yaml
 from ultralytics.nn.tasks import parse_model
 
+from models.export import export
 from models.networks import build, describe
 from models.yolo.detector import class_state_kept, layers
 from models.yolo.parse import FOLDERS, read
@@ -192,3 +193,89 @@ def test_files_are_written_as_they_are_read(tmp_path):
     (tmp_path / "yolo11.yaml").write_text(yaml.safe_dump(model, sort_keys=False))
     mine = YoloSpace(tmp_path / "yolo11s.yaml")
     assert mine.cost(mine.default(), 640)["params_m"] == 9.458752  # Ultralytics' own figure
+
+
+# End-to-end heads ---------------------------------------------------------------------------------------
+
+
+def batch():
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    boxes = torch.tensor([[0.4, 0.4, 0.5, 0.5], [0.6, 0.7, 0.3, 0.4]])
+    return {
+        "img": images,
+        "bboxes": boxes,
+        "cls": torch.tensor([[0.0], [1.0]]),
+        "batch_idx": torch.tensor([0.0, 1.0]),
+    }
+
+
+@pytest.fixture(params=[{"end2end": True, "reg_max": 1}, "v10Detect"], ids=["26", "v10"])
+def two_headed(request):
+    """What makes a thin detector of either kind, without NMS."""
+    model = thin([[-1, 1, "C3k2", [96]]], choices={}, nms=False)
+    if request.param == "v10Detect":
+        model["head"][0][2] = "v10Detect"
+    else:
+        model |= request.param
+    torch.manual_seed(0)
+    net = build(YoloSpace(model), {})
+    for p in net.model.model[-1].one2one_cv3.parameters():  # at first they are copies of the other towers
+        p.data += 0.1 * torch.randn_like(p)
+    return net
+
+
+def test_the_loss_of_both_heads_is_ultralytics_own(two_headed):
+    two_headed.eval()  # the same output twice
+    model = two_headed.model
+    for epoch, epochs, share in ((0, 5, 0.8), (2, 5, 0.45), (4, 5, 0.1), (0, 1, 0.8)):
+        two_headed.begin_epoch(epoch, epochs)
+        ours = two_headed.loss(batch())
+        criterion = model.init_criterion()
+        model.model[-1].training = True
+        preds = model(batch()["img"])
+        model.model[-1].training = False
+        criterion.o2m, criterion.o2o = share, 1 - share
+        theirs, _ = criterion(preds, batch())
+        torch.testing.assert_close(torch.stack(list(ours.values())), theirs / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_without_nms_it_predicts_what_the_stock_head_does(two_headed):
+    images = batch()["img"]
+    found = two_headed.predict(images, conf=0.0, max_det=300)
+    with torch.no_grad():
+        theirs = two_headed.model.eval()(images)[0]  # [B, 300 at most, 6]
+    assert theirs.shape[2] == 6
+    for ours, stock in zip(found, theirs, strict=True):
+        torch.testing.assert_close(ours["scores"], stock[:, 4], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(ours["boxes"], stock[:, :4], rtol=1e-4, atol=1e-3)
+        assert torch.equal(ours["labels"], stock[:, 5].long())
+    two_headed.nms = True
+    many = two_headed.predict(images, conf=0.0, iou=0.5)[0]
+    assert not torch.equal(many["scores"][:9], found[0]["scores"][:9])
+
+
+def test_a_head_learns_to_need_no_nms(two_headed):
+    optimizer = torch.optim.AdamW(two_headed.parameters(), lr=0.01)
+    first = None
+    for step in range(40):
+        two_headed.begin_epoch(step, 40)
+        raw = two_headed.raw(batch()["img"])
+        loss = sum(two_headed.losses(raw, batch()).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        first = first or loss.item()
+    assert loss.item() < 0.5 * first
+    same = two_headed.distil(raw, two_headed.raw(batch()["img"]))
+    assert set(same) == {"cls", "dfl"} and all(value.isfinite() for value in same.values())
+
+
+@pytest.mark.parametrize("nms", [True, False])
+def test_exports_of_both_heads_agree_with_torch(two_headed, tmp_path, nms):
+    two_headed.nms = nms
+    two_headed.model.end2end = not nms
+    space = YoloSpace(thin([[-1, 1, "C3k2", [96]]], choices={}))
+    for format in ("pt", "onnx"):
+        said = export(two_headed, tmp_path / f"x.{format}", format, space=space, arch={}, imgsz=64)
+        assert said.max_difference < 1e-4
+    assert said.values["onnxruntime_ms"] > 0

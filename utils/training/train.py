@@ -157,6 +157,9 @@ def one_pass(works: Works, state: State, epoch: int, *, disable: bool | None) ->
     settings, fabric, model, optimizer = works.settings, works.fabric, works.model, works.optimizer
     batches, clip = len(works.loader), settings.clip
     model.train()
+    begin: Any = getattr(works.detector, "begin_epoch", None)
+    if begin is not None:
+        begin(epoch, settings.epochs)
     orders = works.learning.begin(epoch + 1)
     if orders:
         reorder(works.detector, works.flat, works.ema, optimizer, orders)
