@@ -53,12 +53,14 @@ class Axis:
     width: how many, in the network that was watched.
     fixed: their order means something outside (classes), or nobody knows whether it does.
     blocks: weights of grouped convolutions: the channels of a group stay together.
+    parts: of an axis that was cut into halves that go different ways (C2f): theirs, one after the other.
     """
 
     width: int
     fixed: bool = False
     blocks: list[str] = field(default_factory=list)
     tied: Axis | None = None
+    parts: list[Axis] = field(default_factory=list)
 
     def whole(self) -> Axis:
         """The axis that this one was tied to, at last."""
@@ -75,6 +77,11 @@ class Axis:
             mine.blocks += theirs.blocks
             theirs.tied = mine
 
+    def cut(self, at: int) -> None:
+        """Make it two axes, the first of so many channels."""
+        axis = self.whole()
+        axis.parts = [Axis(at, axis.fixed), Axis(axis.width - at, axis.fixed)]
+
     def block(self, shapes: Mapping[str, Sequence[int]]) -> int:
         """How many neighbours stay together in weights of these shapes."""
         return lcm(*(shapes[name][1] for name in self.blocks if name in shapes))
@@ -89,6 +96,15 @@ class Segment:
 
 
 Segments = tuple[Segment, ...]
+
+
+def uncut(segments: Segments) -> Segments:
+    """The same with each axis that was cut since replaced by its parts."""
+    found: list[Segment] = []
+    for s in segments:
+        parts = s.axis.whole().parts
+        found += uncut(tuple(Segment(p, s.repeat) for p in parts)) if parts else [s]
+    return tuple(found)
 
 
 @dataclass
@@ -119,7 +135,22 @@ class Channels:
                 if segments is not None and len(segments) == 1 and size % segments[0].repeat == 0:
                     count, width = votes.setdefault(segments[0].axis.whole(), {}), size // segments[0].repeat
                     count[width] = count.get(width, 0) + 1
-        return {axis: max(count, key=count.__getitem__) for axis, count in votes.items()}
+        found = {axis: max(count, key=count.__getitem__) for axis, count in votes.items()}
+        return found | self._left_over(shapes, found)
+
+    def _left_over(self, shapes: Mapping[str, Sequence[int]], known: dict[Axis, int]) -> dict[Axis, int]:
+        """Widths of axes that are only seen beside others, which are known: a half of what was cut in two."""
+        found: dict[Axis, int] = {}
+        for name, dims in self.of.items():
+            made = dims[0] if name in shapes else None
+            axes = [segment.axis.whole() for segment in made or ()]
+            new = {axis for axis in axes if axis not in known and axis not in found}
+            if len(new) == 1 and all(segment.repeat == 1 for segment in made or ()):
+                left = shapes[name][0] - sum({**known, **found}.get(axis, 0) for axis in axes)
+                (axis,) = new
+                if left > 0 and left % axes.count(axis) == 0:
+                    found[axis] = left // axes.count(axis)
+        return found
 
     def order(self, state: Mapping[str, Tensor]) -> dict[Axis, Tensor]:
         """For each axis that is not fixed, the numbers of its channels in `state`, the most important first.
@@ -224,6 +255,8 @@ def watch(net: Any, poses: Iterable[Callable[[], object]] = (lambda: None,)) -> 
             with torch.no_grad(), watcher:
                 raw = net.raw(image) if hasattr(net, "raw") else net(image)
             watcher.fix(_leaves(raw))
+        for name, known in watcher.channels.of.items():
+            watcher.channels.of[name] = tuple(None if dim is None else uncut(dim) for dim in known)
     finally:
         for hook in hooks:
             hook.remove()
@@ -288,8 +321,9 @@ class _Watcher(TorchDispatchMode):
 
         def hook(block: nn.Module, args: Any, out: Any) -> None:
             for before, now in zip(self.last.get(chain, ()), _leaves(out), strict=False):
-                if id(before) in self.tags and id(now) in self.tags:
-                    self._tied(self.tags[id(before)].segments, self.tags[id(now)].segments)
+                first, second = self.tag_of(before), self.tag_of(now)
+                if first is not None and second is not None:
+                    self._tied(first.segments, second.segments)
             self.last[chain] = _leaves(out)
 
         return hook
@@ -297,8 +331,14 @@ class _Watcher(TorchDispatchMode):
     def fix(self, tensors: Iterable[Any]) -> None:
         """The channels of these keep their order."""
         for t in tensors:
-            for segment in self.tags[id(t)].segments if id(t) in self.tags else ():
+            tag = self.tag_of(t)
+            for segment in tag.segments if tag else ():
                 segment.axis.whole().fixed = True
+
+    def tag_of(self, t: Any) -> _Tag | None:
+        """What is known of a map by now."""
+        tag = self.tags.get(id(t))
+        return None if tag is None else _Tag(uncut(tag.segments), tag.maker)
 
     def _tag(self, name: str, args: Any, y: Any) -> _Tag | list[Segments] | None:
         """Of what an operator returns; None where nothing is known of it."""
@@ -308,7 +348,7 @@ class _Watcher(TorchDispatchMode):
             return self._cat(*args)
         if name == "addmm" and id(args[2]) in self.turned:
             return self._linear(*args)
-        mine = self.tags.get(id(args[0])) if args and isinstance(args[0], Tensor) else None
+        mine = self.tag_of(args[0]) if args and isinstance(args[0], Tensor) else None
         if name in TIE:
             return self._tie(name, args[0], args[1])
         if mine is None:
@@ -331,7 +371,7 @@ class _Watcher(TorchDispatchMode):
         return None
 
     def _convolution(self, x: Tensor, w: Tensor, b: Any, *settings: Any) -> _Tag | None:
-        name, tag, groups = self.names.get(id(w)), self.tags.get(id(x)), settings[-1]
+        name, tag, groups = self.names.get(id(w)), self.tag_of(x), settings[-1]
         if name is None or settings[3]:  # a weight that was computed, or a transposed convolution
             return None
         read = None if tag is None else tag.segments
@@ -366,7 +406,7 @@ class _Watcher(TorchDispatchMode):
         return _Tag(known[0], name)
 
     def _linear(self, b: Any, x: Tensor, turned: Tensor) -> _Tag:
-        tag, name = self.tags.get(id(x)), self.turned[id(turned)]
+        tag, name = self.tag_of(x), self.turned[id(turned)]
         return self._made(name, turned.t(), b, None if tag is None else tag.segments)
 
     def _norm(self, mine: _Tag, x: Tensor, *args: Any) -> _Tag:
@@ -381,7 +421,7 @@ class _Watcher(TorchDispatchMode):
         return _Tag(mine.segments, names[0] if names else None)
 
     def _tie(self, name: str, a: Any, b: Any) -> _Tag | None:
-        left, right = (self.tags.get(id(t)) if isinstance(t, Tensor) else None for t in (a, b))
+        left, right = (self.tag_of(t) if isinstance(t, Tensor) else None for t in (a, b))
         for tag, other in ((left, b), (right, a)):
             if tag is not None and (not isinstance(other, Tensor) or other.numel() == 1):
                 return _Tag(tag.segments)
@@ -395,6 +435,7 @@ class _Watcher(TorchDispatchMode):
         return _Tag(left.segments)
 
     def _tied(self, a: Segments, b: Segments) -> None:
+        a, b = _aligned(uncut(a), uncut(b))
         if [(s.axis.width, s.repeat) for s in a] == [(s.axis.width, s.repeat) for s in b]:
             for mine, theirs in zip(a, b, strict=True):
                 mine.axis.tie(theirs.axis)
@@ -403,7 +444,7 @@ class _Watcher(TorchDispatchMode):
             segment.axis.whole().fixed = True
 
     def _cat(self, tensors: Sequence[Tensor], dim: int = 0) -> _Tag | None:
-        tags = [self.tags.get(id(t)) for t in tensors]
+        tags = [self.tag_of(t) for t in tensors]
         known = [t for t in tags if t is not None]
         if len(known) < len(tags):
             return None
@@ -422,12 +463,26 @@ class _Watcher(TorchDispatchMode):
         return None
 
 
+def _aligned(a: Segments, b: Segments) -> tuple[Segments, Segments]:
+    """The same two, the axis of one cut where the other consists of several."""
+    if len(a) != len(b) and 1 in (len(a), len(b)):
+        one, several = (a, b) if len(a) == 1 else (b, a)
+        sizes = [s.axis.width * s.repeat for s in several]
+        if one[0].axis.width == sum(sizes) and _parts(one, sizes) is not None:
+            return uncut(a), uncut(b)
+    return a, b
+
+
 def _parts(segments: Segments, sizes: Sequence[int]) -> list[Segments] | None:
-    """The segments cut into parts of these sizes; None where a cut does not fall between two of them."""
+    """The segments cut into parts of these sizes; None where a cut falls into what cannot be cut."""
     found, left = [], list(segments)
     for size in sizes:
         part: list[Segment] = []
         while size > 0 and left:
+            first = left[0].axis.whole()
+            if size < first.width and left[0].repeat == 1 and not first.blocks:
+                first.cut(size)
+                left[:1] = [Segment(half) for half in first.parts]
             size -= left[0].axis.width * left[0].repeat
             part.append(left.pop(0))
         if size:

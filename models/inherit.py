@@ -50,8 +50,9 @@ class Source:
         poses: see `models.channels.watch`.
 
     Attributes:
-        state: tensors by the names of a plain network. order: name of a weight -> the numbers of its
-            filters, the most important first. strange: what was left out, being of another kind.
+        state: tensors by the names of a plain network. order: name of a weight -> of each set of its filters
+            the numbers, the most important first; None: as they are. strange: what was left out, being of
+            another kind.
     """
 
     def __init__(
@@ -74,15 +75,15 @@ class Source:
             if not k.startswith(others)
         }
         self.known = set(names.values())
-        self.order: dict[str, Tensor] = {}
+        self.order: dict[str, list[Tensor | None]] = {}
         if file.meta.get("supernet"):  # its channels are in their order already
             return
         channels, mine = watch(like, poses), {n: self.state[p] for n, p in names.items() if p in self.state}
         order = channels.order(mine)
         self.order = {
-            names[name]: order[dims[0][0].axis.whole()]
+            names[name]: [order.get(segment.axis.whole()) for segment in dims[0]]
             for name, dims in channels.of.items()
-            if dims[0] is not None and len(dims[0]) == 1 and dims[0][0].axis.whole() in order
+            if dims[0] is not None and any(segment.axis.whole() in order for segment in dims[0])
         }
 
 
@@ -268,8 +269,11 @@ class _Fit:
         self.theirs = channels.widths({name: t.shape for name, t in self.state.items()})
         self.order: dict[Axis, Tensor] = {}
         for name, dims in channels.of.items():
-            if names[name] in source.order and dims[0] is not None and len(dims[0]) == 1:
-                self.order.setdefault(dims[0][0].axis.whole(), source.order[names[name]])
+            found = source.order.get(names[name], [])
+            if dims[0] is not None and len(dims[0]) == len(found):
+                for segment, order in zip(dims[0], found, strict=True):
+                    if order is not None:
+                        self.order.setdefault(segment.axis.whole(), order)
         self.places: dict[Axis, Pair | None] = {}
         self.rows: Mapping[str, ClassRows] = getattr(net, "class_rows", {})
         self.names: list[str] = list(getattr(net, "names", []))
@@ -353,12 +357,20 @@ class _Fit:
     def _dimension(self, segments: Segments | None, here: int, there: int) -> Pair | None:
         """The places along a dimension of channels; None: all, as they are."""
         axes = [s.axis.whole() for s in segments or ()]
-        if not axes or any(axis not in self.theirs or axis not in self.ours for axis in axes):
+        if not axes or any(axis not in self.ours for axis in axes):
             if here != there:
                 raise _NoFitError
             return None
+        if here == there and any(axis not in self.theirs for axis in axes):
+            return None
         pairs, a, b, moved = [], 0, 0, False
         for axis, n in zip(axes, [s.repeat for s in segments or ()], strict=True):
+            # What a chain of blocks gives, one beside the other (C2f): the source may have fewer or more.
+            if b == there:
+                a += self.ours[axis] * n
+                continue
+            if axis not in self.theirs:
+                raise _NoFitError
             pair = self._axis(axis)
             moved |= pair is not None
             mine, theirs = pair or (torch.arange(self.ours[axis]),) * 2
@@ -366,9 +378,12 @@ class _Fit:
                 mine, theirs = ((i[:, None] * n + torch.arange(n)).flatten() for i in (mine, theirs))
             pairs.append((mine + a, theirs + b))
             a, b = a + self.ours[axis] * n, b + self.theirs[axis] * n
-        if (a, b) != (here, there):
+        more = there - b
+        if a != here or not pairs or more < 0 or (more and (len(axes) < 3 or more % self.theirs[axes[-1]])):
             raise _NoFitError
-        return (torch.cat([p for p, _ in pairs]), torch.cat([p for _, p in pairs])) if moved else None
+        if not moved and here == there == b:
+            return None
+        return torch.cat([p for p, _ in pairs]), torch.cat([p for _, p in pairs])
 
     def _axis(self, axis: Axis) -> Pair | None:
         """The places of the channels of an axis; None: all, as they are."""
