@@ -379,7 +379,7 @@ class _Fit:
             pairs.append((mine + a, theirs + b))
             a, b = a + self.ours[axis] * n, b + self.theirs[axis] * n
         more = there - b
-        if a != here or not pairs or more < 0 or (more and (len(axes) < 3 or more % self.theirs[axes[-1]])):
+        if a != here or not pairs or more < 0 or (more and (len(axes) < 2 or more % self.theirs[axes[-1]])):
             raise _NoFitError
         if not moved and here == there == b:
             return None

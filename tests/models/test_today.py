@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ultralytics import YOLO
 from ultralytics.nn.tasks import parse_model
 
 from models.export import export
+from models.inherit import Source, inherit
 from models.networks import build, describe
 from models.yolo.detector import class_state_kept, layers
 from models.yolo.parse import FOLDERS, read
@@ -279,3 +281,43 @@ def test_exports_of_both_heads_agree_with_torch(two_headed, tmp_path, nms):
         said = export(two_headed, tmp_path / f"x.{format}", format, space=space, arch={}, imgsz=64)
         assert said.max_difference < 1e-4
     assert said.values["onnxruntime_ms"] > 0
+
+
+# Weights ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["yolo11n", "yolo26n"], scope="module")
+def trained(request, tmp_path_factory):
+    """(name, what stock `YOLO(...)` computes, its file, images): statistics as if it had been trained."""
+    torch.manual_seed(0)
+    stock = YOLO(f"{request.param}.yaml")
+    for m in stock.model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.normal_(0, 0.1), m.running_var.uniform_(0.5, 1.5), m.weight.data.uniform_(0.5, 1.5)
+    stock.model.half().float()  # what a file of Ultralytics' keeps
+    path = tmp_path_factory.mktemp("stock") / "stock.pt"
+    stock.save(str(path))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        return request.param, stock.model.eval()(images)[0], path, images
+
+
+def test_a_stock_checkpoint_is_inherited_exactly_and_grows_without_a_change(trained):
+    name, wanted, path, images = trained
+    space = YoloSpace(f"{name}.yaml", nc=80)
+    source = Source(path, build(space, space.largest()))
+    default = space.default()
+    deep = {
+        label: max(v) if label.endswith("depth") else default[label] for label, v in space.choices.items()
+    }
+    for arch, exact in ((default, True), (deep, False)):
+        net = build(space, arch)
+        account = inherit(net, source)
+        with torch.no_grad():
+            found = net.model.eval()(images)[0]
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        assert account.left_over == [] and (account.share == 1.0) is exact
+    narrow = build(space, space.smallest())
+    account = inherit(narrow, source)
+    attention = [layer for layer in account.of("fresh") if ".attn." not in layer]
+    assert attention == [] and account.share > 0.98  # heads of other widths start anew
