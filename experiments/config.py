@@ -84,6 +84,25 @@ class Sampling(NameAlone):
         return self
 
 
+class EarlyStop(Strict):
+    """`search.early_stop`: which trials end before their last epoch (experiments/early_stop.py). `median` is
+    short for `{rule: median}`."""
+
+    rule: Literal["median"] = Field(
+        "median", description="below the median of what finished trials had reached by that epoch"
+    )
+    after: int = Field(2, ge=1, description="epochs that every trial is trained for")
+    among: Literal["cheaper", "all"] = Field(
+        "cheaper", description="whom a trial is compared with: those that cost no more, or all"
+    )
+    least: int = Field(3, ge=1, description="finished trials to compare with, or nobody is stopped")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"rule": value} if isinstance(value, str) else value
+
+
 class SearchSettings(Strict):
     """The `search:` block."""
 
@@ -124,6 +143,11 @@ class SearchSettings(Strict):
         description="so many archs for each trial are looked at before a search of trainings from `weights`, "
         "which begins with those that drift least from them for their cost (pareto, evolution, predictor)",
     )
+    early_stop: EarlyStop | None = Field(
+        None,
+        description="ends hopeless trials in time: median, or {rule: median, after: 2}; off: every trial is "
+        "trained to its end",
+    )
     baseline: bool = Field(True, description="run the unsearched default of the space as trial 0")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of train the search is scored on")
     data_portion: list[float] | None = Field(
@@ -145,6 +169,11 @@ class SearchSettings(Strict):
         fits = isinstance(last, int | float) and 0 < last < 1
         return {"val_fraction": last, **value} if fits else value
 
+    @field_validator("early_stop", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return None if value is False or value == "off" else value  # YAML reads `off` as false
+
     @field_validator("data_portion")
     @classmethod
     def _portions(cls, value: list[float] | None, info: ValidationInfo) -> list[float] | None:
@@ -162,8 +191,9 @@ class SearchSettings(Strict):
 
     @model_serializer(mode="wrap")
     def _what_is_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without portions where none are given: runs that never heard of them go on."""
-        return {k: v for k, v in dump(self).items() if k != "data_portion" or v is not None}
+        """Without portions and early stops where none are given: runs that never heard of them go on."""
+        later = ("data_portion", "early_stop")
+        return {k: v for k, v in dump(self).items() if k not in later or v is not None}
 
 
 class Phase(Strict):
@@ -467,6 +497,10 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
         raise UserError(
             f"{source}: search.inherit is {exp.search.inherit!r}, but slices of a supernet are not trained: "
             "drop one of the two"
+        )
+    if exp.search.early_stop and exp.supernet is not None:
+        raise UserError(
+            f"{source}: search.early_stop ends trainings, but slices of a supernet are not trained: say off"
         )
     if "pretrain" in exp.steps and exp.pretrain and exp.supernet is None:
         raise UserError(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from experiments.early_stop import Stopped
 from experiments.engine.trial import report_final
 from experiments.job import Job, baseline_costs, job_of, reward_of
 from experiments.starts import source, start_facts
@@ -21,6 +22,7 @@ from utils.history import Arch, Trial
 from utils.limits import broken, parse_limits
 from utils.training.train import TrainingFailed
 
+OF_THE_TRAINING = ("epoch", "loss", "lr", "seconds")  # what a curve has beside scores
 Measure = Callable[[Job, Arch, Path, list[dict[str, float]]], dict[str, float]]
 
 
@@ -47,10 +49,26 @@ def evaluate_trial(model: YoloModelSpace | ArchSpace, run_dir: str) -> None:
     """NNI's evaluator. `model` is the space frozen at this trial's architecture.
 
     The line of history is on disk, with the arch that really ran, before NNI hears of the result. A training
-    that fails is a line too; the exception goes on to NNI, which marks the trial as failed.
+    that fails is a line too; the exception goes on to NNI, which marks the trial as failed. One that is ended
+    as hopeless is `stopped`: a line with its score so far, which NNI hears of as a result.
     """
     job = job_of(run_dir)
     run_trial(model, job, measure_of(job))
+
+
+def stopped_score(
+    job: Job, arch: Arch, curve: Sequence[Mapping[str, float]]
+) -> tuple[dict[str, float], float | None]:
+    """(metrics, reward) of a training that was ended: its last scores, what it costs without measuring, and
+    what the reward makes of these; None where it needs more."""
+    scores = next((row for row in reversed(curve) if job.task.quality in row), {})
+    metrics = {k: v for k, v in scores.items() if k not in OF_THE_TRAINING and "/" not in k}
+    metrics |= job.space.cost(arch, job.exp.imgsz)
+    try:
+        reward = reward_of(job)(metrics)
+    except UserError:
+        return metrics, None
+    return metrics, reward if math.isfinite(reward) else None
 
 
 def run_trial(
@@ -62,7 +80,7 @@ def run_trial(
     arch = model.arch
     assert arch is not None, "NNI gave a space that is not frozen"
     number, parents = job.run.asked(arch)
-    job = replace(job, parents=parents)
+    job = replace(job, parents=parents, number=number)
     started, clock = time.time(), time.perf_counter()
 
     def line(**outcome: Any) -> Trial:
@@ -78,6 +96,14 @@ def run_trial(
             raise TrainingFailed(str(error)) from error
         if not math.isfinite(reward):
             raise TrainingFailed(f"the reward is {reward}")
+    except Stopped as stop:
+        metrics, so_far = stopped_score(job, arch, curve)
+        job.run.history.append(
+            line(state="stopped", metrics=metrics, reward=so_far, reason=str(stop), curve=curve)
+        )
+        (job.run.trial_dir(number) / "checkpoint.pt").unlink(missing_ok=True)
+        report_final(so_far or 0.0, metrics)
+        return
     except Exception as error:
         if not isinstance(error, TrainingFailed):
             traceback.print_exc()  # a bug or a broken machine: NNI keeps it in the trial's stderr

@@ -32,13 +32,14 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Job:
-    """What all trials of a run share; and of one trial, its parents."""
+    """What all trials of a run share; and of one trial, its number and parents."""
 
     run: RunFolder
     dataset: Dataset
     space: Space
     hyp: dict[str, float]
     parents: tuple[int, ...] = ()  # trials that the strategy made this one of
+    number: int | None = None
 
     @classmethod
     def open(cls, run: RunFolder, split_seed: int | None = None) -> Job:

@@ -7,7 +7,8 @@ The file has one function, `evaluate`, that asks by name for what it needs and r
 arch:    the architecture, a plain dict
 network: its network, with fresh weights or those that the experiment starts from (of a supernet: its slice)
 data:    `Data`, below
-report:  report(value, **more), one point of the curve
+report:  report(value, **more), one point of the curve; ends the trial where `search.early_stop` finds it
+         hopeless
 options: what stands beside the name, `search.evaluator: {name: mine.py, epochs: 3}`
 
 It returns at least the metric that the search maximises (map50_95, or top1), or that number alone. Parameters
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 
 from experiments.config import EVALUATOR_GETS
+from experiments.early_stop import Judge, Stopped, judge_of
 from experiments.engine.trial import report_intermediate
 from experiments.job import Job, costs, loaders, threads_of
 from experiments.starts import begin
@@ -88,12 +90,13 @@ def measure_own(
         network = network.to(job.device)
     title = f"{job.exp.name}-{folder.name}"
     with open_loggers(job.exp.loggers, folder, name=title, config=arch) if fresh else nullcontext() as log:
-        given = {"arch": dict(arch), "network": network, "report": partial(_report, job, curve, log)}
+        report = partial(_report, job, curve, log, judge_of(job, arch))
+        given = {"arch": dict(arch), "network": network, "report": report}
         if "data" in needs:
             given["data"] = _data(job, arch)
         try:
             found = function(**{k: v for k, v in given.items() if k in needs}, **evaluator.options)
-        except TrainingFailed:
+        except (TrainingFailed, Stopped):
             raise
         except (Exception, SystemExit) as error:
             at = f"{Path(evaluator.name).name}, {where(error, evaluator.name)}"
@@ -110,13 +113,17 @@ def _data(job: Job, arch: Arch) -> Data:
     return Data(job, train, val, job.dataset.names, side, job.device, job.exp.train, job.exp.seed)
 
 
-def _report(job: Job, curve: list[dict[str, float]], log: Any, value: float, **more: float) -> None:
+def _report(
+    job: Job, curve: list[dict[str, float]], log: Any, judge: Judge | None, value: float, **more: float
+) -> None:
     """One point of the curve: into the trial's log.csv, its line of history and NNI's page."""
     row = {"epoch": len(curve) + 1, job.task.quality: float(value), **more}
     report_intermediate(float(value), {"epoch": row["epoch"], **more})
     curve.append(row)
     if log is not None:
         log.log(len(curve), row)
+    if judge is not None:
+        judge.check(curve)
 
 
 def _metrics(found: Any, quality: str, name: str) -> dict[str, float]:

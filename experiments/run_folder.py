@@ -195,14 +195,27 @@ class RunFolder:
     def asked(self, arch: Arch) -> tuple[int, tuple[int, ...]]:
         """(number, parents) of an architecture that was submitted; every arch is submitted once in a run."""
         key = arch_key(arch)
+        for entry in self._asked_lines():
+            if arch_key(entry["arch"]) == key:
+                return int(entry["number"]), tuple(entry.get("parents") or ())
+        raise AssertionError(f"arch was never asked for: {key}")
+
+    def told_before(self, number: int) -> set[int]:
+        """The trials that the strategy had been told of before it asked for this one."""
+        lines = (entry for entry in self._asked_lines() if entry["number"] <= number)
+        return {told for entry in lines for told in entry.get("after") or ()}
+
+    def _asked_lines(self) -> Iterator[dict[str, Any]]:
+        """What asked.jsonl says of each arch, in the order of submission; a line torn by a crash is left
+        out."""
         for line in read_lines(self.path / "asked.jsonl"):
             try:
                 entry = parse_json(line)
-                if arch_key(entry["arch"]) == key:
-                    return int(entry["number"]), tuple(entry.get("parents") or ())
+                known = isinstance(entry["arch"], dict) and type(entry["number"]) is int
             except (ValueError, TypeError, KeyError):
-                continue  # torn by a crash
-        raise AssertionError(f"arch was never asked for: {key}")
+                continue
+            if known:
+                yield entry
 
 
 def _same_but_place(one: Any, other: Any) -> bool:

@@ -241,6 +241,8 @@ def trial_line(trial: Trial) -> str:
     """A finished trial for the terminal."""
     if trial.state == "infeasible":
         return f"not trained: {trial.reason}"
+    if trial.state == "stopped":
+        return f"trial {trial.number}: {trial.reason}, {trial.seconds:.0f} s"
     if trial.state != "complete":
         return f"trial {trial.number}: {trial.state}, {trial.reason}"
     shown = {

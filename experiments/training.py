@@ -12,6 +12,7 @@ import torch
 
 from experiments.arch_file import CALIBRATION
 from experiments.config import SCRATCH, augmentation, hyp_file
+from experiments.early_stop import judge_of
 from experiments.engine.trial import report_intermediate
 from experiments.job import Job, costs, loaders, precision_of, threads_of
 from experiments.run_folder import command
@@ -128,6 +129,7 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     """Train `arch` on search_train, score it on search_val, measure its costs; weights go to `folder`.
 
     curve: filled with a row an epoch while the training goes on.
+    Raises Stopped where the search ends hopeless trials and this is one.
     Every trial of a run has the same seed, so that architectures differ by what they are, not by luck.
     """
     exp = job.exp
@@ -140,12 +142,21 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     def score(net: torch.nn.Module, last: bool) -> dict[str, float]:
         return job.task.score(net, val_loader, job.dataset.names, job.device, not last)
 
+    judge = judge_of(job, arch)
+
+    def on_resume(rows: list[dict[str, float]]) -> None:
+        curve[:] = rows
+        if judge:
+            judge.check(curve)
+
     def on_epoch(row: dict[str, float]) -> None:
         curve.append(row)
         log.log(int(row["epoch"]), row)
         if job.task.quality in row:
             shown = {key: row[key] for key in ("epoch", "loss")}
             report_intermediate(row[job.task.quality], shown)
+        if judge:
+            judge.check(curve)
 
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
@@ -158,6 +169,7 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
             device=job.device,
             evaluate=score,
             on_epoch=on_epoch,
+            on_resume=on_resume,
             checkpoint=checkpoint,
             progress=False,
         )

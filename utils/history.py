@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 from utils.json_text import parse_json
 
 Arch = dict[str, Any]
-STATES = ("complete", "infeasible", "failed")
+STATES = ("complete", "stopped", "infeasible", "failed")
 
 
 def is_real(value: Any) -> TypeGuard[float]:
@@ -49,8 +49,10 @@ class Trial:
     number:  order of submission, 0 = the unsearched baseline; -1 for `infeasible` (rejected before training,
              so not a trial)
     metrics: units in the key: map50_95 (0..1), params_m (millions), gflops (2 x MACs), latency_ms
-    reward:  what the strategy maximises; None unless `complete`
-    reason:  why it failed or what limit it breaks; of the complete ones only the baseline may break one
+             metrics of a `stopped` one are those of its last score, of a training that had not ended
+    reward:  what the strategy maximises; None unless `complete`, or `stopped`, for what it had reached
+    reason:  why it failed or stopped, or what limit it breaks; of the complete ones only the baseline may
+             break one
     seconds: wall time of the trial; started: unix seconds
     curve:   one dict an epoch, as the training loop logged it
     start:   `from`, the file or parent whose weights the training began with, and the `share` of the numbers

@@ -30,8 +30,8 @@ class AskTell(Protocol):
         """A canonical arch to try next; None when nothing is left to propose."""
 
     def tell(self, trial: Trial) -> None:
-        """What became of an arch: complete, failed or infeasible. Also told of the baseline, never asked
-        for.
+        """What became of an arch: complete, stopped, failed or infeasible. Also told of the baseline, which
+        was never asked for.
         """
 
     # May have `closing() -> str | None` as well: a line for the end of the search; and `waiting`: whether

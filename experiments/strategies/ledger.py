@@ -57,8 +57,9 @@ class Ledger(StrategyMiddleware):
     """See `build_strategy` for the arguments.
 
     first:    number of the first trial that this strategy asked for; those before it were another's
-    penalise: give the strategy a reward of 0 for a failed arch and of -violation for an infeasible one (for
-              PolicyBasedRL, which learns nothing from silence; the others skip them or read the trial)
+    penalise: give the strategy a reward of 0 for a failed arch, what a stopped one had reached, and
+              -violation for an infeasible one (for PolicyBasedRL, which learns nothing from silence; the
+              others skip them or read the trial)
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Ledger(StrategyMiddleware):
         self._asked_path = run_dir / "asked.jsonl"
         self._distinct = space.size()[1]
 
-        self.results: dict[str, Trial] = {}  # complete and failed, by arch
+        self.results: dict[str, Trial] = {}  # complete, stopped and failed, by arch
         self.infeasible: dict[str, Trial] = {}
         self._read_bytes = 0
         self.read_history()
@@ -347,7 +348,8 @@ class Ledger(StrategyMiddleware):
         if good:
             self.dispatch_model_event("final_metric", model=model, metric=trial.reward)
         elif self.penalise:
-            self.dispatch_model_event("final_metric", model=model, metric=0.0)
+            so_far = trial.reward if trial.state == "stopped" else None
+            self.dispatch_model_event("final_metric", model=model, metric=so_far or 0.0)
         status = ModelStatus.Trained if good else ModelStatus.Failed
         self.dispatch_model_event("training_end", model=model, status=status)
 

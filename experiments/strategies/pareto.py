@@ -25,7 +25,8 @@ DRAWS = 500  # random archs tried before we call the space exhausted
 
 @dataclass(frozen=True)
 class Individual:
-    """violation: by how much limits are broken; infeasible ones were never trained and have no objectives."""
+    """violation: by how much limits are broken. Infeasible ones were never trained and have no objectives,
+    stopped ones not those of a whole training."""
 
     trial: Trial
     violation: float
@@ -107,7 +108,8 @@ class ParetoEvolution:
         return None
 
     def tell(self, trial: Trial) -> None:
-        """Take a trial into the population and let the worst go. Failed and repeated ones change nothing.
+        """Take a trial into the population and let the worst go. Failed and repeated ones change nothing; a
+        stopped one loses against all that were trained to their end.
 
         Raises UserError when a complete trial was not measured for an objective.
         """

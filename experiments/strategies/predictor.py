@@ -81,7 +81,7 @@ class Predictor:
         free = set(setup.quick(setup.space.default())) if setup.quick else set()
         self._targets = [key for key in setup.objectives if key not in free]
         self._limited = [k for k in {limit.key: None for limit in setup.limits} if k not in free]
-        self._measured: dict[str, Trial] = {}  # complete, and infeasible ones that were measured
+        self._measured: dict[str, Trial] = {}  # complete, stopped, and infeasible ones that were measured
         self._proposed: set[str] = set()
         self._drawn = 0
         self._queue = setup.head_start(batch)
@@ -168,7 +168,7 @@ class Predictor:
             if len(trials) < LEAST:
                 continue  # of a limit, not an objective: nothing is said about it yet
             x = self._encode([t.arch for t in trials])
-            y = np.array([t.metrics[key] for t in trials])
+            y = self._values(key, trials)
             self._models[key] = Surrogate().fit(x, y)
             if key == self.quality:
                 cost, costs = self._cost_of(trials)
@@ -176,6 +176,15 @@ class Predictor:
                 alone_too = None if alone is None else asdict(alone)
                 self._fits.append({"held_out": asdict(ours), "cost": cost, "cost_alone": alone_too})
         self._seen = len(self._measured)
+
+    def _values(self, key: str, trials: Sequence[Trial]) -> Floats:
+        """What a model of `key` is fitted to. A stopped training would have come to more than it had: where
+        that is less than all others came to, it counts as the worst of them."""
+        ended = [t.metrics[key] for t in trials if t.state != "stopped"]
+        least = min(ended, default=-math.inf) if key == self.quality else -math.inf
+        return np.array(
+            [max(t.metrics[key], least) if t.state == "stopped" else t.metrics[key] for t in trials]
+        )
 
     def _cost_of(self, trials: Sequence[Trial]) -> tuple[str | None, Floats | None]:
         """The cost that the regressor has to beat, of each trial."""

@@ -75,6 +75,15 @@ def test_a_limit_outranks_every_objective():
     assert numbers(found) == [2, 1, -1]
 
 
+def test_a_stopped_trial_loses_against_all_that_ended():
+    found = searcher(population_size=2)
+    found.tell(point(0, 0.9, 0.1, state="stopped"))
+    found.tell(point(1, 0.1, 9))
+    assert numbers(found) == [1, 0]
+    found.tell(point(2, 0.05, 9))
+    assert numbers(found) == [1, 2]
+
+
 def test_failed_repeated_and_unscored_trials_change_nothing():
     found = searcher()
     found.tell(point(0, 0.5, 1))

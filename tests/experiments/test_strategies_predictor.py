@@ -50,6 +50,15 @@ def test_genes_as_numbers():
     assert rows == pytest.approx(np.array([[0, 1, 1, 1, 0, 5], [1, 0, 0, 0.25, 0.25, 2]]))
 
 
+def test_a_stopped_trial_counts_as_the_worst_that_ended():
+    found = predictor(setup())
+    for number, (score, state) in enumerate([(0.5, "complete"), (0.3, "complete"), (0.1, "stopped")]):
+        found.tell(Trial(number, {"x00": number}, {"map50_95": score, "gflops": 1.0}, score, state))
+    told = found._told("map50_95")
+    assert found._values("map50_95", told).tolist() == [0.5, 0.3, 0.3]
+    assert found._values("gflops", told).tolist() == [1.0, 1.0, 1.0]
+
+
 def test_the_regressor_interpolates_and_knows_where_it_is_unsure():
     rng = np.random.default_rng(0)
     x = rng.random((60, 4))

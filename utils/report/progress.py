@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.history import History, read_lines
+from utils.history import History, Trial, read_lines
 from utils.json_text import parse_json
 from utils.report.drawing import is_number, title
 from utils.report.runs import Cost, Run, duration, read_json, sampled, search_cost
@@ -185,6 +185,37 @@ def _loss_of(row: dict[str, Any], kind: str) -> float | None:
     """All parts of the loss that archs of a kind had: `loss/max_box`, `loss/max_cls`, ..."""
     parts = [v for key, v in row.items() if key.startswith(f"loss/{kind}_") and is_number(v)]
     return sum(parts) if parts else None
+
+
+# Trials that were ended in time ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StoppedInfo:
+    """Trainings that were ended as hopeless. trials: how many; epochs: trained by all of them together;
+    saved: seconds that the rest of their epochs would have taken at their pace, None = unknown."""
+
+    trials: int
+    epochs: int
+    saved: float | None
+
+    @property
+    def line(self) -> str:
+        """`4 trials, after 2.5 epochs on average; about 55 s saved`."""
+        text = f"{self.trials} trial{'s' * (self.trials != 1)}, after {self.epochs / self.trials:.1f} epochs"
+        text += " on average" if self.trials > 1 else ""
+        return text + (f"; about {duration(self.saved)} saved" if self.saved is not None else "")
+
+
+def stopped_info(trials: Sequence[Trial], epochs: int | None) -> StoppedInfo | None:
+    """None where no trial was stopped. epochs: of a whole training."""
+    stopped = [t for t in trials if t.state == "stopped"]
+    if not stopped:
+        return None
+    saved = None
+    if epochs is not None:
+        saved = sum(t.seconds / len(t.curve) * max(0, epochs - len(t.curve)) for t in stopped if t.curve)
+    return StoppedInfo(len(stopped), sum(len(t.curve) for t in stopped), saved)
 
 
 # What it took -----------------------------------------------------------------------------------------------

@@ -21,9 +21,11 @@ from utils.report.outcomes import on_val
 from utils.report.progress import (
     KINDS,
     SupernetInfo,
+    count,
     running_trials,
     search_left,
     search_spent,
+    stopped_info,
     supernet_info,
 )
 from utils.report.rank import warning
@@ -351,7 +353,9 @@ def status(run_dir: str | Path) -> str:
 
     budget = run.planned
     done = f"{len(run.trials)} of {budget}" if isinstance(budget, int) else str(len(run.trials))
-    counts = [f"{len(run.complete)} complete", f"{len(failed)} failed"]
+    stopped = stopped_info(run.trials, count(run, "train", "epochs"))
+    counts = [f"{len(run.complete)} complete", *([f"{stopped.trials} stopped in time"] if stopped else [])]
+    counts.append(f"{len(failed)} failed")
     if running:
         counts.append(f"{len(running)} {'running' if alive else 'unfinished'}")
     lines.append(f"trials      {done}: {', '.join(counts)}; {len(run.infeasible)} infeasible")
@@ -366,6 +370,8 @@ def status(run_dir: str | Path) -> str:
     spent = search_spent(run)
     training = "".join(f"; {duration(spent[k].wall_seconds or 0)} {said}" for k, said in DOING if k in spent)
     until = f"; about {duration(left)} left to search" if left is not None else ""
+    if stopped is not None:
+        lines.append(f"stopped     {stopped.line}")
     lines.append(f"time        {used}; {duration(cost.trial_seconds)} in trials{training}{until}")
 
     lines += ["", results_table(run.trials, run.objectives, baseline=run.has_baseline, val=on_val(run))]

@@ -10,7 +10,7 @@ from utils.history import Trial
 from utils.report.controls import ControlsInfo
 from utils.report.drawing import difference, is_number, title
 from utils.report.outcomes import KINDS, TRAININGS, alike, best_outcome, on_val, outcomes, says_of
-from utils.report.progress import SupernetInfo, device_cost, later_spent, search_spent
+from utils.report.progress import SupernetInfo, count, device_cost, later_spent, search_spent, stopped_info
 from utils.report.results import NEAR_ZERO, gain, highlights, percent, signed
 from utils.report.runs import (
     Cost,
@@ -259,8 +259,7 @@ def cards(run: Run) -> list[dict[str, str]]:
         note = "none is cheaper without loss" if cheap is base else f"trial {cheap.number}"
         label = f"fewest {title(costs[0])}" if costs[0] == "gflops" else f"lowest {title(costs[0])}"
         found.append({"label": f"{label} at no loss", "note": note} | shown)
-    failed = sum(t.state == "failed" for t in run.trials)
-    note = f"{len(run.complete)} complete, {failed} failed"
+    note = counts_line(run)
     budget = run.planned
     value = f"{len(run.trials)} of {budget}" if isinstance(budget, int) else str(len(run.trials))
     found.append({"label": "trials", "value": value, "gain": "", "tone": "", "note": note})
@@ -520,6 +519,9 @@ def cost_rows(run: Run) -> dict[str, str]:
         rows["trials at a time"] = f"{cost.parallel:.1f} on average"
     if cost.trials:
         rows["mean trial"] = duration(cost.trial_seconds / cost.trials)
+    stopped = stopped_info(run.trials, count(run, "train", "epochs"))
+    if stopped is not None:
+        rows["stopped in time"] = stopped.line
     lost = sum(t.seconds for t in run.trials if t.state == "failed")
     if lost:
         rows["time in failed trials"] = duration(lost)
@@ -528,6 +530,13 @@ def cost_rows(run: Run) -> dict[str, str]:
     if run.meta.get("device"):
         rows["device"] = str(run.meta["device"])
     return rows
+
+
+def counts_line(run: Run) -> str:
+    """`20 complete, 3 stopped in time, 1 failed`."""
+    stopped, failed = (sum(t.state == state for t in run.trials) for state in ("stopped", "failed"))
+    parts = [f"{len(run.complete)} complete", f"{stopped} stopped in time" if stopped else ""]
+    return ", ".join([*filter(None, parts), f"{failed} failed"])
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def train(
     device: str | torch.device = "cpu",
     evaluate: Callable[[nn.Module, bool], dict[str, float]] | None = None,
     on_epoch: Callable[[Row], None] | None = None,
+    on_resume: Callable[[list[Row]], None] | None = None,
     checkpoint: Path | None = None,
     progress: bool | None = None,
     fabric: Fabric | None = None,
@@ -67,6 +68,7 @@ def train(
     on_epoch:   called after each epoch with its row: epoch (from 1), loss (mean over the epoch) and
                 loss/<item>, lr (of the last step), seconds (since the start) and, if it was validated, the
                 metrics without the per-class ones. Whatever it raises stops the training.
+    on_resume:  called once with the rows of the epochs that a checkpoint holds, before it goes on from there
     checkpoint: file to write to now and then, and to go on from if it exists; the caller removes it
     progress:   bar on stderr; by default only on a terminal
     fabric:     a launched `Fabric(devices=..., strategy="ddp")` trains on several devices, `settings.batch`
@@ -87,6 +89,8 @@ def train(
     works, state = _set_up(detector, train_loader, settings, seed, fabric, checkpoint, lesson, about or {})
     silent = None if progress is None else not progress  # None: tqdm shows the bar only on a terminal
     lead, ema = fabric.is_global_zero, works.ema
+    if on_resume and state.curve and lead:
+        on_resume([dict(row) for row in state.curve])
     with plain_failures(settings):
         for epoch in range(state.epoch, settings.epochs):
             row = one_pass(works, state, epoch, disable=silent if lead else True)
