@@ -150,6 +150,13 @@ def c3ghost(
     return _csp(t, x, c2, e, lambda y: [ghost_bottleneck(t, y, y[0]) for _ in range(n)])
 
 
+def c2(t: Tally, x: Shape, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> Shape:
+    h = int(c2 * e)
+    conv(t, x, 2 * h)
+    _chain(t, (h, x[1]), n, g, [3, 3])
+    return conv(t, (2 * h, x[1]), c2)
+
+
 def c3k(
     t: Tally, x: Shape, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5, k: int = 3
 ) -> Shape:
@@ -370,6 +377,7 @@ BLOCKS: dict[str, Callable[..., Shape]] = {
     "C3": c3,
     "C3x": c3x,
     "C3Ghost": c3ghost,
+    "C2": c2,
     "C2f": c2f,
     "C3k2": c3k2,
     "C2fCIB": c2f_cib,
@@ -404,6 +412,7 @@ VARIES: dict[str, tuple[str, ...]] = {
     "C3": ("width", "depth", "e"),
     "C3x": ("width", "depth", "e"),
     "C3Ghost": ("width", "depth"),
+    "C2": ("width", "depth", "e"),
     "C2f": ("width", "depth", "e"),
     "C3k2": ("width", "depth", "e"),
     "C2fCIB": ("width", "depth", "e"),

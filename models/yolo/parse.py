@@ -346,16 +346,16 @@ def _raw_rows(model: dict[str, Any]) -> list[list[Any]]:
     for i, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != 4 or not isinstance(row[3], list):
             raise UserError(f"row {i} should read [from, number, module, [args]], got {short(row)}")
+        if isinstance(row[2], str) and row[2] in OTHER_HEADS:
+            raise UserError(
+                f"row {i}, {row[2]}: a head of {OTHER_HEADS[row[2]]}; only Detect and v10Detect are known"
+            )
     return rows
 
 
 def _resolve(raw: list[Any], i: int, nc: int, scaling: Scaling) -> Row:
     """Names and `None` strings to values, the width multiple on channels, the depth multiple on repeats."""
     source, number, module, args = raw
-    if isinstance(module, str) and module in OTHER_HEADS:
-        raise UserError(
-            f"row {i}, {module}: a head of {OTHER_HEADS[module]}; only Detect and v10Detect are known"
-        )
     if not isinstance(module, str) or module not in BLOCKS:
         raise unknown(f"module in row {i}", module, BLOCKS)
     with naming(i, module):

@@ -20,11 +20,10 @@ from models.yolo.space import YoloSpace
 from models.yolo.stock_yaml import expand, signature
 from tests.models.anchors import torchvisions_anchors
 from tests.models.elastic_kinds import scramble
-from tests.models.stock import isolated
+from tests.models.stock import NAMES, TRAIN, isolated, write_data
 from tests.models.test_supernet import REGNET
 from utils.errors import UserError
 
-NAMES = ["a", "b", "c"]
 SMALL = {
     "nc": 3,
     "backbone": [
@@ -318,26 +317,6 @@ def test_mistakes_with_networks_of_elastic_spaces(plain, tmp_path, monkeypatch):
 # Stock Ultralytics, where this package does not exist --------------------------------------------------
 
 
-def write_data(folder: Path, n: int = 8) -> Path:
-    """A data set of coloured squares for Ultralytics."""
-    import cv2
-
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for part in ("images", "labels"):
-            (folder / part / split).mkdir(parents=True)
-        for i in range(n):
-            image = np.full((64, 64, 3), 90, np.uint8)
-            label, (x, y) = int(rng.integers(3)), rng.integers(4, 40, 2)
-            image[y : y + 20, x : x + 20, label] = 255
-            cv2.imwrite(str(folder / f"images/{split}/{i}.png"), image)
-            text = f"{label} {(x + 10) / 64} {(y + 10) / 64} {20 / 64} {20 / 64}\n"
-            (folder / f"labels/{split}/{i}.txt").write_text(text)
-    card = folder / "data.yaml"
-    card.write_text(f"path: {folder}\ntrain: images/train\nval: images/val\nnames: {NAMES}\n")
-    return card
-
-
 def test_stock_ultralytics_predicts_the_same_without_this_package(exported, tmp_path):
     detector, _, folder, _ = exported
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -357,20 +336,6 @@ print(json.dumps({{"sum": raw.double().sum().item(), "names": model.names, "boxe
     assert said["boxes"] > 0
 
 
-TRAIN = """
-{trainer}
-from torch import nn
-def said(net):
-    # what each layer computes, whatever it is called
-    return sorted(f"{{k}} {{type(m).__name__}} {{getattr(m, 'kernel_size', '')}}" for k, m in
-                  net.named_modules(remove_duplicate=False) if not list(m.children()))
-model = YOLO({pt!r})
-before = said(model.model)
-model.train(data={data!r}, epochs=1, imgsz=64, batch=8, device="cpu", workers=0, plots=False, val=False,
-            project={out!r}, name="t", amp=False, verbose=False{extra})
-after = YOLO({out!r} + "/t/weights/last.pt").model
-print(json.dumps({{"kept": said(after) == before, "lost": len(set(before) - set(said(after)))}}))
-"""
 KEEP = (Path(__file__).parents[2] / "models" / "keep_architecture.py").read_text()
 
 

@@ -20,9 +20,11 @@ from models.networks import build, describe
 from models.yolo.detector import class_state_kept, layers
 from models.yolo.parse import FOLDERS, read
 from models.yolo.space import YoloSpace
+from tests.models.stock import TRAIN, isolated, write_data
 from utils.errors import UserError
 from utils.training.measure import count_flops, count_params
 
+ROOT = Path(__file__).resolve().parents[2]
 STOCK = Path(find_spec("ultralytics").origin).parent / "cfg/models"  # type: ignore
 OTHER = re.compile(r"-(cls|seg|sem|pose|obb|depth|world|worldv2|rtdetr)\b|yoloe|resnet")
 NANO = ["yolov5n", "yolov8n", "yolov10n", "yolo11n", "yolo12n", "yolo26n"]
@@ -89,6 +91,7 @@ def thin(rows, **keys):
         [-1, 2, "C3k2", [32, True, 0.25, True]],
         [-1, 2, "C2fCIB", [32, True, True]],
         [-1, 2, "C2fCIB", [32, False]],
+        [-1, 2, "C2", [32, True]],
         [-1, 2, "C2f", [32, True]],
         [-1, 2, "A2C2f", [64, True, 4]],
         [-1, 2, "A2C2f", [64, True, 1, True, 1.2, 1.0]],
@@ -176,6 +179,7 @@ def test_mistakes(model, message):
         ("yolo26n-pose", "row 23, Pose26: a head of pose estimation"),
         ("yolo11n-cls", "Classify: a head of classification"),
         ("yolov8n-rtdetr", "RTDETRDecoder: a head of RT-DETR"),
+        ("yolov8n-world", "WorldDetect: a head of detection by text"),
         ("yoloe-11n", "YOLOEDetect: a head of detection by text"),
     ],
 )
@@ -321,3 +325,52 @@ def test_a_stock_checkpoint_is_inherited_exactly_and_grows_without_a_change(trai
     account = inherit(narrow, source)
     attention = [layer for layer in account.of("fresh") if ".attn." not in layer]
     assert attention == [] and account.share > 0.98  # heads of other widths start anew
+
+
+STOCK_USE = """
+model = YOLO({pt!r})
+images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+raws = []
+for end2end in (False, True):
+    model.model.end2end = end2end
+    with torch.no_grad():
+        raws.append(model.model.eval()(images)[0].double().sum().item())
+maps = [model.val(data={data!r}, imgsz=64, device="cpu", workers=0, plots=False, verbose=False, nms=nms,
+                  project={out!r}).box.map for nms in (None, False)]
+print(json.dumps({{"raws": raws, "maps": maps, "classes": sorted({{type(m).__module__.split(".")[0] for m in
+                  model.model.modules()}})}}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolo11n_nas", "yolo26n_nas"])
+def test_stock_ultralytics_keeps_an_export(name, tmp_path):
+    space = YoloSpace(ROOT / "models" / f"{name}.yaml", nc=3)
+    arch = space.random(np.random.default_rng(4))
+    torch.manual_seed(0)
+    net = build(space, arch, names=list("abc"))
+    said = export(net, tmp_path / "x.pt", "pt", space=space, arch=arch, imgsz=64)
+    assert said.values["stock_train_keeps_it"] and said.max_difference == 0
+    data, pt = str(write_data(tmp_path / "data")), str(tmp_path / "x.pt")
+    body = TRAIN.format(trainer="", pt=pt, data=data, out=str(tmp_path / "out"), extra="")
+    assert isolated(body, tmp_path) == {"kept": True, "lost": 0}
+    found = isolated(STOCK_USE.format(pt=pt, data=data, out=str(tmp_path / "val")), tmp_path)
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model = net.model.eval()
+    for end2end, raw in zip((False, True), found["raws"], strict=True):
+        model.end2end = end2end
+        with torch.no_grad():
+            assert model(images)[0].double().sum().item() == pytest.approx(raw, rel=1e-5)
+    assert found["classes"] == ["torch", "ultralytics"] and all(0 <= score <= 1 for score in found["maps"])
+
+
+@pytest.mark.parametrize("version", [11, 26])
+def test_shipped_spaces_are_the_stock_network_unsearched(version):
+    space = YoloSpace(ROOT / "models" / f"yolo{version}n_nas.yaml")
+    stock = YoloSpace(f"yolo{version}n.yaml")
+    assert space.stock(space.default()) == stock.stock(stock.default())
+    assert space.notices == [] and {"conv_0_width", "c3k2_2_e", "c2psa_10_depth"} < set(space.choices)
+    low, mid, high = (
+        space.cost(a, 640)["gflops"] for a in (space.smallest(), space.default(), space.largest())
+    )
+    assert low < mid / 3 and high > 2 * mid
