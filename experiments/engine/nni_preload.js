@@ -221,6 +221,39 @@ function markBeforeStopping(V3asV1) {
     };
 }
 
+// A metric is passed on when it has been written to the database. On a busy disk its trial's end overtakes it, and one
+// that comes before its trial's start has been written is dropped: either way the trial "reported no result".
+const untold = new Map();  // trial -> when its metrics have been passed on
+const over = new Set();  // trials whose end the manager has seen
+
+function metricsAfterTheStart(NNIManager) {
+    const tell = NNIManager.prototype.onTrialJobMetrics;
+    NNIManager.prototype.onTrialJobMetrics = function (metric) {
+        const tellNow = async () => {
+            while (!this.trialJobs.has(metric.id) && !over.has(metric.id)) {
+                await new Promise(resolve => setTimeout(resolve, 20));
+            }
+            return tell.call(this, metric);
+        };
+        const told = (untold.get(metric.id) || Promise.resolve()).then(tellNow);
+        untold.set(metric.id, told.catch(() => {}));  // the caller sees what went wrong
+        return told;
+    };
+}
+
+// A copy: the manager waits for the database and looks at the status once more.
+function metricsBeforeTheEnd(V3asV1) {
+    const get = V3asV1.prototype.getTrialJob;
+    V3asV1.prototype.getTrialJob = async function (id) {
+        const job = { ...await get.call(this, id) };
+        if (['WAITING', 'RUNNING', 'UNKNOWN'].includes(job.status)) return job;
+        await untold.get(id);
+        untold.delete(id);
+        over.add(id);
+        return job;
+    };
+}
+
 // A trial that finds no room is tried again at once, for ever: the manager has time for nothing else.
 function withPatience(V3asV1) {
     const start = V3asV1.prototype.start;
@@ -279,8 +312,8 @@ function quickly(NNIManager) {
 }
 
 const REPAIRS = {
-    V3asV1: [ownParameters, ownFiles, markBeforeStopping, withPatience],
-    NNIManager: [quickly, ownTrials],
+    V3asV1: [ownParameters, ownFiles, markBeforeStopping, metricsBeforeTheEnd, withPatience],
+    NNIManager: [quickly, ownTrials, metricsAfterTheStart],
     NNITensorboardManager: [noTensorboard],
     TaskSchedulerClient: [handOutGpus],
     RemoteTrialKeeper: [almostWholeGpu],

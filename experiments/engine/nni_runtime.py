@@ -8,6 +8,7 @@ themselves then, the other repairs are always on. The defects, by the name that 
 
 wrong_arch      with two trials at a time one may run the other's architecture
 bad_metric      a result of None, NaN or without 'default' hangs the search, or wins it
+late_metric     on a busy disk a trial's end overtakes its result, or NNI drops it (nni_preload.js)
 lost_models     the end of a model that the strategy no longer holds is never told
 dead_listener   when the manager ends, or says something unknown, the strategy waits for ever
 all_interfaces  the server listens on every interface, without a password
