@@ -27,7 +27,7 @@ from utils.training.distill import confidence, soft_scores, weighted
 
 quiet_ultralytics()
 
-from ultralytics.nn.modules import C3, Bottleneck, Conv, Detect  # noqa: E402
+from ultralytics.nn.modules import C3, SPPF, Bottleneck, Conv, Detect  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel, parse_model  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG  # noqa: E402
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss  # noqa: E402
@@ -50,8 +50,14 @@ class YoloDetector(Network):
 
     candidates = 10_000  # Ultralytics takes 30,000
 
-    def __init__(self, model: DetectionModel, names: Sequence[str] | None = None, nms: bool = True) -> None:
-        super().__init__(model.model[-1].nc, int(model.stride.max()))
+    def __init__(
+        self,
+        model: DetectionModel,
+        names: Sequence[str] | None = None,
+        nms: bool = True,
+        stride: int = 1,
+    ) -> None:
+        super().__init__(model.model[-1].nc, max(stride, int(model.stride.max())))
         self.model, self.nms, self.epoch = model, nms, 0
         self.model.end2end = not nms
         self.model.args = copy.copy(DEFAULT_CFG)  # the loss reads its gains here
@@ -177,11 +183,13 @@ def build(
     arch: Mapping[str, Any],
     names: Sequence[str] | None = None,
     nms: bool = True,
+    stride: int = 1,
 ) -> YoloDetector:
     """The detector of an arch: stock Ultralytics and torch modules, fresh weights of torch's generator.
 
     The network is Ultralytics' own reading of `stock`, a resolved YAML, in which the layers of `rows` that
-    YAML cannot express are then put in place.
+    YAML cannot express are then put in place. stride: that image sides are multiples of, where that is more
+    than the head's largest.
     """
     with class_state_kept():
         model = DetectionModel(stock, ch=ch, verbose=False)
@@ -191,7 +199,7 @@ def build(
             fit(module, row.options, arch)
             module.np = sum(p.numel() for p in module.parameters())
     initialize_weights(model)  # BatchNorm's eps and momentum, of the new layers too
-    return YoloDetector(model, names, nms)
+    return YoloDetector(model, names, nms, stride)
 
 
 def layers(stock: dict[str, Any], ch: int) -> nn.Sequential:
@@ -225,11 +233,23 @@ def stock_conv(options: ConvOptions, arch: Arch | Mapping[str, Any]) -> Conv:
 
 def stock_c3(options: C3Options, arch: Mapping[str, Any]) -> C3:
     """The stock C3 that a NASC3 becomes."""
-    e = options.e * pick(arch, options.width)
+    e = options.ratio(pick(arch, options.width))
     block = C3(options.c1, options.c2, pick(arch, options.depth), options.shortcut, options.g, e)
     fit(block, options, arch)
     initialize_weights(block)
     return block
+
+
+def stock_sppf(c1: int, c2: int, k: int, n: int) -> SPPF:
+    """A stock SPPF, whose activations the parser of a whole network may have changed."""
+    return SPPF(c1, c2, k, n)
+
+
+def stock_head(nc: int, reg_max: int, channels: Sequence[int]) -> Detect:
+    """A stock head with the plain class towers of v5 and v8, its strides still unknown."""
+    with class_state_kept():
+        Detect.legacy = True
+        return Detect(nc, reg_max, ch=list(channels))
 
 
 def bottleneck(h: int, hidden: int, options: C3Options) -> Bottleneck:

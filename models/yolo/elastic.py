@@ -6,7 +6,8 @@ of `space.build(arch)`, with the supernet's weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,30 +19,87 @@ from models.elastic.layers import (
     ElasticBatchNorm2d,
     ElasticConv2d,
     ElasticDepth,
+    MutableModule,
     PathChoice,
     Size,
     Sizes,
+    frozen,
 )
-from models.space import Choice
-from models.yolo.detector import YoloDetector, activation, stock_c3, stock_conv
-from models.yolo.parse import C3Options, ConvOptions, Row
+from models.space import Choice, Value
+from models.yolo.blocks import scales_width
+from models.yolo.detector import (
+    Conv,
+    Detect,
+    YoloDetector,
+    activation,
+    stock_c3,
+    stock_conv,
+    stock_head,
+    stock_sppf,
+)
+from models.yolo.parse import FREE, C3Options, ConvOptions, Row
+from models.yolo.reach import LevelOptions, sources_of
+from utils.errors import UserError
 
 STAMPS = ("i", "f", "type")  # what Ultralytics writes on a row's module to find its inputs
 
 
-def with_elastic_rows(detector: YoloDetector, rows: Sequence[Row]) -> YoloDetector:
-    """The stock detector with its searched rows elastic."""
+def with_elastic_rows(
+    detector: YoloDetector,
+    rows: Sequence[Row],
+    dead: Mapping[Value, Container[int]] = {},
+    levels: Choice | None = None,
+) -> YoloDetector:
+    """The stock detector, which has all rows, with its searched rows elastic, and those that read channels
+    that vary.
+
+    dead: value of the choice `levels` -> numbers of the rows that do not run then.
+    """
+    made: list[list[Size]] = []  # channels out of each row: the parts of a concat, else one
     for row in rows:
-        if not isinstance(row.options, ConvOptions | C3Options):
-            continue
         stock = detector.model.model[row.index]
-        if isinstance(row.options, ConvOptions):
-            elastic: Elastic = ElasticNASConv(row.options)
-        else:
-            elastic = ElasticNASC3(row.options, stock.cv3.act)
-        _stamp(elastic, stock)
-        detector.model.model[row.index] = elastic
+        elastic, out = _elastic_row(row, stock, [made[j] for j in sources_of(row.index, row.source)])
+        made.append(out)
+        running = {value: row.index not in rest for value, rest in dead.items()}
+        if levels is not None and not all(running.values()):
+            elastic = Resting(elastic or stock, levels, running)
+        if elastic is not None:
+            detector.model.model[row.index] = _stamp(elastic, stock)
     return detector
+
+
+def _elastic_row(row: Row, stock: Any, maps: list[list[Size]]) -> tuple[Elastic | None, list[Size]]:
+    """(the row's elastic module; None where it stays as it is, channels out).
+
+    maps: channels of each map that it reads.
+    """
+    read = [c for parts in maps for c in parts]
+    o, vary = row.options, any(isinstance(c, Dim) for c in read)
+    if isinstance(o, ConvOptions):
+        out = _channels(o.width, o.c2)
+        return ElasticNASConv(o, out, read if vary else None), [out]
+    if isinstance(o, C3Options):
+        out = _channels(o.out, o.c2)
+        return ElasticNASC3(o, stock.cv3.act, out, read if vary else None), [out]
+    if isinstance(o, LevelOptions) or (vary and row.module == "Detect"):
+        return _elastic_head(row, stock, maps), []
+    if row.module in FREE:  # also a concat's: side by side
+        return None, read
+    if vary and row.module == "SPPF":
+        return ElasticSPPF(read, stock), [row.args[0]]
+    if vary:
+        raise UserError(f"row {row.index}, {row.module}: reads channels that vary; in a supernet it cannot")
+    return None, [row.args[0]] if scales_width(row.module) else []
+
+
+def _channels(choice: Choice | None, own: int) -> Size:
+    return lookup(choice, choice.values) if choice and choice.values != (own,) else own
+
+
+def _elastic_head(row: Row, stock: Any, maps: list[list[Size]]) -> ElasticDetect:
+    if type(stock) is not Detect or stock.end2end or not isinstance(stock.cv3[0][0], Conv):
+        raise UserError(f"row {row.index}, {row.module}: in a supernet this head cannot vary")
+    return ElasticDetect(stock, maps, row.options if isinstance(row.options, LevelOptions) else None)
 
 
 class _Conv(nn.Module):
@@ -64,17 +122,18 @@ class _Conv(nn.Module):
 class ElasticNASConv(Elastic):
     """A Conv whose kernel and activation may vary. Extracted, it is a stock `Conv`.
 
-    out: channels out, where they may vary as well (inside a C3).
+    out: channels out, where they may vary as well. read: channels in, where those may, as `inputs` of
+    ElasticConv2d.
     """
 
     vanishes = True
 
-    def __init__(self, options: ConvOptions, out: Dim | None = None) -> None:
+    def __init__(self, options: ConvOptions, out: Size | None = None, read: Sizes | None = None) -> None:
         super().__init__()
         self.options, o = options, options
         shapes = [o.kernel_padding(name) for name in o.kernel.values]
         self.block = _Conv(
-            o.c1,
+            o.c1 if read is None else read,
             as_dim(o.c2) if out is None else out,
             choice_of_activations(o.act),
             kernel=lookup(o.kernel, [k for k, _ in shapes]),
@@ -92,7 +151,7 @@ class ElasticNASConv(Elastic):
     def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
         self.require(sample)
         with torch.device("meta"):  # all weights are put in next
-            stock = stock_conv(self.options, sample)
+            stock = stock_conv(self.options.settled(sample, self.options.c1), sample)
         return _stamp(self.filled(stock, sample), self)
 
     def filled(self, stock: Any, sample: Mapping[str, Any]) -> Any:
@@ -101,9 +160,14 @@ class ElasticNASConv(Elastic):
 
     @classmethod
     def create_fixed_module(
-        cls, sample: Mapping[str, Any], options: ConvOptions, out: Dim | None = None
+        cls,
+        sample: Mapping[str, Any],
+        options: ConvOptions,
+        out: Size | None = None,
+        read: Sizes | None = None,
     ) -> nn.Module:
-        return stock_conv(options, sample)
+        c1 = options.c1 if read is None else _sum(read)(sample)
+        return stock_conv(options.settled(sample, c1), sample)
 
 
 class ElasticNASC3(Elastic):
@@ -113,14 +177,16 @@ class ElasticNASC3(Elastic):
     Bottlenecks that add their input start as the identity (zero gamma).
     """
 
-    def __init__(self, options: C3Options, act: nn.Module) -> None:
+    def __init__(
+        self, options: C3Options, act: nn.Module, out: Size | None = None, read: Sizes | None = None
+    ) -> None:
         super().__init__()
         self.options, o = options, options
         hidden = lookup(o.width, [o.hidden(w) for w in o.width.values])
         first = o.width.values[0]
-        self.cv1 = ElasticNASConv(o.cv("cv1", first), hidden)
-        self.cv2 = ElasticNASConv(o.cv("cv2", first), hidden)
-        self.cv3 = _Conv([hidden, hidden], o.c2, act)
+        self.cv1 = ElasticNASConv(o.cv("cv1", first), hidden, read)
+        self.cv2 = ElasticNASConv(o.cv("cv2", first), hidden, read)
+        self.cv3 = _Conv([hidden, hidden], o.c2 if out is None else out, act)
         blocks = [_Bottleneck(o, hidden, choice, act) for choice in o.bottlenecks]
         self.m = ElasticDepth(blocks, gene(o.depth))
 
@@ -137,7 +203,7 @@ class ElasticNASC3(Elastic):
     def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
         self.require(sample)
         with torch.device("meta"):  # all weights are put in next
-            stock: Any = stock_c3(self.options, sample)
+            stock: Any = stock_c3(self.options.settled(sample, self.options.c1), sample)
         self.cv1.filled(stock.cv1, sample)
         self.cv2.filled(stock.cv2, sample)
         self.cv3.fill(stock.cv3, sample)
@@ -147,8 +213,16 @@ class ElasticNASC3(Elastic):
         return _stamp(stock.train(self.training), self)
 
     @classmethod
-    def create_fixed_module(cls, sample: Mapping[str, Any], options: C3Options, act: nn.Module) -> nn.Module:
-        return stock_c3(options, sample)
+    def create_fixed_module(
+        cls,
+        sample: Mapping[str, Any],
+        options: C3Options,
+        act: nn.Module,
+        out: Size | None = None,
+        read: Sizes | None = None,
+    ) -> nn.Module:
+        c1 = options.c1 if read is None else _sum(read)(sample)
+        return stock_c3(options.settled(sample, c1), sample)
 
 
 class _Bottleneck(nn.Module):
@@ -166,6 +240,136 @@ class _Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.cv2(self.cv1(x))
         return x + y if self.add else y
+
+
+class ElasticSPPF(Elastic):
+    """An SPPF that reads channels that vary: half of them are pooled, as many come out as always."""
+
+    def __init__(self, read: Sizes, stock: Any) -> None:
+        super().__init__()
+        pooled = combine(lambda c1: c1 // 2, _sum(read))
+        self.read, self.c2 = _sum(read), stock.cv2.conv.out_channels
+        self.cv1 = _Conv(read, pooled, stock.cv1.act)
+        self.cv2 = _Conv([pooled] * (stock.n + 1), self.c2, stock.cv2.act)
+        self.m, self.n, self.add = stock.m, stock.n, stock.add
+        assert not self.add, "an SPPF with a shortcut reads what it gives"
+
+    def set_arch(self, arch: Mapping[str, Any]) -> None:
+        """Nothing of its own: the layers inside vary."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [self.cv1(x)]
+        for _ in range(self.n):
+            maps.append(self.m(maps[-1]))
+        return self.cv2(torch.cat(maps, 1))
+
+    def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
+        self.require(sample)
+        with torch.device("meta"):  # all weights are put in next
+            stock: Any = stock_sppf(self.read(sample), self.c2, self.m.kernel_size, self.n)
+        for elastic, plain in ((self.cv1, stock.cv1), (self.cv2, stock.cv2)):
+            elastic.fill(plain, sample)
+            plain.act = copy.deepcopy(elastic.act)
+        return _stamp(stock.train(self.training), self)
+
+
+class ElasticDetect(Elastic, Detect):
+    """A head that reads channels that vary, or not all of its levels: then the first of them.
+
+    Its class towers are as wide as the first level's map, as in the stock head.
+    """
+
+    def __init__(self, stock: Any, maps: Sequence[Sizes], options: LevelOptions | None) -> None:
+        c1 = [tower[0].conv.in_channels for tower in stock.cv2]
+        super(MutableModule, self).__init__(stock.nc, stock.reg_max, ch=c1)  # past NNI's, without arguments
+        bins, finest = 4 * stock.reg_max, _sum(maps[0])
+        box = combine(lambda c: max(16, c // 4, bins), finest)
+        cls = combine(lambda c: max(c, min(self.nc, 100)), finest)
+        act = stock.cv2[0][0].act
+        kinds = (self.cv2, stock.cv2, box, bins), (self.cv3, stock.cv3, cls, self.nc)
+        for towers, plain, width, out in kinds:
+            for i, read in enumerate(maps):
+                first, second = (_Conv(c, width, act, kernel=3) for c in (read, width))
+                last = ElasticConv2d(width, out, bias=True)
+                with torch.no_grad():  # what the stock head begins with
+                    last.bias.copy_(plain[i][2].bias)  # type: ignore[union-attr]
+                towers[i] = nn.Sequential(first, second, last)
+        self.read = [_sum(read) for read in maps]
+        self.levels = as_dim(len(maps))
+        if options is not None:
+            self.levels = lookup(options.levels, [options.counts[v] for v in options.levels.values])
+        self.dims = (self.levels,)
+        self.strides_of = [float(s) for s in stock.stride]
+        self.stride = stock.stride
+        self.set_arch(self.largest())
+
+    def set_arch(self, arch: Mapping[str, Any]) -> None:
+        n = self.levels(arch)
+        if n != self.nl:  # the anchor points that the stock head keeps are those of other maps
+            stride = torch.tensor(self.strides_of[:n], device=self.stride.device)
+            self.write(nl=n, stride=stride, shape=None)
+
+    def running(self, arch: Mapping[str, Any]) -> list[nn.Module]:
+        n = self.levels(arch)
+        return [*self.cv2[:n], *self.cv3[:n]]
+
+    def forward(self, x: list[Tensor]) -> Any:
+        return Detect.forward(self, x[: self.nl])
+
+    def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
+        self.require(sample)
+        n = self.levels(sample)
+        with torch.device("meta"):  # all weights are put in next
+            stock: Any = stock_head(self.nc, self.reg_max, [c(sample) for c in self.read[:n]])
+        for elastic, plain in ((self.cv2, stock.cv2), (self.cv3, stock.cv3)):
+            for i in range(n):
+                for j in (0, 1):
+                    elastic[i][j].fill(plain[i][j], sample)
+                    plain[i][j].act = copy.deepcopy(elastic[i][j].act)
+                plain[i][2] = elastic[i][2].freeze(sample)
+        stock.dfl = copy.deepcopy(self.dfl)
+        stock.stride = torch.tensor(self.strides_of[:n], device=self.stride.device)
+        stock.inplace = getattr(self, "inplace", True)
+        _stamp(stock.train(self.training), self)
+        stock.f = list(self.f[:n])
+        return stock
+
+
+class Resting(Elastic):
+    """A row that does not run at some levels; what comes of it then nobody reads."""
+
+    vanishes = True
+
+    def __init__(self, row: nn.Module, levels: Choice, running: Mapping[Value, bool]) -> None:
+        super().__init__()
+        self.row = row
+        self.runs = lookup(levels, [running[value] for value in levels.values])
+        self.dims = (self.runs,)
+        self.set_arch(self.largest())
+
+    def set_arch(self, arch: Mapping[str, Any]) -> None:
+        self.write(active=self.runs(arch))
+
+    def running(self, arch: Mapping[str, Any]) -> list[nn.Module]:
+        return [self.row] if self.runs(arch) else []
+
+    def forward(self, x: Any) -> Any:
+        if self.active:
+            return self.row(x)
+        return x[0] if isinstance(x, list) else x
+
+    def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
+        self.require(sample)
+        if self.runs(sample):
+            return _stamp(frozen(self.row, sample), self)
+        rest: Any = _stamp(nn.Identity(), self)
+        rest.f, rest.type = -1, "torch.nn.modules.linear.Identity"
+        return rest.train(self.training)
+
+
+def _sum(sizes: Sizes) -> Dim:
+    parts = sizes if isinstance(sizes, Sequence) else [sizes]
+    return combine(lambda *c: sum(c), *parts)
 
 
 def choice_of_activations(choice: Choice) -> nn.Module:

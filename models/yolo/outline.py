@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from typing import Any
 
 from models.space import Arch, Block, pick
-from models.yolo.blocks import Shape, Tally
-from models.yolo.parse import C3Options, ConvOptions, Network, Row, inputs, run
+from models.yolo.blocks import HEADS, Head, Shape, Tally
+from models.yolo.parse import C3Options, ConvOptions, Row, count
+from models.yolo.reach import sources_of
 
 
-def blocks_of(network: Network, backbone: int, arch: Arch, side: int) -> list[Block]:
-    """A block a row; `backbone`: how many of them are."""
-    image: Shape = (network.ch, side)
-    shapes: list[Shape] = []
+def blocks_of(
+    rows: Sequence[tuple[Row, list[Shape]]], backbone: int, dead: Container[int], arch: Arch, head: Head
+) -> list[Block]:
+    """A block a row, but for the `dead` ones, which are none in this arch.
+
+    rows: as they are in the arch, with the shapes that they read. backbone: how many of them are.
+    """
     blocks: list[Block] = []
-    for row in network.rows:
-        read = row.source if isinstance(row.source, list) else [row.source]
-        sources = [j % row.index for j in read] if row.index else []
-        shapes.append(run(row, image, shapes, Tally(), network.head))
-        head = row.module == "Detect"
+    for row, xs in rows:
+        if row.index in dead:
+            continue
+        sources, last = sources_of(row.index, row.source), row.module in HEADS
+        channels, side = count(row, xs, Tally(), head)
+        before = int(blocks[-1]["name"]) if blocks else -1
         blocks.append(
             {
-                "part": "head" if head else "backbone" if row.index < backbone else "neck",
+                "part": "head" if last else "backbone" if row.index < backbone else "neck",
                 "name": str(row.index),
                 "kind": row.module.removeprefix("NAS").removeprefix("nn."),
-                "channels": None if head else shapes[-1][0],
-                "side": None if head else shapes[-1][1],
-                "sources": [] if sources == [row.index - 1] else [str(j) for j in sources],
-                "facts": _facts(row, arch, inputs(row, image, shapes[:-1])),
+                "channels": None if last else channels,
+                "side": None if last else side,
+                "sources": [] if sources == [before] else [str(j) for j in sources],
+                "facts": _facts(row, arch, xs),
             }
         )
     return blocks
@@ -47,4 +53,4 @@ def _facts(row: Row, arch: Arch, read: list[Shape]) -> dict[str, Any]:
             "cv1": f"{pick(arch, options.cv1_kernel)} {pick(arch, options.cv1_act)}",
             "cv2": f"{pick(arch, options.cv2_kernel)} {pick(arch, options.cv2_act)}",
         }
-    return {"maps": ", ".join(str(side) for _, side in read)} if row.module == "Detect" else {}
+    return {"maps": ", ".join(str(side) for _, side in read)} if row.module in HEADS else {}

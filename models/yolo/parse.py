@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -18,7 +18,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from models.space import Choice, Value
+from models.space import Choice, Value, pick
 from models.yaml_file import check_numbers, positive, read_mapping
 from models.yolo.blocks import (
     BLOCKS,
@@ -32,6 +32,7 @@ from models.yolo.blocks import (
     repeats_inside,
     scales_width,
 )
+from models.yolo.reach import LevelOptions, read_levels, read_widths, sources_of
 from models.yolo.rows import Fits, StockOptions, Vary
 from models.yolo.values import (
     MOST_BLOCKS,
@@ -58,16 +59,18 @@ OTHER_HEADS = {
 ACTIVATIONS = ("SiLU", "Identity", "ReLU", "ReLU6", "LeakyReLU", "Hardswish", "GELU", "Mish")
 PROBE = 256  # side of the image with which shapes and strides are worked out, as Ultralytics does
 
+FREE = ("Concat", "nn.Upsample", "nn.MaxPool2d", "nn.ZeroPad2d", "nn.Identity")  # rows that cost nothing
 FOLDERS = ("v5", "v8", "v10", "11", "12", "26")  # of Ultralytics' own files
 # What the NAS blocks offer unless the file's `choices:` or the row's own {...} says otherwise.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "NASConv": {"kernel": ["k", "k-2", "k+2"], "act": ["SiLU", "Identity", "ReLU"]},
+    "NASConv": {"kernel": ["k", "k-2", "k+2"], "act": ["SiLU", "Identity", "ReLU"], "width": [1.0]},
     "NASC3": {
         "width": [1.0, 1.5, 2.0],
         "kernel": [1, 3],
         "act": ["SiLU", "Identity", "ReLU"],
         "bottleneck": [1.0, 1.5, 2.0],
         "depth": "1..n",
+        "out": [1.0],
     },
 }
 KEYS = [
@@ -88,7 +91,8 @@ KEYS += ["reg_max", "end2end", "nms", "backbone", "head", "choices", "resolution
 class ConvOptions:
     """A searchable Conv: c1 -> c2 channels, kernel k, stride s, padding p, g groups.
 
-    `kernel` values are names such as "3x3"; `act` values are names of torch.nn activations.
+    `kernel` values are names such as "3x3"; `act` values are names of torch.nn activations; `width` values
+    are channels out, None where there are always c2.
     """
 
     c1: int
@@ -99,6 +103,11 @@ class ConvOptions:
     g: int
     kernel: Choice
     act: Choice
+    width: Choice | None = None
+
+    def settled(self, arch: Mapping[str, Value], c1: int) -> ConvOptions:
+        """The same in an arch in which it reads `c1` channels."""
+        return replace(self, c1=c1, c2=int(pick(arch, self.width)) if self.width else self.c2)
 
     def kernel_padding(self, name: Value) -> tuple[int, int]:
         """(kernel, padding) of a candidate: p' = p + (k' - k) / 2 keeps the output size at any stride."""
@@ -108,10 +117,11 @@ class ConvOptions:
 
 @dataclass(frozen=True)
 class C3Options:
-    """A searchable C3: `n` repeats in the file, `e` its hidden share of c2.
+    """A searchable C3: `n` repeats in the file, `e` its hidden share of the `own` channels out there.
 
     `width` and `bottlenecks[j]` multiply hidden channels, `depth` counts bottlenecks; bottleneck j exists,
-    and its choice means something, only when j < depth.
+    and its choice means something, only when j < depth. `out` values are channels out, c2 in an arch; hidden
+    channels do not depend on them.
     """
 
     c1: int
@@ -127,9 +137,23 @@ class C3Options:
     cv2_act: Choice
     depth: Choice
     bottlenecks: tuple[Choice, ...]
+    out: Choice
+    own: int
+
+    def settled(self, arch: Mapping[str, Value], c1: int) -> C3Options:
+        """The same in an arch in which it reads `c1` channels."""
+        return replace(self, c1=c1, c2=int(pick(arch, self.out)))
 
     def hidden(self, width: Value) -> int:
-        return int(self.c2 * (self.e * float(width)))
+        return int(self.own * (self.e * float(width)))
+
+    def ratio(self, width: Value) -> float:
+        """What stock YAML calls e: hidden channels are int(c2 * e)."""
+        if self.c2 == self.own:
+            return self.e * float(width)
+        hidden = self.hidden(width)
+        e = hidden / self.c2
+        return e if int(self.c2 * e) == hidden else (hidden + 0.5) / self.c2
 
     def cv(self, which: str, width: Value) -> ConvOptions:
         """cv1 or cv2 at a width: a 1x1 convolution in the stock block."""
@@ -149,17 +173,20 @@ class Row:
     number: int
     module: str
     args: list[Any]
-    options: ConvOptions | C3Options | StockOptions | None = None
+    options: ConvOptions | C3Options | StockOptions | LevelOptions | None = None
 
     def choices(self) -> list[Choice]:
         """The row's real choices, in the order of the network."""
         o = self.options
         if isinstance(o, ConvOptions):
-            found = [o.kernel, o.act]
+            found = [o.kernel, o.act, *([o.width] if o.width else [])]
         elif isinstance(o, C3Options):
             found = [o.width, o.cv1_kernel, o.cv1_act, o.cv2_kernel, o.cv2_act, o.depth, *o.bottlenecks]
+            found.append(o.out)
         elif isinstance(o, StockOptions):
             found = [o.width, o.depth, o.e]
+        elif isinstance(o, LevelOptions):
+            found = [o.levels]
         else:
             found = []
         return [c for c in found if len(c.values) > 1]
@@ -280,16 +307,31 @@ def _rows(
         with naming(row.index, row.module):
             shape, read = run(row, image, shapes, Tally(), head), inputs(row, image, shapes)
             given = raw[3][-1] if raw[3] and isinstance(raw[3][-1], dict) else {}
-            stock = {} if row.module in OPTIONS else given
+            stock = {} if row.module in (*OPTIONS, *HEADS) else given
             found = vary.options(row, [c for c, _ in read], shape[0], stock, _fitting(row, read[0][1], head))
             if row.module in OPTIONS:
                 own = _merge(options, row.module, given)
                 row = replace(row, options=_choices(row, read[0][0], own, stock_act))
+                vary.widths[-1] = _channels_out(row, vary.widths[:-1])
+            elif row.module in HEADS and given:
+                row = replace(row, options=read_levels(given, [PROBE // side for _, side in read]))
             elif found is not None:
                 row = replace(row, options=found)
         rows.append(row)
         shapes.append(shape)
     return rows, shapes, vary.notices([row.module for row in rows])
+
+
+def _channels_out(row: Row, widths: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """All that may come out of a NAS row; `widths`: of the rows before it. UserError where groups forbid."""
+    o = row.options
+    if isinstance(o, C3Options):
+        return o.out.values  # type: ignore[return-value]
+    assert isinstance(o, ConvOptions) and o.width is not None
+    for c1 in (c for j in sources_of(row.index, row.source) for c in widths[j]):
+        if c1 % o.g:
+            raise UserError(f"{o.g} groups do not divide the {c1} channels that it may read")
+    return o.width.values  # type: ignore[return-value]
 
 
 def inputs(row: Row, image: Shape, shapes: Sequence[Shape]) -> list[Shape]:
@@ -494,7 +536,9 @@ def _choices(row: Row, c1: int, options: dict[str, Any], act: str) -> ConvOption
         c2, k, s, p, g = (row.args + [1, 1, None, 1][len(row.args) - 1 :])[:5]
         p = k // 2 if p is None else p
         kernel = Choice(f"nasconv_{i}", _kernels(options["kernel"], k, s, p))
-        return ConvOptions(c1, c2, k, s, p, g, kernel, Choice(f"nasconv_{i}_act", _acts(options["act"], act)))
+        width = Choice(f"nasconv_{i}_width", read_widths("width", options["width"], c2, g))
+        act_choice = Choice(f"nasconv_{i}_act", _acts(options["act"], act))
+        return ConvOptions(c1, c2, k, s, p, g, kernel, act_choice, width)
 
     c2, shortcut, g, e = (row.args + [True, 1, 0.5][len(row.args) - 1 :])[:4]
     kernels, acts = _kernels(options["kernel"], 1, 1, 0), _acts(options["act"], act)
@@ -513,6 +557,8 @@ def _choices(row: Row, c1: int, options: dict[str, Any], act: str) -> ConvOption
         cv2_act=Choice(f"c3_{i}_cv2_act", acts),
         depth=Choice(f"c3_{i}_depth", depths),
         bottlenecks=tuple(Choice(f"c3_{i}_m{j}", factors) for j in range(max(depths))),
+        out=Choice(f"c3_{i}_out", read_widths("out", options["out"], c2)),
+        own=c2,
     )
     for w in widths:
         for f in factors:

@@ -10,20 +10,44 @@ Costs are those of the built network, to the last digit.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import prod
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from models.elastic.ranges import read_resolution
-from models.space import Arch, Block, LabelledSpace, Take, Value, check_side, known_values, pick
-from models.yolo.blocks import Shape, Tally
+from models.space import (
+    Arch,
+    Block,
+    Choice,
+    Genes,
+    LabelledSpace,
+    Take,
+    Value,
+    check_side,
+    known_values,
+    pick,
+)
+from models.yolo.blocks import Shape, Tally, scales_width
 from models.yolo.outline import blocks_of
-from models.yolo.parse import PROBE, C3Options, ConvOptions, Row, count, inputs, naming, parse, read, run
+from models.yolo.parse import (
+    FREE,
+    PROBE,
+    C3Options,
+    ConvOptions,
+    Row,
+    count,
+    inputs,
+    naming,
+    parse,
+    read,
+    run,
+)
+from models.yolo.reach import LevelOptions, dead_rows, sources_of
 from models.yolo.rows import StockOptions
 from utils.errors import UserError
 
@@ -71,12 +95,17 @@ class YoloSpace(LabelledSpace):
         resolution = read_resolution(self.model.get("resolution"), self.stride)
         self._label([*found, resolution] if resolution else found)
         # Widths of stock rows decide what the rows after them read: then costs are sums along the network.
-        self._moving = any(isinstance(row.options, StockOptions) for row in self.rows)
+        self._moving = any(_moves(row) for row in self.rows)
         self.layered = not self._moving
-        self._known: dict[Any, tuple[int, int, Shape]] = {}
+        self._known: dict[Any, tuple[int, int, _C3Cost | None]] = {}
+        head = self.rows[-1].options
+        self._levels = head.levels if isinstance(head, LevelOptions) else None
+        self._dead = dead_rows(self.rows, head) if isinstance(head, LevelOptions) else {}
         self._sizes = np.array([len(values) for values in self.choices.values()], dtype=np.int64)
-        self._searched = [_Searched(row) for row in self.rows if row.options]
+        self._searched = [_Searched(row) for row in self.rows if row.options and row is not self.rows[-1]]
         self._tables: dict[int, _Table] = {}
+        self._priced: dict[Value | None, list[tuple[int, Callable[[Genes], Any]]]] = {}
+        self._defaults = {label: values[0] for label, values in self.choices.items()}
 
     @property
     def outline(self) -> str:
@@ -103,7 +132,10 @@ class YoloSpace(LabelledSpace):
 
     def _decided(self, take: Take) -> Arch:
         arch: Arch = {}
-        for row in self._searched:
+        levels = self._levels.label if self._levels else ""
+        if levels in self.genes:  # first: it says which rows there are
+            arch[levels] = take(self.genes[levels])
+        for row in self._alive(arch):
             arch |= {label: take(self.genes[label]) for label in row.labels}
             if row.c3:
                 same = list(dict.fromkeys(row.same[pick(arch, row.c3.width)].values()))
@@ -114,7 +146,17 @@ class YoloSpace(LabelledSpace):
         return arch
 
     def _distinct(self) -> int:
-        return prod(row.distinct(self.choices) for row in self._searched)
+        archs = [{self._levels.label: v} for v in self._levels.values] if self._levels else [{}]
+        return sum(prod(row.distinct(self.choices) for row in self._alive(arch)) for arch in archs)
+
+    def _alive(self, arch: Mapping[str, Value]) -> list[_Searched]:
+        """The searched rows that are in an arch."""
+        dead = self._dead_in(arch)
+        return [row for row in self._searched if row.index not in dead] if dead else self._searched
+
+    def _dead_in(self, arch: Mapping[str, Value]) -> frozenset[int]:
+        """Numbers of the rows that nothing reads in an arch."""
+        return self._dead[pick(arch, self._levels)] if self._levels else frozenset()
 
     def cost(self, arch: Mapping[str, Value], imgsz: int) -> dict[str, float]:
         """Parameters in millions and GFLOPs (2 x MACs of one imgsz x imgsz image), without building anything.
@@ -148,19 +190,23 @@ class YoloSpace(LabelledSpace):
 
         arch = self.canonical(arch)
         rows = [row for row, _ in self.along(arch, PROBE)]
-        return build(self.stock(arch), rows, self.ch, arch, names, self.network.nms)
+        return build(self.stock(arch), rows, self.ch, arch, names, self.network.nms, self.stride)
 
     def supernet(self) -> Any:
         """The stock detector with its searched rows elastic."""
-        if self._moving:
+        if any(isinstance(row.options, StockOptions) for row in self.rows):
             raise UserError(f"{self.name} has no supernet: its stock rows vary; only NAS rows are elastic")
         from models.yolo.elastic import with_elastic_rows
 
-        return with_elastic_rows(self.build(self.default()), self.rows)
+        arch = self.default()
+        if self._levels:  # with all rows
+            arch = self._canonical(self.complete(arch) | {self._levels.label: self._levels.largest})
+        return with_elastic_rows(self.build(arch), self.rows, self._dead, self._levels)
 
     def blocks(self, arch: Mapping[str, Any], imgsz: int) -> list[Block]:
         genes, backbone = self.complete(arch), len(self.model["backbone"])
-        return blocks_of(self.network, backbone, genes, self.side(genes, imgsz))
+        rows = list(self.along(genes, self.side(genes, imgsz)))
+        return blocks_of(rows, backbone, self._dead_in(genes), genes, self.network.head)
 
     def exporters(self) -> Mapping[str, Callable[..., Any]]:
         from models.yolo.export import EXPORTERS
@@ -182,7 +228,7 @@ class YoloSpace(LabelledSpace):
                 module, args = "Conv", [o.c2, k, o.s, p, o.g]
             elif isinstance(o, C3Options):
                 width, number = pick(arch, o.width), int(pick(arch, o.depth))
-                module, args = "C3", [o.c2, o.shortcut, o.g, o.e * float(width)]
+                module, args = "C3", [o.c2, o.shortcut, o.g, o.ratio(width)]
             rows.append([row.source, number, module, args])
         backbone = len(self.model["backbone"])
         head = self.network.head
@@ -194,50 +240,86 @@ class YoloSpace(LabelledSpace):
         return {**found, "backbone": rows[:backbone], "head": rows[backbone:]}
 
     def along(self, arch: Mapping[str, Value], imgsz: int) -> Iterator[tuple[Row, list[Shape]]]:
-        """Each row as it is in an arch, its args and repeats settled, and the shapes that it reads."""
+        """Each row as it is in an arch, its args and repeats settled, and the shapes that it reads.
+
+        A row that nothing reads in this arch is an `nn.Identity`: the others keep their numbers.
+        """
         shapes: list[Shape] = []
+        dead = self._dead_in(arch)
         for row in self.rows:
+            if row.index in dead:
+                row = Row(row.index, -1, 1, "nn.Identity", [])
+            if isinstance(row.options, LevelOptions):
+                row = replace(row, source=row.source[: row.options.read(arch)])  # type: ignore[index]
             xs = inputs(row, (self.ch, imgsz), shapes)
             settled = _settled(row, arch, xs[0][0])
             yield settled, xs
-            shapes.append(count(settled, xs, Tally(), self.network.head))
+            with naming(row.index, row.module):
+                shapes.append(count(settled, xs, Tally(), self.network.head))
 
     def _summed(self, arch: Mapping[str, Value], imgsz: int) -> dict[str, float]:
-        """`cost`, row after row; what a row costs is worked out once for all that it may be and read."""
-        check_side(imgsz, self.stride)
-        for label, value in arch.items():
-            if label not in self._values or value not in self._values[label]:
-                self.canonical(arch)  # says what is wrong
-        shapes: list[Shape] = []
+        """`cost`, row after row; what a row costs is worked out once for all that decides it."""
+        try:
+            for label, value in arch.items():
+                self._values[label][value]
+        except (KeyError, TypeError):
+            self.canonical(arch)  # says what is wrong
+            raise
+        genes = {**self._defaults, **arch}
         params = flops = 0
-        for row, labels in self._labelled:
-            xs = inputs(row, (self.ch, imgsz), shapes)
-            key = (row.index, *xs, *[arch.get(label, default) for label, default in labels])
+        for row, decides in self._priced_in(genes):
+            key = (imgsz, row, decides(genes))
             found = self._known.get(key)
             if found is None:
-                found = self._known[key] = self._counted(row, xs, arch)
+                found = self._known[key] = self._counted(row, genes, imgsz)
             params, flops = params + found[0], flops + found[1]
-            shapes.append(found[2])
+            if found[2] is not None:
+                p, f = found[2].cost(genes)
+                params, flops = params + p, flops + f
         return {"params_m": params / 1e6, "gflops": flops / 1e9}
 
-    @cached_property
-    def _labelled(self) -> list[tuple[Row, list[tuple[str, Value]]]]:
-        return [(row, [(c.label, c.default) for c in row.choices()]) for row in self.rows]
+    def _priced_in(self, arch: Genes) -> list[tuple[int, Callable[[Genes], Any]]]:
+        """The rows in an arch that cost something, each with what reads the genes that decide how much."""
+        levels = pick(arch, self._levels) if self._levels else None
+        if levels not in self._priced:
+            rows = self._decisive(self._dead_in(arch))
+            self._priced[levels] = [(row, itemgetter(*labels) if labels else len) for row, labels in rows]
+        return self._priced[levels]
 
-    def _counted(self, row: Row, xs: list[Shape], arch: Mapping[str, Value]) -> tuple[int, int, Shape]:
-        tally, settled = Tally(), _settled(row, arch, xs[0][0])
-        with naming(row.index, row.module):
-            shape = count(settled, xs, tally, self.network.head)
-        o = settled.options
+    def _decisive(self, dead: Container[int]) -> list[tuple[int, list[str]]]:
+        """Row by row: its own choices, and those that its inputs' channels hang on."""
+        found, out = [], list[list[str]]()  # labels of what channels out hang on
+        for row in self.rows:
+            o = row.options
+            read = [label for j in sources_of(row.index, row.source) for label in out[j]]
+            width, own = _width_of(row), [c.label for c in row.choices()]
+            mine = [width.label] if width and width.label in own else []
+            if isinstance(o, C3Options):  # of all inside there are tables
+                own = mine
+            if row.index not in dead and row.module not in FREE:
+                found.append((row.index, list(dict.fromkeys(read + own))))
+            follows = isinstance(o, StockOptions) and o.follows
+            out.append(read if follows or not (o or scales_width(row.module)) else mine)
+        return found
+
+    def _counted(self, index: int, arch: Mapping[str, Value], imgsz: int) -> tuple[int, int, _C3Cost | None]:
+        """(parameters, FLOPs, tables of what is still to be added) of a row."""
+        check_side(imgsz, self.stride)
+        row, xs = next((row, xs) for row, xs in self.along(arch, imgsz) if row.index == index)
+        o = row.options
         if isinstance(o, ConvOptions):
-            return *_conv_costs(o, xs[0][1])[pick(arch, o.kernel)], shape
+            return *_conv_costs(o, xs[0][1])[pick(arch, o.kernel)], None
         if isinstance(o, C3Options):
-            return *_C3Cost(o, xs[0][1]).cost(arch), shape
-        return tally.params, tally.flops, shape
+            return 0, 0, _C3Cost(o, xs[0][1])
+        tally = Tally()
+        count(row, xs, tally, self.network.head)
+        return tally.params, tally.flops, None
 
     def _canonical(self, arch: Arch) -> Arch:
         found: Arch = {}
-        for row in self._searched:
+        if self._levels and self._levels.label in self.choices:
+            found[self._levels.label] = arch[self._levels.label]
+        for row in self._alive(found):
             for label in row.labels:
                 found[label] = arch[label]
             if row.c3:
@@ -274,16 +356,34 @@ def _settled(row: Row, arch: Mapping[str, Value], c1: int) -> Row:
     if isinstance(o, StockOptions):
         number, args = o.settled(arch, c1)
         return replace(row, number=number, args=args)
-    if o is not None and o.c1 != c1:
-        return replace(row, options=replace(o, c1=c1))
+    if isinstance(o, ConvOptions | C3Options):
+        settled = o.settled(arch, c1)
+        return replace(row, options=settled, args=[settled.c2, *row.args[1:]])
     return row
+
+
+def _width_of(row: Row) -> Choice | None:
+    """The choice of a row's channels out."""
+    o = row.options
+    if isinstance(o, C3Options):
+        return o.out
+    return o.width if isinstance(o, ConvOptions | StockOptions) else None
+
+
+def _moves(row: Row) -> bool:
+    """Whether rows after it have to be asked what they read."""
+    o = row.options
+    if isinstance(o, ConvOptions | C3Options):
+        width = _width_of(row)
+        return width is not None and width.values != (o.c2,)
+    return o is not None
 
 
 class _Searched:
     """One NAS row with its labels sorted for speed: those that always matter, those that depend on depth."""
 
     def __init__(self, row: Row) -> None:
-        self.c3 = row.options if isinstance(row.options, C3Options) else None
+        self.index, self.c3 = row.index, row.options if isinstance(row.options, C3Options) else None
         last = {c.label for c in self.c3.bottlenecks} if self.c3 else set()
         self.labels = [c.label for c in row.choices() if c.label not in last]
         self.bottlenecks = [c.label for c in row.choices() if c.label in last]
