@@ -68,6 +68,11 @@ class YoloDetector(Network):
             for head in heads
             for i in range(len(model.stride))
         }
+        # A head is the last row, wherever that is, and no other row has such names.
+        self.aliases = [
+            (r"(?:model\.)*\d+\.((?:(?:one2one_)?cv[23]\.\d|dfl\.).*)", rf"model.model.{last}.\1"),
+            (r"(?:model\.)*(\d+\..*)", r"model.model.\1"),
+        ]
         if names is not None:
             self.names = list(names)
 
@@ -130,7 +135,9 @@ class YoloDetector(Network):
         if "one2one" in raw:
             pairs = [self.distil(raw[name], teacher[name]) for name in ("one2many", "one2one")]
             return {key: (pairs[0][key] + pairs[1][key]) / 2 for key in pairs[0]}
-        bins = self.model.model[-1].reg_max
+        bins, points = self.model.model[-1].reg_max, raw["scores"].size(2)
+        # A teacher with more levels has the same ones first.
+        teacher = {key: teacher[key][:, :, :points] for key in ("boxes", "scores")}
         with torch.autocast(raw["scores"].device.type, enabled=False):
             sure = confidence(teacher["scores"].float(), 1)  # [B, A]
             cls = soft_scores(raw["scores"].float(), teacher["scores"].float(), sure)

@@ -97,7 +97,7 @@ def _channels(choice: Choice | None, own: int) -> Size:
 
 
 def _elastic_head(row: Row, stock: Any, maps: list[list[Size]]) -> ElasticDetect:
-    if type(stock) is not Detect or stock.end2end or not isinstance(stock.cv3[0][0], Conv):
+    if type(stock) is not Detect or hasattr(stock, "one2one_cv2") or not isinstance(stock.cv3[0][0], Conv):
         raise UserError(f"row {row.index}, {row.module}: in a supernet this head cannot vary")
     return ElasticDetect(stock, maps, row.options if isinstance(row.options, LevelOptions) else None)
 
