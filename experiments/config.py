@@ -6,6 +6,7 @@ or raises `UserError` with one line that names the key, the value and the neares
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -30,6 +31,8 @@ from pydantic.fields import FieldInfo
 
 from data.hyp import hyp_of, load_hyp
 from utils.errors import Malformed, UserError, did_you_mean, unknown
+from utils.files import write_text
+from utils.offline import cache_dir
 from utils.steps import STEPS
 from utils.training.settings import AUTO, MAX, Distil, Final, TrainSettings
 from utils.yaml_text import load_yaml, parse_yaml
@@ -554,10 +557,9 @@ def _with_files(exp: Experiment) -> Experiment:
     own = own_files(exp).items()
     return exp.model_copy(
         update={
-            "space": str(_find(exp.space, "space", "a detector YAML")),
+            "space": str(_space(exp.space, "space")),
             "family": [
-                Member(space=str(_find(m.space, "family", "a detector YAML")), weights=_weights(m.weights))
-                for m in exp.family
+                Member(space=str(_space(m.space, "family")), weights=_weights(m.weights)) for m in exp.family
             ],
             "weights": _weights(exp.weights),
             "supernet": supernet,
@@ -759,6 +761,26 @@ def _find(path: str, key: str, what: str, folder_too: bool = False) -> Path:
     folder = next((b / path for b in (Path.cwd(), ROOT) if (b / path).parent.is_dir()), None)
     near = did_you_mean(Path(path).name, [p.name for p in folder.parent.iterdir()]) if folder else ""
     raise UserError(f"{key}: {path!r} does not exist{near}; {what} is needed")
+
+
+def _space(name: str, key: str) -> Path:
+    """The YAML of a space. One of Ultralytics' own, or a scale of a file (yolo11s.yaml of yolo11.yaml), is
+    copied under the name that was asked for, which tells the scale."""
+    try:
+        return _find(name, key, "a detector YAML")
+    except UserError:
+        from models.yolo.parse import locate
+
+        asked = Path(name).expanduser()
+        file = next((f for path in (asked, ROOT / asked) if (f := locate(path)) is not None), None)
+        if file is None:
+            raise
+    text = file.read_text(encoding="utf-8", errors="ignore")
+    copied = cache_dir() / "spaces" / hashlib.sha256(text.encode()).hexdigest()[:12] / asked.name
+    if not copied.is_file():
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        write_text(copied, text)
+    return copied
 
 
 # pydantic's kinds of complaint in words of YAML.

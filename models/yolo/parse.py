@@ -214,7 +214,7 @@ def read(path: str | Path) -> dict[str, Any]:
     `yolo11n.yaml` also finds `yolo11.yaml` beside it or among the files that come with ultralytics, scale n.
     """
     path = Path(path).expanduser()
-    file = next((p for p in _places(path) if p.is_file()), None)
+    file = locate(path)
     if file is None:
         raise UserError(f"no model file {str(path)!r}" + ("; it is a folder" if path.is_dir() else ""))
     model = read_mapping(file, "a detector: expected nc, backbone and head")
@@ -223,6 +223,11 @@ def read(path: str | Path) -> dict[str, Any]:
         model.setdefault("scale", letter[1])
     model.setdefault("name", path.stem)
     return model
+
+
+def locate(path: Path) -> Path | None:
+    """The file that `read` finds under this name."""
+    return next((p for p in _places(path) if p.is_file()), None)
 
 
 def _places(path: Path) -> list[Path]:
