@@ -148,6 +148,53 @@ def evaluate(
 
 
 @app.command
+def measure(
+    arch: Path,
+    *overrides: str,
+    data: str | None = None,
+    weights: Path | None = None,
+    metrics: str = "",
+    target: str | None = None,
+    python: str = "python3",
+    threads: Annotated[int, whole(1, 1024)] = 1,
+    split: str = "val",
+    out: Path | None = None,
+    space: Path | None = None,
+) -> None:
+    """mAP and latency of the file that ships: exported as fp32 and as INT8, timed here or on another machine.
+
+    INT8 is calibrated on training images. A latency that the machine was too busy for is void.
+
+    Args:
+        arch: an architecture file, like runs/<name>/top/1.json.
+        overrides: as of `evaluate`.
+        data: the same as data=...
+        weights: default those of its trial.
+        metrics: comma-separated, of onnx_ms, int8_ms, openvino_ms, openvino_int8_ms, int8_map50_95, ...; of
+            each file that is named both are measured. Default: the ONNX file and its INT8.
+        target: a host by ssh, without a password, like pi@board; default this machine.
+        python: the host's, with numpy and onnxruntime.
+        threads: of the runtime on the target.
+        split: what the files are scored on.
+        out: a JSON file for the result.
+        space: detector YAML, where ARCH is the bare dict that NNI exports.
+    """
+    from experiments.config import target_settings
+    from experiments.measures import measure_arch
+
+    measure_arch(
+        arch,
+        _with_data(overrides, data),
+        weights=weights,
+        split=split,
+        metrics=[name.strip() for name in metrics.split(",") if name.strip()],
+        target=target_settings(host=target, python=python, threads=threads),
+        out=out,
+        space_file=space,
+    )
+
+
+@app.command
 def retrain(
     arch: Path,
     *overrides: str,

@@ -106,6 +106,56 @@ class EarlyStop(Strict):
         return {"rule": value} if isinstance(value, str) else value
 
 
+LEAST_TIMED = 6  # archs that a prediction of latencies is fitted to
+
+
+class TargetSettings(Strict):
+    """The machine that networks are for, and how files are measured on it. `pi@board` is short for
+    `{host: pi@board}`."""
+
+    host: str | None = Field(None, description="as ssh takes it, without a password; null: this machine")
+    python: str = Field("python3", description="the host's, with numpy and onnxruntime (or openvino)")
+    threads: int = Field(1, ge=1, le=1024, description="of the runtime")
+    seconds: float = Field(4.0, gt=0, le=600, description="that each file is timed")
+    predict: int = Field(
+        20,
+        ge=0,
+        le=20,
+        description="archs that are timed before the search; the latency of all others is predicted from "
+        "them, and finalists are timed themselves. 0: each arch is timed",
+    )
+    calibration: int = Field(
+        64, ge=1, le=100_000, description="images of search_train that INT8's ranges are taken from"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"host": value} if isinstance(value, str) else value
+
+    @field_validator("predict")
+    @classmethod
+    def _enough_for_a_fit(cls, value: int) -> int:
+        if 0 < value < LEAST_TIMED:
+            raise ValueError(f"a prediction needs {LEAST_TIMED} or more; 0 times each arch")
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _is_a_host(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[^\s-]\S*", value):
+            raise ValueError("a host is needed, like pi@board")
+        return value
+
+
+def target_settings(**keys: Any) -> TargetSettings:
+    """A target of these keys. UserError for one that cannot be."""
+    try:
+        return TargetSettings(**keys)
+    except ValidationError as error:
+        raise _one_line(error, "target") from None
+
+
 class SearchSettings(Strict):
     """The `search:` block."""
 
@@ -132,7 +182,14 @@ class SearchSettings(Strict):
         {"map50_95": "max", "gflops": "min"},
         description="of the Pareto front, and of the strategies pareto and predictor",
     )
-    measure: list[str] = Field([], description="costs to measure beside params_m and gflops: latency_ms")
+    measure: list[str] = Field(
+        [],
+        description="what to measure beside params_m and gflops: latency_ms; of the exported file onnx_ms, "
+        "int8_ms, openvino_ms, openvino_int8_ms, and its quality: onnx_map50_95, int8_map50_95, ...",
+    )
+    target: TargetSettings = Field(
+        TargetSettings(), description="the machine whose onnx_ms, int8_ms, ... are meant: a host, or a block"
+    )
     top_k: int = Field(3, ge=1, le=100_000, description="architectures exported, with their weights")
     inherit: Literal["parent"] | None = Field(
         None,
@@ -194,9 +251,9 @@ class SearchSettings(Strict):
 
     @model_serializer(mode="wrap")
     def _what_is_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without portions and early stops where none are given: runs that never heard of them go on."""
-        later = ("data_portion", "early_stop")
-        return {k: v for k, v in dump(self).items() if k not in later or v is not None}
+        """Without what was not given of later keys: runs that never heard of them go on."""
+        unsaid = {"data_portion": None, "early_stop": None, "target": TargetSettings().model_dump()}
+        return {k: v for k, v in dump(self).items() if k not in unsaid or v != unsaid[k]}
 
 
 class Phase(Strict):
@@ -613,6 +670,14 @@ def own_files(exp: Experiment) -> dict[str, Path]:
         elif key == "evaluator" and named is not None:
             raise UserError(f"search.evaluator: {named.name!r} should be {what}")
     return found
+
+
+def wanted_metrics(exp: Experiment) -> set[str]:
+    """The metrics that the experiment's reward, limits, objectives or `search.measure` speak of."""
+    search = exp.search
+    options = search.reward.options
+    named = {options.get("cost", "gflops"), options.get("metric", "")}
+    return {*search.objectives, *search.limits, *search.measure, *filter(None, map(str, named))}
 
 
 def with_own_files(exp: Experiment, files: Mapping[str, Path]) -> SearchSettings:

@@ -105,9 +105,10 @@ def run_trial(
         report_final(so_far or 0.0, metrics)
         return
     except Exception as error:
-        if not isinstance(error, TrainingFailed):
+        said = isinstance(error, TrainingFailed | UserError)
+        if not said:
             traceback.print_exc()  # a bug or a broken machine: NNI keeps it in the trial's stderr
-        reason = str(error) if isinstance(error, TrainingFailed) else f"{type(error).__name__}: {error}"
+        reason = str(error) if said else f"{type(error).__name__}: {error}"
         job.run.history.append(line(state="failed", reason=" ".join(reason.split()), curve=curve))
         raise
     limits = parse_limits(job.exp.search.limits, baseline_costs(job))

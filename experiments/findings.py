@@ -19,6 +19,7 @@ import numpy as np
 
 from data.sample import Sample
 from experiments.job import Job, job_of, latency_reference
+from experiments.measures import of_finalist
 from experiments.run_folder import RunFolder
 from experiments.trained import measure, trained
 from utils.errors import UserError
@@ -63,6 +64,8 @@ def evaluate_top(run: RunFolder) -> None:
         name = f"top {ranks[trial.number]}" if trial.number in ranks else f"trial {trial.number}"
         name = "the unsearched baseline" if trial.number == 0 and search.baseline else name
         print(f"{name}, {evaluated['weights']}: {metrics_line(evaluated['metrics'])} on val")
+        for metric, why in evaluated.get("void", {}).items():
+            print(f"{name}: {metric} is void: {why}")
     val = on_val(read_run(run.path))
     print(results_table(trials, search.objectives, baseline=search.baseline, val=val))
 
@@ -103,7 +106,7 @@ def evaluate_trial(job: Job, trial: Trial, reference: LatencyReference) -> dict[
     write_text(folder / "findings.json", json.dumps(findings) + "\n")
     blocks = {"schema": SCHEMA, "imgsz": job.side(arch), "blocks": job.space.blocks(arch, job.exp.imgsz)}
     write_text(folder / "network.json", json.dumps(blocks) + "\n")
-    return {key: result[key] for key in ("weights", "split", "metrics")}
+    return {key: result[key] for key in ("weights", "split", "metrics", "void") if result[key] != {}}
 
 
 def look(
@@ -118,7 +121,9 @@ def look(
         return seen[0].metrics
 
     result = measure(detector, job.exp, job.dataset, dict(arch), "val", reference, score)
-    return {"weights": str(weights.relative_to(job.run.path)), **result}, seen[0]
+    metrics, void = of_finalist(job, detector, dict(arch), "val")
+    result["metrics"] |= metrics
+    return {"weights": str(weights.relative_to(job.run.path)), **result, "void": void}, seen[0]
 
 
 def pictures(job: Job, samples: Sequence[Sample], seen: Examined, folder: Path) -> list[dict[str, Any]]:

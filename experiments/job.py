@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,22 @@ import torch
 
 from data.hyp import load_hyp
 from data.sample import Dataset
-from experiments.config import Experiment, hyp_file
+from experiments.config import Experiment, hyp_file, wanted_metrics
 from experiments.engine.gpus import gpus_to_share, training_device
+from experiments.forecast import Forecast, to_be_timed
 from experiments.inputs import open_space, open_splits
 from experiments.run_folder import RunFolder
+from experiments.shipped import Timer, Void, timed
 from experiments.tasks import TASKS, Task
 from models.networks import build, open_any_space
 from models.space import Arch, Space
 from utils.cores import hint_if_busy, threads_each
 from utils.errors import UserError
+from utils.file_measures import KINDS, FileKind
+from utils.history import arch_key
 from utils.rewards import COST_KEYS, build_reward
+from utils.run_files import Files
+from utils.target import Target
 from utils.training.measure import LatencyReference, device_info, latency, measure_reference, resolve_device
 from utils.training.precision import choose_precision
 
@@ -136,20 +142,76 @@ def workers_of(job: Job) -> int:
 
 
 def costs(job: Job, arch: Arch) -> dict[str, float]:
-    """params_m and gflops from the cost model; latency_ms and its spread only where the experiment asks."""
+    """params_m and gflops from the cost model; latency_ms, onnx_ms, ... and their spreads only where the
+    experiment asks.
+
+    Raises UserError where a latency of the exported file is void.
+    """
     exp = job.exp
     found = job.space.cost(arch, exp.imgsz)
     if "latency_ms" in wanted_costs(exp):
         net = build(job.space, arch)
         found |= latency(net, job.side(arch), job.device, reference=latency_reference(job))
+    kinds = [kind for kind in KINDS if kind.ms in wanted_costs(exp)]
+    return found | (file_costs(job, arch, kinds) if kinds else {})
+
+
+def file_costs(job: Job, arch: Arch, kinds: Sequence[FileKind]) -> dict[str, float]:
+    """Latencies of the arch's exported files on the experiment's target: predicted, or with
+    `search.target.predict: 0` measured. UserError where one is void."""
+    if predicts(job):
+        return forecast_of(str(job.run.path), tuple(kinds))(arch)
+    found, void = _timed(job, arch, kinds)
+    if void:
+        raise Void(timer_of(job.exp, Files(job.run.path).target).target, void)
     return found
+
+
+def predicts(job: Job) -> bool:
+    """Whether latencies of files are predicted: where the space has more archs than may be timed."""
+    return 0 < job.exp.search.target.predict < job.space.size()[1]
+
+
+def quick_costs(job: Job, arch: Arch) -> dict[str, float]:
+    """The costs of an arch that need no measuring: of the cost model, and predicted ones."""
+    kinds = tuple(kind for kind in KINDS if kind.ms in wanted_costs(job.exp))
+    found = job.space.cost(arch, job.exp.imgsz)
+    return found | (forecast_of(str(job.run.path), kinds)(arch) if kinds and predicts(job) else {})
+
+
+def _timed(job: Job, arch: Arch, kinds: Sequence[FileKind]) -> tuple[dict[str, float], dict[str, str]]:
+    return timed(job.space, arch, job.side(arch), kinds, timer_of(job.exp, Files(job.run.path).target))
+
+
+@functools.cache
+def forecast_of(run_dir: str, kinds: tuple[FileKind, ...]) -> Forecast:
+    """What predicts the latencies of a run. The first who asks times the archs, in minutes, and says how well
+    it does; what is timed is kept in the run. UserError where too many were void."""
+    job = job_of(run_dir)
+    archs = to_be_timed(job.space, job.exp.search.target.predict, job.exp.seed)
+    path, names = Files(job.run.path).target / "forecast.json", [kind.ms for kind in kinds]
+    known: dict[str, dict[str, float]] = {}
+    if path.is_file():  # what was void then stays void
+        known = {arch_key(a): found for a, found in timer_of(job.exp, path.parent).known()}
+    else:
+        print(f"target: {len(archs)} networks are timed, to predict {', '.join(names)} of the others")
+    seen = [(a, known[arch_key(a)] if arch_key(a) in known else _timed(job, a, kinds)[0]) for a in archs]
+    forecast = Forecast(job.space, lambda arch: job.space.cost(arch, job.exp.imgsz), names, seen)
+    if not path.is_file():
+        forecast.save(path)
+        print(*(f"target: {name} {skill}" for name, skill in forecast.skills.items()), sep="\n")
+    return forecast
+
+
+def timer_of(exp: Experiment, folder: Path) -> Timer:
+    """What times files on the experiment's target, and keeps what it needs in `folder`."""
+    target = exp.search.target
+    return Timer(Target(target.host, target.python, target.threads, target.seconds), folder, exp.imgsz)
 
 
 def wanted_costs(exp: Experiment) -> set[str]:
     """The costs that the experiment's reward, limits, objectives or `search.measure` speak of."""
-    search = exp.search
-    named = {*search.objectives, *search.limits, *search.measure, search.reward.options.get("cost", "gflops")}
-    return named & set(COST_KEYS)
+    return wanted_metrics(exp) & set(COST_KEYS)
 
 
 def latency_reference(job: Job) -> LatencyReference:

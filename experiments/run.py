@@ -17,6 +17,7 @@ from experiments.config import (
     load_experiment,
     own_files,
     retrain_start,
+    wanted_metrics,
 )
 from experiments.engine.gpus import gpus_to_share
 from experiments.engine.processes import check_port, stop_leftovers
@@ -27,6 +28,7 @@ from experiments.sample import draw
 from models.networks import open_any_space
 from models.space import Space
 from utils.errors import unknown
+from utils.file_measures import check_packages, file_qualities, kinds_of
 from utils.files import printed_to
 from utils.limits import check_limits, parse_limits
 from utils.plugin import check_arguments, load_function
@@ -107,11 +109,13 @@ def check_names(exp: Experiment) -> Experiment:
     for key in search.objectives:
         if key not in (*QUALITY_KEYS, *COST_KEYS):
             raise unknown("metric", key, (*QUALITY_KEYS, *COST_KEYS))
-    for key in search.measure:
-        if key not in COST_KEYS:
-            raise unknown("cost to measure", key, COST_KEYS)
     check_loggers(exp.loggers)
     quality = QUALITIES[open_any_space(exp.space, nc=1).task][0]
+    measurable = (*COST_KEYS, *file_qualities(quality))
+    for key in search.measure:
+        if key not in measurable:
+            raise unknown("metric to measure", key, measurable)
+    check_packages(kinds_of(wanted_metrics(exp), quality))
     check_reward(search.reward.name, search.reward.options, metric=quality)
     if search.evaluator is not None:
         function = load_function(search.evaluator.name, "evaluate")

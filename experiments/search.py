@@ -14,13 +14,14 @@ from tqdm.auto import tqdm
 from experiments.config import SearchSettings, augmentation
 from experiments.engine.nni_runtime import SearchRuntime, run_search
 from experiments.evaluators import evaluate_trial
-from experiments.job import Job, baseline_costs, costs, job_of, note_facts, say_if_busy
+from experiments.job import Job, baseline_costs, costs, job_of, note_facts, quick_costs, say_if_busy
 from experiments.run_folder import RunFolder
 from experiments.screen import screened, screens
 from experiments.starts import note_start
 from experiments.strategies import build_strategy
 from models.nni_space import model_space
 from utils.errors import UserError
+from utils.file_measures import file_qualities
 from utils.history import History, Trial
 from utils.limits import parse_limits
 from utils.pareto import pareto_front
@@ -29,6 +30,7 @@ from utils.report.report import write_report
 from utils.report.results import extend_top, results_table, write_csv, write_top
 from utils.report.runs import Run, completed, duration, read_run, top_trials
 from utils.report.summary import named_trials
+from utils.rewards import COST_KEYS
 from utils.run_files import Files
 
 REPORT_EVERY = 60.0  # seconds between two reports while a search runs
@@ -120,7 +122,7 @@ def strategy_of(job: Job, first: int = 0) -> Any:
         objectives=search.objectives,
         limits=parse_limits(search.limits, baseline_costs(job)),
         cost=lambda arch: costs(job, arch),
-        quick_cost=lambda arch: job.space.cost(arch, exp.imgsz),
+        quick_cost=lambda arch: quick_costs(job, arch),
         baseline=search.baseline,
         known=[t for t in job.run.history.load() if 0 <= t.number < first] if first else known,
         first=first,
@@ -245,12 +247,7 @@ def trial_line(trial: Trial) -> str:
         return f"trial {trial.number}: {trial.reason}, {trial.seconds:.0f} s"
     if trial.state != "complete":
         return f"trial {trial.number}: {trial.state}, {trial.reason}"
-    shown = {
-        "mAP50-95": "map50_95",
-        "top-1": "top1",
-        "params_m": "params_m",
-        "gflops": "gflops",
-        "latency_ms": "latency_ms",
-    }
+    shown = {"mAP50-95": "map50_95", "top-1": "top1"}
+    shown |= {key: key for key in (*COST_KEYS, *file_qualities("map50_95"), *file_qualities("top1"))}
     parts = [f"{name} {trial.metrics[key]:.4g}" for name, key in shown.items() if key in trial.metrics]
     return f"trial {trial.number}: reward {trial.reward:.4f}, {', '.join(parts)}, {trial.seconds:.0f} s"

@@ -20,6 +20,7 @@ from data.sample import mixed
 from experiments.config import SampleSettings, SupernetSettings
 from experiments.evaluators import run_trial
 from experiments.job import Job, costs, job_of, reward_of, threads_of, workers_of
+from experiments.measures import quality_of_files
 from experiments.own import measure_own
 from experiments.run_folder import RunFolder
 from experiments.sample import draw
@@ -97,9 +98,9 @@ def sliced(job: Job, arch: Arch, calibrated: bool = True) -> Any:
     return net.eval()
 
 
-def score_slice(job: Job, arch: Arch, calibrated: bool = True) -> dict[str, float]:
-    """Quality of the arch's slice on search_val."""
-    net = sliced(job, arch, calibrated)
+def score_slice(job: Job, arch: Arch, net: Any = None, calibrated: bool = True) -> dict[str, float]:
+    """Quality of the arch's slice on search_val. net: where it is taken out already."""
+    net = sliced(job, arch, calibrated) if net is None else net
     return job.task.score(
         net, search_val(str(job.run.path), job.side(arch)), job.dataset.names, job.device, False
     )
@@ -122,7 +123,8 @@ def measure_slice(job: Job, arch: Arch, folder: Path, curve: list[dict[str, floa
     torch.set_num_threads(threads_of(job.exp))
     if job.exp.search.evaluator is not None:
         return measure_own(job, arch, folder, curve, sliced(job, arch))
-    return score_slice(job, arch) | costs(job, arch)
+    net = sliced(job, arch)
+    return score_slice(job, arch, net) | costs(job, arch) | quality_of_files(job, net, arch, "search_val")
 
 
 def evaluate_slice(model: ArchSpace, run_dir: str) -> None:

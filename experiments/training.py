@@ -15,6 +15,7 @@ from experiments.config import SCRATCH, augmentation, hyp_file
 from experiments.early_stop import judge_of
 from experiments.engine.trial import report_intermediate
 from experiments.job import Job, costs, loaders, precision_of, threads_of
+from experiments.measures import quality_of_files
 from experiments.run_folder import command
 from experiments.starts import begin, told
 from experiments.trained import result_of
@@ -73,7 +74,7 @@ def train_in_full(
             on_epoch=lambda row: log.log(int(row["epoch"]), row),
             checkpoint=checkpoint,
         )
-    metrics = result.metrics | costs(job, arch)
+    metrics = result.metrics | costs(job, arch) | quality_of_files(job, result.detector, arch, "val")
     outcome = {
         **result_of(kind, arch, job.dataset, "val", side, metrics, job.device),
         **_settings(job, folder),
@@ -173,7 +174,7 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
             checkpoint=checkpoint,
             progress=False,
         )
-    metrics = result.metrics | costs(job, arch)
     save_weights(folder / "weights.pt", result.detector, job.space, arch, imgsz=job.side(arch))
     checkpoint.unlink(missing_ok=True)
-    return metrics
+    metrics = result.metrics | costs(job, arch)
+    return metrics | quality_of_files(job, result.detector, arch, "search_val")

@@ -1,8 +1,8 @@
 """One number from the metrics of a trial: what the single-objective strategies maximise.
 
 With acc the chosen accuracy (map50_95 or map50 of a detector, top1 or top5 of a classifier, 0..1), cost a
-metric of which less is better (gflops, params_m, latency_ms) and target the cost one would be content with,
-in the same unit:
+metric of which less is better (gflops, params_m, latency_ms, onnx_ms, int8_ms, ...) and target the cost one
+would be content with, in the same unit:
 
     map, accuracy     acc
     weighted_product  acc * (cost / target) ** w      w = alpha if cost <= target else beta
@@ -23,12 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, unknown
+from utils.file_measures import FILE_COSTS, file_qualities
 from utils.plugin import check_arguments, load_function, wanted, where
 from utils.report.drawing import png
 
 Metrics = Mapping[str, float]
-COST_KEYS = ("gflops", "params_m", "latency_ms")
-QUALITIES = {"detect": ("map50_95", "map50"), "classify": ("top1", "top5")}  # task -> its main one first
+COST_KEYS = ("gflops", "params_m", "latency_ms", *FILE_COSTS)
+QUALITIES = {  # task -> its main one first
+    "detect": ("map50_95", "map50", *file_qualities("map50_95")),
+    "classify": ("top1", "top5", *file_qualities("top1")),
+}
 QUALITY_KEYS = tuple(key for keys in QUALITIES.values() for key in keys)
 REWARD_GETS = ("metrics", "baseline")  # what a user's own reward may ask for
 BASELINE = "baseline"  # the target that stands for the cost of the unsearched network

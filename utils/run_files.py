@@ -56,6 +56,11 @@ class Files:
         return self.of_trial("reignition", number) / "weights.pt"
 
     @property
+    def target(self) -> Path:
+        """The folder of what was timed on the target, and of what is predicted from that."""
+        return self.folder / "target"
+
+    @property
     def rank(self) -> Path:
         """The folder of the step `rank`."""
         return self.folder / "rank"

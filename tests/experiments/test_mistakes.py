@@ -73,6 +73,22 @@ MISTAKES = {
             "out": ["folder", "binary.pt", ""],
         },
     ),
+    "measure": (
+        [ARCH],
+        {
+            "arch": [[x] for x in NO_TEXT_FILE],
+            "overrides": [[ARCH, x] for x in [*NO_KEY, "name=x", "imgsz=100"]],
+            "data": NO_TEXT_FILE,
+            "weights": NO_TEXT_FILE,
+            "metrics": ["int8", "int8_mss", "gflops", "int8_top1", "onnx_ms,x"],
+            "target": ["", "-oProxyCommand=x", "a b", "nowhere.invalid"],
+            "python": [[ARCH, "--target", "nowhere.invalid", "--python", "x"]],
+            "threads": NO_COUNT,
+            "split": ["nowhere", "ünï", ""],
+            "space": NO_TEXT_FILE,
+            "out": ["folder", "binary.pt", ""],
+        },
+    ),
     "retrain": (
         [ARCH],
         {

@@ -31,6 +31,10 @@ TITLES = {
     "top1": "top-1",
     "top5": "top-5",
 }
+_FILES = {"onnx": "ONNX", "int8": "INT8", "openvino": "OpenVINO", "openvino_int8": "OpenVINO INT8"}
+TITLES |= {f"{kind}_ms": f"{name} (ms)" for kind, name in _FILES.items()}
+for _key in ("map50_95", "top1"):
+    TITLES |= {f"{kind}_{_key}": f"{TITLES[_key]} {name}" for kind, name in _FILES.items()}
 
 
 def title(key: str) -> str:

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.file_measures import FILE_COSTS
 from utils.files import write_text
 from utils.history import Trial
 from utils.report.drawing import difference, title
 from utils.report.outcomes import alike, best_weights, outcomes, says_of
 from utils.report.progress import device_cost, search_spent, supernet_info
-from utils.report.results import gain, load_arch_file, percent
-from utils.report.runs import Run, device_hours, duration, read_run, read_yaml
+from utils.report.results import forecast_lines, gain, load_arch_file, percent
+from utils.report.runs import Run, device_hours, duration, read_json, read_run, read_yaml
 from utils.report.summary import mapping, number
+from utils.run_files import Files
 
 # Measured on one network at 96 px.
 ULTRALYTICS_VAL = (
@@ -120,7 +122,20 @@ def _notes(run: Run, record: dict[str, Any], metrics: list[str]) -> list[str]:
         )
     if "latency_ms" in metrics:
         notes.append(f"Latency was measured on {run.meta.get('device') or 'an unrecorded device'}.")
+    notes += _of_files(run, record, metrics)
     return [note for note in notes if note]
+
+
+def _of_files(run: Run, record: dict[str, Any], metrics: list[str]) -> list[str]:
+    """What was timed of the exported files, and what of that is void."""
+    if not set(FILE_COSTS) & set(metrics):
+        return []
+    known = read_json(Files(run.folder).target / "calibration.json")
+    host = mapping(known.get("target")).get("host") or "the machine of the search"
+    notes = [f"Exported files were timed on {host}, {known.get('hardware') or 'of unrecorded hardware'}."]
+    notes += [f"{title(key)} of the search is {said}." for key, said in forecast_lines(run.folder).items()]
+    void = mapping(mapping(record.get("evaluated")).get("void"))
+    return notes + [f"{title(key)} is void: {why}." for key, why in void.items()]
 
 
 def _columns(run: Run, record: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:

@@ -51,7 +51,7 @@ from utils.report.plots import (
 )
 from utils.report.progress import SupernetInfo, supernet_info
 from utils.report.rank import warning
-from utils.report.results import write_csv
+from utils.report.results import forecast_lines, write_csv
 from utils.report.runs import (
     Run,
     completed,
@@ -393,6 +393,7 @@ def _limits(
     limits = _of_slices(run, supernet, ranked) if run.shares_weights else _of_trainings(run)
     if any("latency_ms" in t.metrics for t in run.complete):
         limits.append("Latency holds for the device it was measured on, and for no other.")
+    limits += [f"{title(key)} of trials is {said}." for key, said in forecast_lines(run.folder).items()]
     if not has_family:
         limits.append(
             "No family of unsearched networks (one in several sizes, as YOLO's n, s, m) is drawn, so nothing "

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from utils.errors import Malformed, UserError
+from utils.file_measures import FILE_COSTS, file_qualities
 from utils.files import write_text
 from utils.history import Trial
 from utils.json_text import parse_json
@@ -45,11 +46,13 @@ from utils.report.runs import (
 )
 from utils.report.supernet_report import rank_report
 from utils.rewards import COST_KEYS
+from utils.run_files import Files
 from utils.steps import steps_line
 from utils.yaml_text import parse_yaml, short
 
 SCHEMA = 1
-TABLE_METRICS = ("map50_95", "params_m", "gflops", "latency_ms")
+TABLE_METRICS = ("map50_95", *file_qualities("map50_95"), *file_qualities("top1"), "params_m", "gflops")
+TABLE_METRICS += ("latency_ms", *FILE_COSTS)
 
 
 def highlights(
@@ -375,6 +378,7 @@ def status(run_dir: str | Path) -> str:
     lines.append(f"time        {used}; {duration(cost.trial_seconds)} in trials{training}{until}")
 
     lines += ["", results_table(run.trials, run.objectives, baseline=run.has_baseline, val=on_val(run))]
+    lines += [f"{title(key)} of trials is {said}" for key, said in forecast_lines(run.folder).items()]
     beaten = controls_info(run)
     lines += ["", *beaten.lines()] if beaten else []
     if failed:
@@ -409,7 +413,22 @@ def supernet_line(info: SupernetInfo | None, alive: bool = False) -> str:
     return text + (f"; {title(info.quality)} at epoch {latest}: {', '.join(scores)}" if scores else "")
 
 
-SHOWN = ("map50_95", "map50", "top1", "top5", "params_m", "gflops", "latency_ms")
+def forecast_lines(folder: Path) -> dict[str, str]:
+    """metric -> how it was predicted for trials, and how well; {} where all were measured."""
+    found = {}
+    for key, of in read_json(Files(folder).target / "forecast.json").items():
+        try:
+            tau = "" if of["tau"] is None else f", tau {of['tau']:.2f}"
+            found[key] = (
+                f"predicted by a {of['by']} from {of['n']} networks that were timed, leave-one-out error "
+                f"{of['error']:.1%} (at worst {of['worst']:.1%}){tau}; the step evaluate measures it"
+            )
+        except (KeyError, TypeError, ValueError):
+            continue
+    return found
+
+
+SHOWN = ("map50_95", "map50", "top1", "top5", *TABLE_METRICS[1:])
 
 
 def metrics_line(metrics: Mapping[str, float]) -> str:

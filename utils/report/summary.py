@@ -11,7 +11,7 @@ from utils.report.controls import ControlsInfo
 from utils.report.drawing import difference, is_number, title
 from utils.report.outcomes import KINDS, TRAININGS, alike, best_outcome, on_val, outcomes, says_of
 from utils.report.progress import SupernetInfo, count, device_cost, later_spent, search_spent, stopped_info
-from utils.report.results import NEAR_ZERO, gain, highlights, percent, signed
+from utils.report.results import NEAR_ZERO, TABLE_METRICS, gain, highlights, percent, signed
 from utils.report.runs import (
     Cost,
     Objectives,
@@ -192,9 +192,7 @@ def number(value: float | None) -> str:
 
 def metric_keys(run: Run) -> list[str]:
     """Columns of the tables: quality, objectives, then the usual costs; per-class scores stay in the CSV."""
-    wanted = dict.fromkeys(
-        [run.quality, "map50", "top5", *run.objectives, "params_m", "gflops", "latency_ms"]
-    )
+    wanted = dict.fromkeys([run.quality, "map50", "top5", *run.objectives, *TABLE_METRICS])
     return [k for k in wanted if any(k in t.metrics for t in run.trials)]
 
 

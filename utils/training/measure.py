@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +23,7 @@ from utils.cores import cores
 from utils.errors import UserError
 from utils.files import write_text
 from utils.json_text import parse_json
+from utils.timing import Clock, Run, alone, alternate
 from utils.training.precision import has_bf16
 
 
@@ -155,9 +156,7 @@ def measure_reference(
     with _threads(threads):
         run = _runner(reference_net(), imgsz, device, batch)
         clock = _clock(device, threads)
-        runs = _warm_up(run, clock)
-        blocks = _blocks(runs * clock(run, 1), seconds)
-        ms = 1000 * statistics.median(clock(run, runs) / runs for _ in range(blocks))
+        ms = 1000 * statistics.median(alone(run, clock, seconds))
     return LatencyReference(ms, imgsz, batch, threads, str(device), hardware(device))
 
 
@@ -192,24 +191,10 @@ def latency(
         clock = _clock(device, threads)
         candidate = _runner(fused_copy(net), imgsz, device, batch)
         standard = _runner(reference_net(), reference.imgsz, device, batch)
-        runs, runs_standard = _warm_up(candidate, clock), _warm_up(standard, clock)
-        pair = clock(candidate, runs) + clock(standard, runs_standard)
-        ratios = []
-        for block in range(_blocks(pair, seconds)):
-            if block % 2:  # neither of the two always finds the other's caches
-                first = clock(candidate, runs) / runs
-                second = clock(standard, runs_standard) / runs_standard
-            else:
-                second = clock(standard, runs_standard) / runs_standard
-                first = clock(candidate, runs) / runs
-            ratios.append(first / second)
+        ratios, _ = alternate(candidate, standard, clock, seconds)
     low, middle, high = statistics.quantiles(ratios, n=4)
     ms = reference.reference_ms
     return {"latency_ms": middle * ms, "latency_ms_spread": (high - low) * ms}
-
-
-Run = Callable[[], object]
-Clock = Callable[[Run, int], float]  # seconds of n runs
 
 
 def _runner(net: nn.Module, imgsz: int, device: torch.device, batch: int) -> Run:
@@ -242,17 +227,6 @@ def _clock(device: torch.device, threads: int) -> Clock:
         return start.elapsed_time(end) / 1000
 
     return cuda if device.type == "cuda" else cpu
-
-
-def _warm_up(run: Run, clock: Clock) -> int:
-    """Run until warm; returns the runs that make a block of about 25 ms."""
-    clock(run, 3)
-    return max(1, round(0.025 / max(clock(run, 3) / 3, 1e-6)))
-
-
-def _blocks(block_seconds: float, seconds: float) -> int:
-    """As many blocks as fit `seconds`, from 8 to 40."""
-    return min(40, max(8, int(seconds / block_seconds)))
 
 
 @contextmanager
