@@ -10,6 +10,7 @@ from utils.errors import UserError
 from utils.file_measures import FILE_COSTS
 from utils.files import write_text
 from utils.history import Trial
+from utils.report.controls import controls_info
 from utils.report.drawing import difference, title
 from utils.report.outcomes import alike, best_weights, outcomes, says_of
 from utils.report.progress import device_cost, search_spent, supernet_info
@@ -112,7 +113,12 @@ def _metrics(run: Run, record: dict[str, Any]) -> str:
 def _notes(run: Run, record: dict[str, Any], metrics: list[str]) -> list[str]:
     """What has to be known to read the table of metrics."""
     later, notes = mapping(record.get("retrained")), [_of_search(run), _on_val(run, record)]
-    if not mapping(later.get("spread")).get(run.quality):
+    beaten = controls_info(run)
+    if beaten and any("winner" in r.names and r.trial == record["trial"] for r in beaten.rows):
+        notes += [f"It and others {beaten.how}, on val: {d}." for d in beaten.differences]
+    if beaten and beaten.noise:
+        notes.append(f"{beaten.noise}.")
+    elif not mapping(later.get("spread")).get(run.quality):
         notes.append("The spread between seeds is not known: small gains may be chance.")
     if later.get("metrics"):
         seeds = later.get("seeds")
