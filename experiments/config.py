@@ -196,12 +196,13 @@ class SearchSettings(Strict):
         description="parent: a child of evolution or pareto starts from its first parent's trained weights; "
         "the weights of all trials are kept then",
     )
-    screen: int = Field(
-        0,
+    screen: int | None = Field(
+        None,
         ge=0,
         le=1000,
         description="so many archs for each trial are looked at before a search of trainings from `weights`, "
-        "which begins with those that drift least from them for their cost (pareto, evolution, predictor)",
+        "which begins with those that drift least from them for their cost (pareto, evolution, predictor); "
+        "by default 4",
     )
     early_stop: EarlyStop | None = Field(
         None,

@@ -134,6 +134,9 @@ class RunFolder:
         if wanted.train.hyp == AUTO:  # a run goes on with the augmentation that it had
             train = wanted.train.model_copy(update={"hyp": self.experiment.train.hyp})
             wanted = wanted.model_copy(update={"train": train})
+        if wanted.search.screen is None:
+            search = wanted.search.model_copy(update={"screen": self.experiment.search.screen})
+            wanted = wanted.model_copy(update={"search": search})
         before, after = flatten(self.experiment), flatten(wanted)
         own = {f"search.{key}": path for key, path in own_files(self.experiment).items()}
         for key in sorted(before.keys() | after.keys()):

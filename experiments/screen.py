@@ -31,6 +31,7 @@ from utils.run_files import Files
 from utils.training.batch import to_device
 
 STRATEGIES = ("pareto", "evolution", "predictor")  # that can begin with given archs
+LOOKS = 4  # for each trial, where `search.screen` does not say
 IMAGES = 32  # that an arch is fitted to; as many others show its drift
 PIXELS = 2**20  # of either
 
@@ -39,16 +40,24 @@ def screens(exp: Experiment) -> bool:
     """Whether the experiment's search is screened."""
     search = exp.search
     trains = exp.supernet is None and search.evaluator is None and search.inherit is None
-    return bool(search.screen and exp.weights and trains and search.strategy.name in STRATEGIES)
+    return bool(looks(exp) and exp.weights and trains and search.strategy.name in STRATEGIES)
+
+
+def looks(exp: Experiment) -> int:
+    """How many archs are looked at for each trial."""
+    return LOOKS if exp.search.screen is None else exp.search.screen
 
 
 def screened(job: Job) -> list[Arch]:
     """The archs that a search from `weights` begins with, half of its trials, the least drift first.
 
-    What was found is kept in the run's `screened.json`, so that a resumed search begins alike.
+    What was found is kept in the run's `screened.json`, so that a resumed search begins alike; one that was
+    begun without a screen goes on without.
     """
     path = Files(job.run.path).screened
     if not path.is_file():
+        if job.run.history.load():
+            return []
         with torch.random.fork_rng(devices=[]):
             found = _screen(job)
         write_text(path, json.dumps(found) + "\n")
@@ -82,7 +91,7 @@ def _screen(job: Job) -> list[dict[str, Any]]:
 
     full = gflops(default)
     cheaper = [genes for genes in space.changes(default) if gflops(genes) < full]
-    alone = [(genes, row(genes)) for genes in cheaper[: exp.search.screen * exp.search.max_trials]]
+    alone = [(genes, row(genes)) for genes in cheaper[: looks(exp) * exp.search.max_trials]]
     alone.sort(key=lambda pair: pair[1]["drift"] / (full - pair[1]["gflops"]))
     taken = dict(default)
     begins: list[dict[str, Any]] = []

@@ -64,6 +64,7 @@ from experiments.engine.runtime_settings import (
     resolve,
 )
 from experiments.engine.warm import CLIENT, WarmServer
+from experiments.engine.warm_client import CANCELLED, ORPHANED
 from utils.errors import UserError, unknown
 
 # NNI's import lists every torch class that is no nn.Module; gym, which its RL imports, advertises another.
@@ -338,6 +339,7 @@ class SafeEngine(TrainingServiceExecutionEngine):
         self.max_trials = max_trials
         self.deadline = deadline
         self.trials = 0
+        self._again = 0  # trials that ran once more
         self.gone = False  # the manager will tell us nothing more
         self.cut_short = False  # it takes no more trials, and that was not our wish
         self.failure: str | None = None  # what went wrong in it, one line
@@ -362,6 +364,19 @@ class SafeEngine(TrainingServiceExecutionEngine):
                 super().submit_models(model)
                 self._running[self._current_parameter_id] = model
                 self.trials += 1
+        if self.gone:
+            self.manager_gone()
+
+    def submit_again(self, model: ExecutableModelSpace) -> None:
+        """Run a model once more whose trial was killed. The manager counts both, so it may start one more."""
+        with self._changed:
+            if self.max_trials is not None:
+                self._again += 1
+                profile = {"params": {"maxTrialNumber": self.max_trials + self._again}}
+                with suppress(Exception):  # without a manager nothing runs any more, see below
+                    rest.put(self.nodejs_binding.port, "/experiment?update_type=MAX_TRIAL_NUM", profile)
+            super().submit_models(model)
+            self._running[self._current_parameter_id] = model
         if self.gone:
             self.manager_gone()
 
@@ -425,8 +440,9 @@ class SafeEngine(TrainingServiceExecutionEngine):
             model = self._running.get(parameter_id)
         if model is None:
             return  # submitted by hand in the web UI
+        model.killed = False
         if reason is None and self._interpret_trial_job_status(command.event) is not ModelStatus.Trained:
-            reason = self._why(command)
+            reason, model.killed = self._why(command)
         elif reason is None and model.metric is None:
             reason = "it reported no result"
         self._end(model, ModelStatus.Failed if reason else ModelStatus.Trained, reason)
@@ -452,18 +468,18 @@ class SafeEngine(TrainingServiceExecutionEngine):
         """lost_models: NNI holds models weakly; one that its strategy lets go of never ends."""
         return self._running.get(parameter_id) or super()._find_reference_model(parameter_id)
 
-    def _why(self, command: command_type.TrialEnd) -> str:
-        """Why a trial failed: the last line of its error output, or what the manager knows."""
+    def _why(self, command: command_type.TrialEnd) -> tuple[str, bool]:
+        """Why a trial failed: the last line of its error output, or what the manager knows. And whether it
+        was killed from outside, so that it may do better another time."""
         if command.event == "EARLY_STOPPED":
-            return "it took longer than max_trial_seconds"
-        folder = NNI_HOME / self.nodejs_binding.id / "environments" / "local-env" / "trials"
-        with suppress(OSError):
+            return "it took longer than max_trial_seconds", False
+        folder, said = NNI_HOME / self.nodejs_binding.id / "environments" / "local-env" / "trials", ""
+        with suppress(OSError, IndexError):
             text = (folder / command.trial_job_id / "trial.stderr").read_text(errors="replace")
-            if text.strip():
-                return text.strip().splitlines()[-1].strip()
-        if command.event == "USER_CANCELED":
-            return "it was killed (out of memory, or cancelled in the web UI)"
-        return f"it ended with status {command.event}"
+            said = text.strip().splitlines()[-1].strip()
+        if command.event == "USER_CANCELED" and said != CANCELLED:  # NNI calls every end by a signal that
+            return "it was killed (out of memory?)" + f": {said}" * bool(said), True
+        return said or f"it ended with status {command.event}", said == ORPHANED
 
     def _manager_status(self) -> str:
         try:

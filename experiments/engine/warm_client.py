@@ -12,6 +12,9 @@ import signal
 import socket
 import sys
 
+CANCELLED = "it was cancelled"
+ORPHANED = "the warm process died in the middle of the trial"
+
 
 def main() -> None:
     try:
@@ -30,6 +33,7 @@ def main() -> None:
         while not answer.endswith(b"\n"):
             ready, _, _ = select.select([sock.fileno(), signals], [], [], 1.0)
             if signals in ready:
+                print(CANCELLED, file=sys.stderr, flush=True)  # for the search: nobody killed it
                 sock.sendall(os.read(signals, 1))
             if sock.fileno() in ready:
                 part = sock.recv(256)
@@ -41,7 +45,7 @@ def main() -> None:
     except (OSError, KeyError) as error:
         cold(str(error) or type(error).__name__)
     if not answer:
-        print("the warm process died in the middle of the trial", file=sys.stderr)
+        print(ORPHANED, file=sys.stderr)
         sys.exit(1)
     end = json.loads(answer)
     if "signal" in end:
@@ -57,4 +61,5 @@ def cold(reason: str) -> None:
     os.execv(sys.executable, [sys.executable, "-P", "-W", "ignore::RuntimeWarning", *sys.argv[1:]])
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL = 0.02  # seconds between two looks at the engine
+RETRIES = 2  # of a trial that is killed from outside
 BUDGET_POLL = 1.0  # seconds between two questions to NNI's server whether it still takes trials
 
 
@@ -108,6 +109,7 @@ class Ledger(StrategyMiddleware):
         self._told_since: list[int] = []
         self._answers: list[tuple[Any, Trial]] = []  # to repeats
         self._started: dict[str, float] = {}
+        self._killed: dict[str, int] = {}  # how often each arch's trial was killed and started again
         self._events: deque[tuple[Any, ModelStatus]] = deque()  # filled by the engine's thread
         self._reported: dict[Any, Any] = {}  # filled by the engine's thread: model -> final metric
 
@@ -314,6 +316,8 @@ class Ledger(StrategyMiddleware):
             if key not in self.results and status == ModelStatus.Interrupted:
                 self._flight.pop(key)  # the search was stopped: it runs again on resume
                 continue
+            if key not in self.results and self._runs_again(model, key):
+                continue
             if key not in self.results:
                 self._write_result(model, key, status)
             self._reported.pop(model, None)
@@ -324,6 +328,17 @@ class Ledger(StrategyMiddleware):
         answers, self._answers = self._answers, []
         for model, trial in answers:
             self._answer(model, trial)
+
+    def _runs_again(self, model: Any, key: str) -> bool:
+        """Whether a trial that ended without a line of history starts again: one that was killed from
+        outside (out of memory, a lost worker), not one that failed by what it did."""
+        again = self._killed.get(key, 0) + 1
+        if not getattr(model, "killed", False) or again > RETRIES:
+            return False
+        self._killed[key] = again
+        log.warning("trial %d %s; it runs again", self._asked[key].number, model.failure_reason[3:])
+        self.engine.submit_again(model)
+        return True
 
     def _due(self) -> list[str]:
         """Replays to be told now: as the script says; where it ends, all, in the order of the history."""

@@ -13,6 +13,7 @@ from hello_nas import main
 from models.networks import build, open_any_space
 from models.weights import save_weights
 from tests.models.elastic_kinds import scramble
+from utils.history import Trial
 
 
 @pytest.fixture
@@ -77,6 +78,29 @@ def test_a_search_runs_them_first_and_resumes_with_them(tiny, trained):
 def test_what_has_nothing_to_keep_is_not_screened(tiny, trained, override):
     assert screen.screens(experiment(tiny))
     assert not screen.screens(experiment(tiny, override))
+
+
+def test_by_default_four_are_looked_at_for_each_trial(tiny, trained):
+    exp = load_experiment(tiny, ["weights=w.pt", "search.strategy=pareto"])
+    assert (
+        screen.screens(exp)
+        and screen.looks(exp) == 4
+        and screen.looks(experiment(tiny, "search.screen=2")) == 2
+    )
+
+
+def test_a_run_that_began_without_a_screen_goes_on_without(tiny, trained, monkeypatch):
+    found = job(tiny, experiment(tiny, "search.screen=0"))
+    found.run.resume_with(
+        load_experiment(tiny, ["weights=w.pt", "search.strategy=pareto", "search.max_trials=8"])
+    )
+    assert not screen.screens(found.run.experiment)
+    found = Job.open(
+        RunFolder.create(tiny.parent / "old", experiment(tiny), "another")
+    )  # of before there was one
+    found.run.history.append(Trial(0, found.space.default()))
+    monkeypatch.setattr(screen, "_screen", lambda job: pytest.fail("screened"))
+    assert screen.screened(found) == []
 
 
 def test_without_weights_nothing_is_screened(tiny):

@@ -186,6 +186,39 @@ def test_the_reason_of_a_failure_is_kept(tmp_path):
     assert [t.reason for t in trials(tmp_path)] == ["RuntimeError: out of memory"] * 3
 
 
+@pytest.mark.parametrize("kills", [1, 2, 3])
+def test_a_trial_that_was_killed_runs_again_twice_at_most_and_is_counted_once(tmp_path, kills):
+    class Killing(Workers):
+        def submit_again(self, model):
+            assert not model.status.completed()
+            self.submit_models(model)
+            self.end_one()  # nobody else ends it, once the search waits for the last ones
+
+        def end_one(self):
+            _, _, model = min(self.running, key=lambda r: r[:2])
+            if sum(m is model for m in self.submitted) > kills or self.submitted[0] is model:
+                return super().end_one()
+            self.running = [r for r in self.running if r[2] is not model]
+            model.failure_reason, model.killed = "it was killed", True
+            self.dispatch_model_event("training_end", model=model, status=ModelStatus.Failed)
+
+    space, ends = Space(), []
+    for folder, kind in ((tmp_path / "calm", Workers), (tmp_path / "rough", Killing)):
+        folder.mkdir()
+        found = build_strategy("random", None, space, seed=0, budget=6, run_dir=folder, objectives=OBJECTIVES)
+        engine = kind(folder, space, 1)
+        let_time_pass(found, engine)
+        found(model_space(space), engine)
+        ends.append([(t.number, t.arch, t.state) for t in trials(folder)])
+    calm, rough = ends
+    assert len(engine.submitted) == 6 + 5 * min(kills, 2)
+    if kills < 3:
+        assert rough == calm
+    else:
+        assert [state for _, _, state in rough] == ["complete"] + ["failed"] * 5
+        assert [t[:2] for t in rough] == [t[:2] for t in calm]
+
+
 def test_a_trial_cut_short_by_the_end_of_the_search_is_no_failure(tmp_path):
     class Stopping(Workers):
         stopped = False
