@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.loader import DetectionData, DetectionLoader, EpochOrder, loader_of
+from data.loader import DetectionData, DetectionLoader, loader_of
 from data.pixels import CROPS, Pixels
 from data.sample import Sample
 
@@ -38,8 +38,6 @@ def make_class_loader(
     train: shuffled and augmented by `hyp` as a detector's images are: scale, translate, degrees, shear,
     perspective, hsv_*, fliplr, flipud and bgr mean the same; mosaic, mixup and cutmix are left out. Else in
     order and plain.
-    A training epoch whose last batch would hold a single picture, of which batch norm on a 1x1 map has no
-    variance, shows the epoch's first picture a second time there (unless `batch` is 1).
 
     Each batch is a dict:
         img        uint8 [B, 3, imgsz, imgsz], RGB, 0..255 (divide it by 255)
@@ -58,8 +56,6 @@ def make_class_loader(
         epochs=epochs,
         pixels=pixels,
     )
-    lone = train and batch > 1 and len(samples) % batch == 1
-    dataset.order = EpochOrder(len(samples), shuffle=train, seed=seed, company=lone)
     return loader_of(dataset, batch, seed, workers, collate_classes)
 
 

@@ -56,7 +56,7 @@ def make_loader(
         ori_shape  tuple of B (height, width) in pixels of the upright original
         ratio_pad  tuple of B ((ratio_h, ratio_w), (left, top)): pixel = original * ratio + pad.
                    Not in training batches: an augmented image has no single ratio.
-    Call `set_epoch(e)` before each epoch of a training.
+    Call `set_epoch(e)` before each epoch of a training. No training batch holds a single image: `loader_of`.
     """
     dataset = DetectionData(
         samples, names, imgsz, train=train, hyp=hyp, seed=seed, epochs=epochs, pixels=pixels
@@ -67,7 +67,12 @@ def make_loader(
 def loader_of(
     dataset: DetectionData, batch: int, seed: int, workers: int, collate_fn: Callable[[Any], dict[str, Any]]
 ) -> DetectionLoader:
-    """Batches of a data set in its own order."""
+    """Batches of a data set in its own order.
+
+    A training epoch whose last batch would hold a single image, of which batch norm on a 1x1 map has no
+    variance, shows the epoch's first image a second time there (unless `batch` is 1).
+    """
+    dataset.order.company = dataset.order.shuffle and batch > 1 and len(dataset) % batch == 1
     return DetectionLoader(
         dataset,
         batch_size=batch,
@@ -248,11 +253,11 @@ def private_random() -> Iterator[Callable[[int], None]]:
 class EpochOrder(Sampler):
     """(epoch, i) for every i, in an order drawn from (seed, epoch), or in order.
 
-    company: the epoch's first image comes a second time at its end.
+    company: whether the epoch's first image comes a second time at its end.
     """
 
-    def __init__(self, n: int, shuffle: bool, seed: int, company: bool = False) -> None:
-        self.n, self.shuffle, self.seed, self.company, self.epoch = n, shuffle, seed, company, 0
+    def __init__(self, n: int, shuffle: bool, seed: int) -> None:
+        self.n, self.shuffle, self.seed, self.epoch, self.company = n, shuffle, seed, 0, False
 
     def __len__(self) -> int:
         return self.n + self.company

@@ -322,6 +322,13 @@ class PretrainSettings(Strict):
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of a label that all classes get")
     last_channel: int = Field(0, ge=0, description="of a 1x1 convolution before the classes; 0: none")
+    alone: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of the epochs in which only the unsearched path learns, before all paths begin as "
+        "it: larger kernels with its own as their middle; 0: none",
+    )
     winners: bool = Field(
         False, description="whether what is retrained after the search begins with such a training of its own"
     )

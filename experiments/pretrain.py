@@ -39,16 +39,46 @@ LEAST_SIDE = 32  # pixels of a picture
 
 def pretrain(run: RunFolder) -> None:
     """Train the backbone of the run's supernet as a classifier into `pretrain/weights.pt`, on the images that
-    the supernet is trained on, a path drawn uniformly for each batch; goes on where it was interrupted."""
-    job = classifier_of_supernet(job_of(str(run.path)))
+    the supernet is trained on; goes on where it was interrupted.
+
+    First its unsearched path learns alone (`pretrain.alone`), then all paths, which begin as it, one drawn
+    uniformly for each batch. Paths that begin at random make what follows them see other features with every
+    batch: for the first hundreds of batches nothing is learnt.
+    """
+    job, files = classifier_of_supernet(job_of(str(run.path))), Files(run.path)
     print(job.dataset.summary())
-    if announced(job, Files(run.path).pretrain, "pretrain"):
+    if alone_epochs(job.exp) and not files.pretrained.is_file():
+        learn_alone(job, files.pretrained_alone.parent)
+    if announced(with_epochs(job, job.exp.train.epochs - alone_epochs(job.exp)), files.pretrain, "pretrain"):
         launch(job, pretrain_on)
+
+
+def alone_epochs(exp: Experiment) -> int:
+    """Epochs of a pre-training's `train` in which the unsearched path learns alone."""
+    settings = exp.pretrain or PretrainSettings()
+    return min(exp.train.epochs - 1, round(settings.alone * exp.train.epochs))
+
+
+def with_epochs(job: Job, epochs: int) -> Job:
+    """The job with another number of epochs; the augmentation stays."""
+    train = job.exp.train.model_copy(update={"epochs": epochs})
+    return replace(job, run=RunFolder(job.run.path, job.exp.model_copy(update={"train": train})))
+
+
+def learn_alone(job: Job, folder: Path) -> None:
+    """Train the unsearched path of a classifier's supernet on the images of the search, into `folder`; goes
+    on where it was interrupted, and is not repeated."""
+    if (folder / "result.json").is_file():
+        return
+    job = with_epochs(job, alone_epochs(job.exp))
+    print(f"pretrain: {job.exp.train.epochs} epochs of the unsearched path alone, as which all paths begin")
+    train_in_full(job, job.space.default(), folder, kind="pretrain", splits=("search_train", "search_val"))
 
 
 def pretrain_on(fabric: Fabric, run_dir: str) -> None:
     """What each device does."""
     job = classifier_of_supernet(job_of(run_dir))
+    job = with_epochs(job, job.exp.train.epochs - alone_epochs(job.exp))
     images = some_images(job, LIVE_IMAGES)
     val = list(
         job.task.make_loader(
@@ -66,8 +96,9 @@ def pretrain_on(fabric: Fabric, run_dir: str) -> None:
         calibrate(slice_, batches(job, images, {}), len(images))
         return job.task.score(slice_, val, job.dataset.names, fabric.device, not last)
 
-    starts = [Path(job.exp.weights)] if job.exp.weights else []
-    train_shared(job, Files(job.run.path).pretrain, fabric, starts, score, "pretrain")
+    files, starts = Files(job.run.path), [Path(job.exp.weights)] if job.exp.weights else []
+    starts += [files.pretrained_alone] if files.pretrained_alone.is_file() else []
+    train_shared(job, files.pretrain, fabric, starts, score, "pretrain")
 
 
 def pretrain_arch(job: Job, arch: Arch, folder: Path, weights: Path | None = None) -> Path:

@@ -41,8 +41,10 @@ def train_in_full(
     kind: str = "retrain",
     start: str | None = None,
     calibration: int = CALIBRATION,
+    splits: tuple[str, str] = ("train", "val"),
 ) -> dict[str, Any]:
-    """Train `arch` on all of train, score it on val, and write what `retrain` promises into `folder`.
+    """Train `arch` on the first of `splits`, score it on the other, and write what `retrain` promises
+    into `folder`.
 
     Goes on from `folder/checkpoint.pt` when there is one. calibration: images that re-estimate the batch norm
     of a slice, where `weights` are a supernet's. backbone: a classifier's file, whose backbone it gets.
@@ -60,7 +62,7 @@ def train_in_full(
     print(augmentation(exp, exp.train))
     account = begin(job, detector, arch, folder, weights, calibration)
     account = begin(job, detector, arch, folder, backbone, least=0) if backbone else account
-    train_loader, val_loader = loaders(job, "train", "val", side)
+    train_loader, val_loader = loaders(job, *splits, side)
     score, best = keeping_best(job, arch, val_loader, folder / "best.pt")
     checkpoint = folder / "checkpoint.pt"
     with open_loggers(exp.loggers, folder, name=folder.name) as log:
@@ -76,7 +78,7 @@ def train_in_full(
         )
     metrics = result.metrics | costs(job, arch) | quality_of_files(job, result.detector, arch, "val")
     outcome = {
-        **result_of(kind, arch, job.dataset, "val", side, metrics, job.device),
+        **result_of(kind, arch, job.dataset, splits[1], side, metrics, job.device),
         **_settings(job, folder),
         **_start_of(account, start, folder, job),
         "best": best | {"note": FLATTERS},
@@ -87,7 +89,8 @@ def train_in_full(
     save_weights(folder / "last.pt", result.detector, job.space, arch, imgsz=side, names=names, kind=kind)
     write_text(folder / "result.json", json.dumps(outcome, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)
-    print(f"{folder}: {metrics_line(metrics)} on val after {exp.train.epochs} epochs, seed {exp.seed}")
+    after = f"{exp.train.epochs} epochs, seed {exp.seed}"
+    print(f"{folder}: {metrics_line(metrics)} on {splits[1]} after {after}")
     return outcome
 
 

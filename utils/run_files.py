@@ -33,6 +33,11 @@ class Files:
         return self.pretrain / "weights.pt"
 
     @property
+    def pretrained_alone(self) -> Path:
+        """The unsearched path as a classifier, as which all paths begin."""
+        return self.pretrain / "alone" / "last.pt"
+
+    @property
     def supernet(self) -> Path:
         """The folder of the supernet's training."""
         return self.folder / "supernet"

@@ -76,7 +76,8 @@ def _pretrain(run: Run) -> Parts:
     folder, settings = Files(run.folder).pretrain, block(run, "pretrain")
     train = settings.get("train") if isinstance(settings.get("train"), dict) else {}
     of = train.get("epochs", count(run, "train", "epochs"))  # type: ignore[union-attr]
-    rows = max(0, len(read_lines(folder / "log.csv")) - 1)
+    logs = (folder / "alone" / "log.csv", folder / "log.csv")
+    rows = sum(max(0, len(read_lines(log)) - 1) for log in logs)
     return Files(run.folder).pretrained.exists(), rows, of if type(of) is int else None
 
 

@@ -193,3 +193,19 @@ def test_training_writes_nothing_beside_the_images(tmp_path):
     for train in (True, False):
         list(make_loader(data.splits["train"], data.names, 64, 2, train=train, hyp=hyp, epochs=3))
     assert fingerprint([root]) == before
+
+
+def test_no_training_batch_holds_a_single_image(odd):
+    """Batch norm on a map of one position has no variance of it."""
+    samples = odd.splits["train"]
+
+    def sizes(batch, train):
+        loader = make_loader(samples, odd.names, 64, batch, train=train, hyp=EVERYTHING, pixels=Pixels())
+        return [len(b["im_file"]) for b in loader]
+
+    n = len(samples)
+    assert n > 3 and sizes(n - 1, False) == [n - 1, 1]
+    assert sizes(n - 1, True) == [n - 1, 2] and sizes(n - 2, True) == [n - 2, 2] and sizes(1, True) == [1] * n
+    loader = make_loader(samples, odd.names, 64, n - 1, train=True, hyp=EVERYTHING, pixels=Pixels())
+    first, last = loader
+    assert last["im_file"][1] == first["im_file"][0]

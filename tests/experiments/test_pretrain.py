@@ -13,14 +13,15 @@ import hello_nas
 from data.crops import backgrounds, crops_of
 from data.sample import Sample
 from experiments.job import job_of
-from experiments.pretrain import classifier_job, pretrain_arch
+from experiments.pretrain import classifier_job, classifier_of_supernet, pretrain_arch
 from experiments.starts import begin
 from models.networks import build, open_any_space
-from models.supernet import Supernet, inherit_supernet
-from models.weights import read_weights, save_weights
+from models.supernet import Supernet, calibrate, extract, inherit_supernet
+from models.weights import load_weights, read_weights, save_weights
 from utils.report.runs import read_run
 from utils.run_files import Files
 from utils.steps import steps_line
+from utils.training.train import State
 
 torch.set_num_threads(1)
 PATHS = ["3x3", "5x5", "7x7", "xception"]
@@ -85,6 +86,66 @@ def test_the_supernet_and_the_winners_begin_with_their_classifiers(detnas, monke
     monkeypatch.setattr("experiments.pretrain.train_in_full", None)  # would be called, were it repeated
     assert run("--resume", "--run-dir", folder, "--steps", "pretrain,supernet,search,retrain") == 0
     assert files.pretrained.read_bytes() == before
+
+
+@pytest.fixture
+def digits(detnas):
+    """DetNAS on 160 scenes, enough to learn what digits are; gives its file."""
+    experiment = yaml.safe_load(detnas.read_text())
+    card = yaml.safe_load(Path(experiment["data"]).read_text())
+    scenes = {"search_train": 160, "search_val": 40, "val": 4}
+    detnas.with_name("digits.yaml").write_text(yaml.safe_dump(card | {"scenes": scenes}))
+    space = SPACE | {"backbone": SPACE["backbone"] | {"out_channel": [8, 16, 16, 32, 64]}}
+    detnas.with_name("paths.yaml").write_text(yaml.safe_dump(space))
+    detnas.write_text(yaml.safe_dump(experiment | {"data": "digits.yaml"}))
+    return detnas
+
+
+def test_a_short_pre_training_of_paths_learns_what_chance_does_not(digits):
+    """One path alone, then all of them from it: not only the first one tells ten digits apart."""
+    train = "pretrain.train={epochs: 8, batch: 32, lr: 0.01, val_every: 8}"
+    assert run(digits, "--steps", "pretrain", train, "--run-dir", "r") == 0
+    files = Files(Path("r").resolve())
+    alone = json.loads((files.pretrained_alone.parent / "result.json").read_text())
+    both = json.loads((files.pretrain / "result.json").read_text())
+    assert [len(r["curve"]) for r in (alone, both)] == [4, 4] and alone["split"] == "search_val"
+    assert both["metrics"]["top1"] > 0.4, (alone["metrics"]["top1"], both["metrics"]["top1"])
+    job = classifier_of_supernet(job_of(str(files.folder)))
+    supernet = Supernet(job.space.model, job.space.nc)
+    load_weights(supernet.net, read_weights(files.pretrained))
+    learn, val = (
+        next(iter(job.task.make_loader(job.dataset.splits[s], job.dataset.names, 32, 999, train=False)))
+        for s in ("search_train", "search_val")
+    )
+    right = []
+    for seed in range(4):
+        net = extract(supernet.net, job.space.random(np.random.default_rng(seed)))
+        calibrate(net, iter([learn["img"][:128]]), 128)
+        right.append((net.eval().raw(val["img"]).argmax(1) == val["cls"].flatten()).float().mean().item())
+    assert np.mean(right) > 0.2, right
+
+
+def test_an_interrupted_pre_training_ends_with_the_same_weights(detnas, monkeypatch):
+    """Killed while one path learns alone, and while all do."""
+    train = "pretrain.train={epochs: 4, batch: 16, checkpoint_seconds: 0}"
+    command = (detnas, "--steps", "pretrain", train)
+    assert run(*command, "--run-dir", "whole") == 0
+    real, closed = State.close_epoch, []
+
+    def dies(state, row):
+        real(state, row)
+        closed.append(row["epoch"])
+        if len(closed) in (1, 3):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(State, "close_epoch", dies)
+    assert run(*command, "--run-dir", "killed") == 130
+    assert steps_line(read_run(Path("killed"))) == "stopped in: pretrain (1 of 4)"
+    assert run("--resume", "--run-dir", "killed") == 130
+    assert run("--resume", "--run-dir", "killed") == 0
+    assert closed == [1, 2, 1, 2]
+    whole, killed = (read_weights(Files(Path(f).resolve()).pretrained).state for f in ("whole", "killed"))
+    assert whole.keys() == killed.keys() and all(torch.equal(whole[k], killed[k]) for k in whole)
 
 
 def test_every_path_and_norm_of_a_supernet_is_handed_over(tmp_path):

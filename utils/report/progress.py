@@ -226,8 +226,10 @@ def search_spent(run: Run) -> dict[str, Cost]:
     are) and `trials`."""
     parts: dict[str, Cost] = {}
     files, supernet = Files(run.folder), supernet_info(run)
-    for seconds in _seconds([files.pretrain]):
-        parts["pretrain"] = Cost(1, seconds * (count(run, "supernet", "devices") or 1), seconds)
+    alone, shared = (sum(_seconds([f])) for f in (files.pretrained_alone.parent, files.pretrain))
+    if alone or shared:
+        devices = count(run, "supernet", "devices") or 1
+        parts["pretrain"] = Cost(1, alone + shared * devices, alone + shared)
     if supernet is not None:
         parts["supernet"] = Cost(1, supernet.seconds * supernet.devices, supernet.seconds)
     scored = sampled(run)
