@@ -34,6 +34,7 @@ bench: setup
 	$(BIN)/python experiments/benchmarks/slices.py
 	$(BIN)/python experiments/benchmarks/faster_rcnn.py
 	$(BIN)/python experiments/benchmarks/slice_evaluation.py
+	$(BIN)/python experiments/benchmarks/morphism.py --children 4 --parent 4 --long 8
 	$(BIN)/python experiments/benchmarks/threads.py
 	rm -rf runs/bench_rank
 	$(BIN)/python hello_nas.py run experiments/yolov5_supernet.yaml space=models/yolov5p_nas.yaml train.epochs=40 train.hyp=data/hyps/default.yaml name=bench_rank --steps supernet,rank
