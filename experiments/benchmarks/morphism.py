@@ -94,7 +94,7 @@ def compare(job: Job, args: argparse.Namespace) -> None:
     save_weights(file, net, space, parent, imgsz=job.side(parent), names=job.dataset.names)
     rng, children = np.random.default_rng(job.exp.seed), list[Arch]()
     while len(children) < args.children:
-        child = space.canonical(space.mutate(space.complete(parent), rng))
+        child = space.canonical(space.mutate(space.complete(parent), rng, 1.0))
         children += [child] if child not in (parent, *children) else []
     how = f"{job.exp.imgsz} px, batch {job.exp.train.batch}, seed {job.exp.seed}"
     print(f"{space.name}, {job.dataset.name}, {how}")
