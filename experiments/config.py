@@ -191,6 +191,10 @@ class SearchSettings(Strict):
         TargetSettings(), description="the machine whose onnx_ms, int8_ms, ... are meant: a host, or a block"
     )
     top_k: int = Field(3, ge=1, le=100_000, description="architectures exported, with their weights")
+    top: Literal["reward", "front"] = Field(
+        "reward",
+        description="which those are: of the best reward, or of the front of `objectives`, spread over it",
+    )
     inherit: Literal["parent"] | None = Field(
         None,
         description="parent: a child of evolution or pareto starts from its first parent's trained weights; "
@@ -208,6 +212,14 @@ class SearchSettings(Strict):
         None,
         description="ends hopeless trials in time: median, or {rule: median, after: 2}; off: every trial is "
         "trained to its end",
+    )
+    screen_to: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="spread the archs that a screened search begins with evenly over the GFLOPs from the "
+        "unsearched network's down to this share of them, and the sides of `resolution` over them; null: "
+        "those that drift least",
     )
     baseline: bool = Field(True, description="run the unsearched default of the space as trial 0")
     val_fraction: float = Field(0.2, gt=0, lt=1, description="share of train the search is scored on")
@@ -435,7 +447,10 @@ class Experiment(Strict):
     """An experiment file with its overrides applied; paths are absolute."""
 
     name: str = Field(description="the run's folder below runs/")
-    space: str = Field(description="detector YAML with its choices")
+    space: str = Field(
+        description="detector YAML with its choices, or a trained Ultralytics detector, best.pt, to be made "
+        "smaller: weights, data and imgsz are its own then where nothing else is said"
+    )
     data: str = Field("data/digits.yaml", description="YOLO YAML, VOC folder or COCO JSON")
     weights: str | None = Field(
         None,
@@ -560,7 +575,7 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
         exp = Experiment(**raw)
     except ValidationError as error:
         raise _one_line(error, source) from None
-    exp = _with_files(exp)
+    exp = _with_files(_with_own_network(exp, source))
     if exp.search.inherit and exp.supernet is not None:
         raise UserError(
             f"{source}: search.inherit is {exp.search.inherit!r}, but slices of a supernet are not trained: "
@@ -592,6 +607,55 @@ def check_experiment(raw: dict[str, Any], source: str) -> Experiment:
         if needed and getattr(exp, needed) is None:
             raise UserError(f"{source}: the step {step!r} needs a `{needed}:` block")
     return exp
+
+
+def _with_own_network(exp: Experiment, source: str) -> Experiment:
+    """The experiment with a YAML for each space that is a checkpoint (models/yolo/checkpoint.py): what is not
+    said of weights, data and imgsz is the checkpoint's. UserError for one that is no detector's."""
+    if not any(_is_checkpoint(space) for space in (exp.space, *(m.space for m in exp.family))):
+        return exp
+    from models.yolo.checkpoint import side_of  # imports torch
+
+    family = []
+    for member in exp.family:
+        if _is_checkpoint(member.space):
+            space, file = _around(member.space, "family", exp.imgsz)
+            member = Member(space=space, weights=member.weights or str(file.path))
+        family.append(member)
+    changes: dict[str, Any] = {"family": family}
+    if _is_checkpoint(exp.space):
+        said = exp.model_fields_set
+        changes["space"], file = _around(exp.space, "space", exp.imgsz if "imgsz" in said else None)
+        changes["weights"] = exp.weights or str(file.path)
+        if "imgsz" not in said:
+            changes["imgsz"] = side_of(file)
+        if "data" not in said:
+            changes["data"] = file.settings.get("data")
+        for key in ("imgsz", "data"):
+            if not changes.get(key, True):
+                raise UserError(f"{source}: {exp.space} does not say its {key}; give {key}=...")
+        if "data" in changes and not Path(str(changes["data"])).exists():
+            raise UserError(
+                f"{source}: the data that {exp.space} was trained on, {changes['data']}, are not here; give "
+                "data=PATH"
+            )
+    return exp.model_copy(update=changes)
+
+
+def _is_checkpoint(space: str) -> bool:
+    return Path(space).suffix.lower() in (".pt", ".pth")
+
+
+def _around(checkpoint: str, key: str, imgsz: int | None) -> tuple[str, Any]:
+    """(a YAML file of the space around the network in a checkpoint, what was read of that)."""
+    from models.yolo.checkpoint import space_around
+
+    path = _find(checkpoint, key, "a detector YAML, or a trained detector's .pt,")
+    text, file = space_around(path, imgsz)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    space = cache_dir() / "spaces" / digest / f"{path.stem}.yaml"
+    write_text(space, text)
+    return str(space), file
 
 
 def _with_files(exp: Experiment) -> Experiment:

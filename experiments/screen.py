@@ -8,7 +8,7 @@ The archs that drift least for their cost are what the search begins with.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,20 +90,27 @@ def _screen(job: Job) -> list[dict[str, Any]]:
         return space.cost(space.canonical(genes), exp.imgsz)["gflops"]
 
     full = gflops(default)
-    cheaper = [genes for genes in space.changes(default) if gflops(genes) < full]
-    alone = [(genes, row(genes)) for genes in cheaper[: looks(exp) * exp.search.max_trials]]
+    # At another side the network itself drifts by nothing, which says nothing of what the side costs.
+    cheaper = [g for g in space.changes(default) if gflops(g) < full and g.get(SIDE) == default.get(SIDE)]
+    most = looks(exp) * exp.search.max_trials
+    some = cheaper if len(cheaper) <= most else [cheaper[i * len(cheaper) // most] for i in range(most)]
+    alone = [(genes, row(genes)) for genes in some]
     alone.sort(key=lambda pair: pair[1]["drift"] / (full - pair[1]["gflops"]))
     taken = dict(default)
-    begins: list[dict[str, Any]] = []
-    wanted = max(1, exp.search.max_trials // 2)
+    wanted, share = max(1, exp.search.max_trials // 2), exp.search.screen_to
+    path: list[dict[str, Any]] = []
     for genes, _ in alone:
         further = {k: v for k, v in genes.items() if v != default[k] and taken[k] == default[k]}
-        if not further or gflops(taken | further) >= gflops(taken) or len(begins) == wanted:
+        if not further or gflops(taken | further) >= gflops(taken) or (share is None and len(path) == wanted):
             continue
         taken |= further
         if violation(limits, space.cost(space.canonical(taken), exp.imgsz)) == 0:
-            begins.append(row(taken))
-            begins[-1]["begins"] = True
+            path.append(dict(taken))
+    if share is not None:
+        path = _spread(default, path, space.choices.get(SIDE, [None])[1:], gflops, share * full, full, wanted)
+    begins = [row(genes) for genes in path]
+    for found in begins:
+        found["begins"] = True
     bar.close()
     name, drifts = Path(str(exp.weights)).name, ", ".join(f"{r['drift']:.2f}" for r in begins)
     print(f"screen: {len(rows)} architectures looked at without training; those that the search begins with")
@@ -111,6 +118,32 @@ def _screen(job: Job) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def _spread(
+    start: dict[str, Any],
+    path: Sequence[Mapping[str, Any]],
+    sides: Sequence[Any],
+    gflops: Callable[[Mapping[str, Any]], float],
+    least: float,
+    full: float,
+    n: int,
+) -> list[dict[str, Any]]:
+    """About `n` of a path that grows cheaper, at the default side and at each of the smaller `sides`: evenly
+    spread over GFLOPs from those of the network as it is (only at smaller sides itself) down to `least`."""
+    places = [{}, *({SIDE: side} for side in sides)]
+    tops = [full, *(gflops(start | place) for place in places[1:])] if path else []
+    ranges = [max(0.0, top - least) for top in tops]
+    found: dict[str, dict[str, Any]] = {}
+    for place, top, wide in zip(places, tops, ranges, strict=False):
+        count = 1 + round((n - len(places)) * wide / max(sum(ranges), 1e-12))
+        at = [start | place, *(dict(genes) | place for genes in path)]
+        for k in range(count):
+            target = top - wide * (k + (not place)) / (count - bool(place) or 1)
+            nearest = min(at[not place :], key=lambda genes: abs(gflops(genes) - target))
+            found.setdefault(arch_key(nearest), nearest)
+    return list(found.values())
+
+
+SIDE = "resolution"
 COSTS = ("gflops", "params_m")  # that are known without measuring
 
 
@@ -136,7 +169,7 @@ class _Look:
     def pictures(self, side: int) -> tuple[Tensor, Tensor]:
         """Two sets of training images [n, 3, side, side]."""
         if side not in self.images:
-            n = max(2, min(IMAGES, PIXELS // side**2))
+            n = max(2, min(IMAGES, self.job.exp.refit or IMAGES, PIXELS // side**2))
             chosen = mixed(self.job.dataset.splits["search_train"], 2 * n)
             loader = self.job.task.make_loader(chosen, self.job.dataset.names, side, len(chosen), train=False)
             both = to_device(next(iter(loader)), torch.device("cpu"))["img"]

@@ -28,7 +28,7 @@ from utils.pareto import pareto_front
 from utils.report.progress import running_trials, search_left
 from utils.report.report import write_report
 from utils.report.results import extend_top, results_table, write_csv, write_top
-from utils.report.runs import Run, completed, duration, read_run, top_trials
+from utils.report.runs import Run, completed, duration, exported_trials, read_run
 from utils.report.summary import named_trials
 from utils.rewards import COST_KEYS
 from utils.run_files import Files
@@ -160,6 +160,7 @@ def write_results(job: Job) -> None:
     if not trials:
         return
     write_csv(run.path, trials)
+    front = exp.search.objectives if exp.search.top == "front" else None
     write_top(
         run.path,
         trials,
@@ -168,15 +169,16 @@ def write_results(job: Job) -> None:
         data=exp.data,
         imgsz=exp.imgsz,
         versions=run.meta.get("versions"),
+        front=front,
     )
-    for rank, trial in enumerate(top_trials(trials, exp.search.top_k), start=1):
+    for rank, trial in enumerate(exported_trials(trials, exp.search.top_k, front), start=1):
         extend_top(run.path, rank, **job.space.spelled(trial.arch))
     if exp.supernet is not None:
         from experiments.slices import save_slices
 
         search = exp.search
         named = named_trials(trials, search.objectives, search.top_k, baseline=search.baseline)
-        save_slices(run, [t.number for t in named])
+        save_slices(run, [t.number for t in (*named, *exported_trials(trials, search.top_k, front))])
     keep_weights_of_the_best(job, trials)
     trained = [t for t in trials if t.state != "infeasible"]
     print(results_table(trained, exp.search.objectives, baseline=exp.search.baseline))

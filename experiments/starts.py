@@ -177,11 +177,12 @@ def _sorted(file: WeightFile, model: str, nc: int, ch: int) -> Source | WeightFi
 @functools.lru_cache(maxsize=4)
 def _like(model: str, nc: int, ch: int) -> Any:
     """A network that has all layers of a space, or None. It takes no random numbers from anybody."""
+    space = open_any_space(json.loads(model), nc, ch)
     with torch.random.fork_rng(devices=[]):
         try:
-            return open_any_space(json.loads(model), nc, ch).supernet()
-        except UserError:  # its networks share no layers
-            return None
+            return space.supernet()
+        except UserError:  # its networks share no layers, or those that vary are no elastic ones
+            return space.build(space.largest()) if space.layered else None
 
 
 def note_start(job: Job) -> None:

@@ -47,6 +47,7 @@ class WeightFile:
     arch, space (the YAML as a dict), nc, ch, names, imgsz: what the file says about its network; None (or [])
              where it says nothing
     classes: module name -> class name, where the file holds a pickled network
+    model, settings: the YAML in a pickled Ultralytics network, and what it was trained with; {} without one
     meta:    whatever else was saved beside the weights; `supernet` is True where they serve a whole space
              (`arch` is {} then), `sliced` where those of one arch were taken out of a supernet
     """
@@ -61,6 +62,8 @@ class WeightFile:
     names: list[str] = field(default_factory=list)
     imgsz: int | None = None
     classes: dict[str, str] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -195,14 +198,18 @@ def read_weights(path: str | Path) -> WeightFile:
             f"{path} holds no weights; expected a state dict, an Ultralytics .pt or a file of ours"
         )
     said = content.get(FORMAT) if isinstance(content, dict) else None
+    pickled: dict[str, Any] = {
+        "model": _mapping(network, "yaml"),
+        "settings": _mapping(content, "train_args"),
+    }
     if said is None:
-        return WeightFile(path, kind, state, names=names, classes=classes)
+        return WeightFile(path, kind, state, names=names, classes=classes, **pickled)
     if said.get("schema") != SCHEMA:
         raise UserError(f"{path} has schema {said.get('schema')!r}; this version reads schema {SCHEMA}")
     if said.get("renamed"):  # rows were taken apart for Ultralytics; the arch says more than their classes
         state, classes = {said["renamed"].get(k, k): v for k, v in state.items()}, {}
     about = {k: said[k] for k in SAID}
-    return WeightFile(path, FORMAT, state, classes=classes, meta=said.get("meta", {}), **about)
+    return WeightFile(path, FORMAT, state, classes=classes, meta=said.get("meta", {}), **about, **pickled)
 
 
 def _read_safetensors(path: Path) -> WeightFile:
@@ -226,6 +233,15 @@ def _names(value: Any) -> list[str]:
     if isinstance(value, dict):
         value = list(value.values())
     return [str(v) for v in value] if isinstance(value, list) else []
+
+
+def _mapping(holder: Any, key: str) -> dict[str, Any]:
+    """A mapping in a dict or in a shell, as plain values; {} where there is none."""
+    value = (vars(holder) if isinstance(holder, Shell) else holder).get(key)
+    try:
+        return plain(value) if isinstance(value, dict) else {}
+    except RecursionError:  # a file may be built to contain itself
+        return {}
 
 
 class Shell:

@@ -26,12 +26,14 @@ class Head:
     """What a YAML says about its head beside the row. reg_max: bins of a distance, 1: the distance itself.
 
     legacy: class towers of plain 3x3 convolutions, as v5 and v8 have them. end2end: a second pair of towers,
-    one to one with the objects, whose boxes need no NMS.
+    one to one with the objects, whose boxes need no NMS. towers: classes that the class towers were made for,
+    where these are more than there are now: stock fine-tuning keeps the towers of what it starts from.
     """
 
     reg_max: int = 16
     legacy: bool = True
     end2end: bool = False
+    towers: int = 0
 
 
 @dataclass
@@ -321,7 +323,7 @@ def concat(t: Tally, xs: list[Shape], dimension: int = 1) -> Shape:
 def detect(t: Tally, xs: list[Shape], nc: int, head: Head = Head()) -> Shape:
     """Ultralytics' anchor-free head, with all of its towers."""
     reg_max = head.reg_max
-    box, cls = max(16, xs[0][0] // 4, 4 * reg_max), max(xs[0][0], min(nc, 100))
+    box, cls = max(16, xs[0][0] // 4, 4 * reg_max), max(xs[0][0], min(max(nc, head.towers), 100))
     for x in xs * (2 if head.end2end else 1):
         conv(t, conv(t, x, box, 3), box, 3)
         if head.legacy:
@@ -338,7 +340,7 @@ def detect(t: Tally, xs: list[Shape], nc: int, head: Head = Head()) -> Shape:
 
 
 def v10_detect(t: Tally, xs: list[Shape], nc: int, head: Head = Head()) -> Shape:
-    return detect(t, xs, nc, Head(16, legacy=False, end2end=True))  # whatever the YAML says
+    return detect(t, xs, nc, Head(16, False, True, head.towers))  # whatever else the YAML says
 
 
 def _chain(t: Tally, x: Shape, n: int, g: int, k: Sequence) -> Shape:

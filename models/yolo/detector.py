@@ -199,7 +199,7 @@ def build(
     than the head's largest.
     """
     with class_state_kept():
-        model = DetectionModel(stock, ch=ch, verbose=False)
+        model = widened(DetectionModel(stock, ch=ch, verbose=False))
     for row in rows:
         module = model.model[row.index]
         if isinstance(row.options, ConvOptions | C3Options):
@@ -207,6 +207,26 @@ def build(
             module.np = sum(p.numel() for p in module.parameters())
     initialize_weights(model)  # BatchNorm's eps and momentum, of the new layers too
     return YoloDetector(model, names, nms, stride)
+
+
+def widened(model: DetectionModel) -> DetectionModel:
+    """The model with class towers for as many classes as its YAML says under `towers`, if it does.
+
+    Fine-tuned by stock Ultralytics, a network keeps the towers of what it started from, made for 80 classes,
+    and its YAML does not tell. Called before the class that the parser has marked is put back.
+    """
+    head, towers = model.model[-1], int(model.yaml.get("towers") or 0)
+    if towers > head.nc:
+        ch = [tower[0].conv.in_channels for tower in head.cv2]
+        wide = type(head)(towers, ch=ch).cv3
+        for tower in wide:
+            tower[-1] = nn.Conv2d(tower[-1].in_channels, head.nc, 1)
+        head.cv3 = wide
+        if hasattr(head, "one2one_cv3"):
+            head.one2one_cv3 = copy.deepcopy(wide)
+        head.bias_init()
+        head.np = sum(p.numel() for p in head.parameters())
+    return model
 
 
 def layers(stock: dict[str, Any], ch: int) -> nn.Sequential:

@@ -84,7 +84,7 @@ KEYS = [
     "anchors",
     "activation",
 ]
-KEYS += ["reg_max", "end2end", "nms", "backbone", "head", "choices", "resolution", "name"]
+KEYS += ["reg_max", "towers", "end2end", "nms", "backbone", "head", "choices", "resolution", "name"]
 
 
 @dataclass(frozen=True)
@@ -294,6 +294,7 @@ def _head(model: dict[str, Any], raws: list[list[Any]]) -> Head:
         reg_max=_count("reg_max", model.get("reg_max", 16)),
         legacy=not any(raw[2] in MODERN for raw in raws),
         end2end=_switch("end2end", model.get("end2end")) is True or raws[-1][2] == "v10Detect",
+        towers=_count("towers", model.get("towers") or 1),
     )
 
 

@@ -235,6 +235,8 @@ class YoloSpace(LabelledSpace):
         found: dict[str, Any] = {"nc": self.nc, "ch": self.ch, "reg_max": head.reg_max}
         if head.end2end:
             found["end2end"] = True
+        if head.towers > self.nc:
+            found["towers"] = head.towers  # Ultralytics' reader passes over it; see models/yolo/detector.py
         if self.network.activation:
             found["activation"] = self.network.activation
         return {**found, "backbone": rows[:backbone], "head": rows[backbone:]}

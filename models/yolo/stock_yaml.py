@@ -34,7 +34,7 @@ def expand(net: nn.Module) -> Expansion:
     net: built from a resolved YAML (channels explicit, no multiples), its Conv and C3 rows then changed:
     other activations, other convolutions inside a C3. It is left alone.
     """
-    from models.yolo.detector import class_state_kept
+    from models.yolo.detector import class_state_kept, widened
 
     old: Any = copy.deepcopy(net)
     names = {id(tensor): name for name, tensor in old.state_dict(keep_vars=True).items()}
@@ -44,7 +44,7 @@ def expand(net: nn.Module) -> Expansion:
     lines, cut = [row for _, row in rows], sum(owner < backbone for owner, _ in rows)
     model = here | {"backbone": lines[:cut], "head": lines[cut:]}
     with class_state_kept():
-        new: Any = type(old)(copy.deepcopy(model), ch=_channels(old), verbose=False)
+        new: Any = widened(type(old)(copy.deepcopy(model), ch=_channels(old), verbose=False))
     rebuilt = signature(new)
     for i, module in enumerate(modules):
         fresh: Any = new.model[i]

@@ -35,6 +35,7 @@ from utils.report.runs import (
     baseline_of,
     best_of,
     duration,
+    exported_trials,
     front_of,
     process_alive,
     quality_of,
@@ -174,8 +175,10 @@ def write_top(
     data: str,
     imgsz: int,
     versions: Mapping[str, str] | None = None,
+    front: Objectives | None = None,
 ) -> list[Path]:
-    """`top/1..k.json` by reward, each with its metrics, and the same records as a list in `top_models.json`.
+    """`top/1..k.json` by reward, or of the `front` of these objectives (`exported_trials`), each with its
+    metrics, and the same records as a list in `top_models.json`.
 
     Files that an earlier call left at a rank now taken by another trial (1.pt, 1.onnx, ...) belong to that
     trial: they are set aside as `1.trial0017.pt`, never left beside the wrong JSON and never deleted. What
@@ -186,7 +189,7 @@ def write_top(
     old = {rank: read_json(folder / f"{rank}.json") for rank in _ranks(folder)}
     extras = {r.get("trial"): {x: v for x, v in r.items() if x not in RECORD} for r in old.values()}
     records, paths = [], []
-    for rank, trial in enumerate(top_trials(history, k), start=1):
+    for rank, trial in enumerate(exported_trials(history, k, front), start=1):
         record = {
             "schema": SCHEMA,
             "space": space,

@@ -164,6 +164,18 @@ def top_trials(trials: Sequence[Trial], k: int | None = None) -> list[Trial]:
     return ranked if k is None else ranked[:k]
 
 
+def exported_trials(trials: Sequence[Trial], k: int, objectives: Objectives | None = None) -> list[Trial]:
+    """The first `k` by reward or, where `objectives` are given, `k` of their front without the unsearched
+    network, spread over it from its cheapest to its best; these too come by reward."""
+    if objectives is None:
+        return top_trials(trials, k)
+    able = [t for t in completed(trials) if t.reason is None and t.number != 0]
+    front = sorted(front_of(able, objectives), key=lambda t: (t.metrics.get("gflops", 0.0), t.number))
+    if len(front) > k > 1:
+        front = [front[i * (len(front) - 1) // (k - 1)] for i in range(k)]
+    return top_trials(front, k)
+
+
 def best_of(trials: Sequence[Trial], quality: str) -> Trial | None:
     """The complete trial of the highest quality; on a tie the one of fewer GFLOPs, then the earlier one."""
     scored = [t for t in completed(trials) if quality in t.metrics]

@@ -21,6 +21,7 @@ from utils.report.runs import (
     completed,
     device_hours,
     duration,
+    exported_trials,
     later_trainings,
     quality_of,
     read_json,
@@ -303,7 +304,9 @@ def top_rows(run: Run, keys: list[str]) -> list[dict[str, Any]]:
     k = run.search.get("top_k")
     base = run.baseline
     rows = []
-    for rank, t in enumerate(top_trials(run.trials, k if isinstance(k, int) else TOP_DEFAULT), start=1):
+    front = run.objectives if run.search.get("top") == "front" else None
+    wanted = exported_trials(run.trials, k if isinstance(k, int) else TOP_DEFAULT, front)
+    for rank, t in enumerate(wanted, start=1):
         record = read_json(run.folder / "top" / f"{rank}.json")
         written = record.get("trial") == t.number  # files of an earlier ranking are not this trial's
         found = sorted((run.folder / "top").glob(f"{rank}.*")) if written else []
