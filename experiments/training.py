@@ -76,7 +76,7 @@ def train_in_full(
             on_epoch=lambda row: log.log(int(row["epoch"]), row),
             checkpoint=checkpoint,
         )
-    metrics = result.metrics | costs(job, arch) | quality_of_files(job, result.detector, arch, "val")
+    metrics = result.metrics | costs(job, arch) | quality_of_files(job, result.detector, arch, splits[1])
     outcome = {
         **result_of(kind, arch, job.dataset, splits[1], side, metrics, job.device),
         **_settings(job, folder),
@@ -84,7 +84,6 @@ def train_in_full(
         "best": best | {"note": FLATTERS},
         "seconds": result.seconds,
         "curve": result.curve,
-        "command": command(),
     }
     save_weights(folder / "last.pt", result.detector, job.space, arch, imgsz=side, names=names, kind=kind)
     write_text(folder / "result.json", json.dumps(outcome, indent=2) + "\n")
@@ -103,6 +102,7 @@ def _settings(job: Job, folder: Path) -> dict[str, Any]:
         "seed": exp.seed,
         "train": exp.train.model_dump(mode="json"),
         "augmentation": hyp,
+        "command": command(),
     }
 
 
