@@ -25,6 +25,7 @@ from models.elastic.blocks import ConvBlock, Norm
 from models.elastic.dims import Dim, fixed
 from models.elastic.layers import ElasticConv2d
 from models.elastic.parts import Part
+from models.elastic.slicing import mean_over_ranks, ranks
 from models.elastic.stages import Backbone, norm_of
 from models.foreign_names import ClassRows, backbones
 from utils.errors import UserError, unknown
@@ -141,13 +142,16 @@ class SSD(Network):
         """`cls` and `box` (smooth L1), means over the images.
 
         focal: each image's sums are divided by its matched anchors (at least 1: images without objects teach
-        what background is; aw_nas leaves them out). multibox: the batch's sums by its matched anchors.
+        what background is; aw_nas leaves them out). multibox: the batch's sums by its matched anchors, in
+        training those of the batches of all ranks.
         """
         with torch.autocast(raw[0].device.type, enabled=False):
             logits, offsets, targets = raw[0].float(), raw[1].float(), self._targets(raw, batch)
             counts: list[float] = [int((matched >= 0).sum()) for matched, _, _ in targets]
             if self.multibox:
-                counts = [max(1, sum(counts)) / len(targets)] * len(targets)
+                total = logits.new_tensor(float(sum(counts)))
+                total = mean_over_ranks(total) if self.training else total
+                counts = [max(1 / ranks(), total.item()) / len(targets)] * len(targets)
             cls_losses, box_losses = [], []
             for i, (matched, boxes, labels) in enumerate(targets):
                 positive = matched >= 0

@@ -89,6 +89,15 @@ def ranks() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """Without a gradient; every rank has to ask for it. Of one rank the tensor itself."""
+    if ranks() == 1:
+        return x
+    total = x.clone()
+    torch.distributed.all_reduce(total)
+    return total / ranks()
+
+
 class _SumOverRanks(torch.autograd.Function):
     """All-reduce whose gradient is all-reduced as well: each rank's output depends on every rank's input."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -73,8 +75,9 @@ class SandwichLesson:
 
     kinds:  of the archs of a step: max, random, min. Parts of the loss are named after them, `max_cls`, means
             over archs of one kind.
-    archs:  (step, epoch from 1, score) -> the archs of a step. score(arch): its loss on this batch, the same
-            on every device, for samplers that choose by it.
+    archs:  (step, epoch from 1, score) -> the archs of a step, the same on every device: else `backward`
+            raises a RuntimeError there. score(arch): its loss on this batch, the same on every device, for
+            samplers that choose by it.
     direct: a context for each step, in which slices add their gradients in place
             (models/elastic/gradients.py); not used with DDP, which waits for hooks.
     begin:  what happens before an epoch, as of `Lesson`.
@@ -111,12 +114,14 @@ class SandwichLesson:
             return float(fabric.all_reduce(torch.stack(list(losses.values())).sum()))  # type: ignore[arg-type]
 
         alone = fabric.world_size == 1
+        archs = self.archs(step, self.epoch, score)
+        check_agreement(archs, fabric, step)
         with self.direct if alone else nullcontext(), fabric.no_backward_sync(model, enabled=not last):
             found = sandwich_step(
                 model,
                 self.set_arch,
                 batch,
-                self.archs(step, self.epoch, score),
+                archs,
                 backward=lambda loss: fabric.backward(loss * share),
                 no_sync=lambda: fabric.no_backward_sync(model),
                 touch=not alone,
@@ -129,3 +134,21 @@ class SandwichLesson:
             for name, value in losses.items():
                 parts.setdefault(f"{kind}_{name}", []).append(value)
         return loss, {name: torch.stack(values).mean() for name, values in parts.items()}
+
+
+def check_agreement(archs: Sequence[Arch], fabric: Fabric, step: int) -> None:
+    """Raises a RuntimeError on every device where they do not train the same archs.
+
+    Otherwise one would wait for ever for sums over devices, of synchronised norms and gradients, that another
+    does not ask for: the deadlock of aw_nas, whose devices drew each from a generator of its own.
+    """
+    if fabric.world_size == 1:
+        return
+    said = hashlib.sha256(json.dumps(list(archs), sort_keys=True).encode()).digest()
+    mine = torch.tensor(int.from_bytes(said[:7], "big"), device=fabric.device)
+    all_of_them = [int(each) for each in fabric.all_gather(mine).flatten()]  # type: ignore[union-attr]
+    if len(set(all_of_them)) > 1:
+        raise RuntimeError(
+            f"the {fabric.world_size} devices drew different architectures for step {step}: "
+            "they must come from (seed, step) alone (models/sampling.py)"
+        )
