@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +28,7 @@ from experiments.run_folder import NO_UI, RunFolder, WebUi, cache_beside, locked
 from experiments.sample import draw
 from models.networks import open_any_space
 from models.space import Space
-from utils.errors import unknown
+from utils.errors import UserError, unknown
 from utils.file_measures import check_packages, file_qualities, kinds_of
 from utils.files import printed_to
 from utils.limits import check_limits, parse_limits
@@ -178,7 +179,13 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
 
 
 def check_machines(exp: Experiment, ui: WebUi) -> None:
-    """Port, other machines, device and GPUs. Raises UserError."""
+    """Port, other machines, processes, device and GPUs. Raises UserError."""
+    started = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if started != "1":
+        raise UserError(
+            f"torchrun started this {started} times, but a run starts its own processes: start it once, with "
+            f"supernet.devices={started}"
+        )
     service = exp.search.training_service or {}
     if "search" in exp.steps and exp.search.engine == "nni":
         if ui.port is not None:

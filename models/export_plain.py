@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from models.detector import Network
-from models.export_torchvision import export_backbone
+from models.export_torchvision import export_torchvision
 from models.exported import TOLERANCE, Exported, ExportFailed, median_ms, onnx_session, other_sizes
 from utils.errors import UserError
 
@@ -197,5 +197,5 @@ def _quiet() -> Any:
 EXPORTERS: dict[str, Callable[..., Exported]] = {
     "pt": export_program,
     "onnx": export_onnx,
-    "torchvision": export_backbone,
+    "torchvision": export_torchvision,
 }

@@ -1,4 +1,4 @@
-"""Does it hurt to distil from all anchors of an SSD, as aw_nas's authors saw, instead of from the positive ones?
+"""Does it hurt to distil from all anchors of an SSD, as aw_nas's authors saw, not just from positive ones?
 
     python experiments/benchmarks/distil_anchors.py [key=value ...] [--seeds 0 1] [--epochs 8] [--out FOLDER]
 

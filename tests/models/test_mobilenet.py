@@ -98,16 +98,22 @@ def test_a_supernet_that_begins_with_them_has_their_arch(given):
         torch.testing.assert_close(found.sort(1).values, wanted.sort(1).values, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("squeeze", [[2, 4, 5], []])
-def test_torchvision_s_own_blocks_compute_an_exported_backbone(tmp_path, squeeze):
+@pytest.mark.parametrize(
+    ("detector", "squeeze", "said"),
+    [("ssd", [2, 4, 5], "all of torchvision's SSD but"), ("retinanet", [], "backbone alone")],
+)
+def test_torchvision_s_own_blocks_compute_an_exported_backbone(tmp_path, detector, squeeze, said):
     """Built from the file by torchvision alone; where the tail is six times as wide, its MobileNetV3."""
     space, _ = space_of(3)
     model = space.model | {"options": space.model["options"] | {"squeeze": squeeze}}
+    if detector == "retinanet":
+        model |= {"network": {"detector": detector, "backbone": "mobilenet"}, "options": {"squeeze": squeeze}}
+        model |= {"neck": {"depth": [3, 3], "out_channel": 8}, "head": {"depth": [1], "out_channel": 8}}
     space = open_any_space(model)
     arch = space.random(np.random.default_rng(3))
     net = scramble(space.build(arch)).eval()
-    said = export(net, tmp_path / "x.torchvision.pth", "torchvision", space=space, arch=arch, imgsz=64)
-    assert said.max_difference < 1e-5 and "backbone alone" in str(said)
+    exported = export(net, tmp_path / "x.torchvision.pth", "torchvision", space=space, arch=arch, imgsz=64)
+    assert exported.max_difference < 1e-5 and said in str(exported)
     file = torch.load(tmp_path / "x.torchvision.pth", weights_only=True)
     settings = [InvertedResidualConfig(*row, 1.0) for row in file["blocks"]]
     theirs = MobileNetV3(settings, 1280).features.eval()

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
+from models.export import export
+from models.export_torchvision import detector
 from models.networks import open_any_space
 from models.supernet import Supernet
 from tests.models.test_retinanet import OBJECTS, batch
@@ -278,3 +281,41 @@ def test_a_frozen_backbone_stands_still_with_its_norms(supernet):
     assert not [k for k in moved if k.startswith("backbone.")]
     assert {k.split(".")[0] for k in moved} == {"neck", "cls", "box"}
     assert any("running_mean" in k for k in moved)
+
+
+@pytest.mark.parametrize("loss", ["multibox", "focal"])
+def test_torchvision_s_own_ssd_says_what_the_exported_network_says(tmp_path, loss):
+    """Built from the file: the same raw outputs at any size; the same detections where it scores as we do."""
+    torch.manual_seed(3)
+    space = open_any_space(tiny(loss=loss))
+    arch = space.random(np.random.default_rng(5))
+    net = space.build(arch)
+    net.names = ["cat", "dog", "cow"]
+    with torch.no_grad():  # norms as after a training
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(1, 2)
+    net.eval()
+    path = tmp_path / "1.torchvision.pth"
+    said = export(net, path, "torchvision", space=space, arch=arch, imgsz=64)
+    assert said.max_difference < 1e-5 and len(said.sizes) == 2
+    file = torch.load(path, weights_only=True)
+    theirs = detector(file, conf=0.2, iou=0.5, max_det=50)
+    assert type(theirs) is torchvision.models.detection.ssd.SSD
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        found, ours = theirs(list(images)), net.predict(images, conf=0.2, iou=0.5, max_det=50)
+        raw = theirs.head(list(theirs.backbone(images).values()))
+        torch.testing.assert_close(raw["cls_logits"], net.raw(images)[0], atol=1e-5, rtol=1e-4)
+    if loss == "focal":
+        assert "all of torchvision's SSD but its scores" in str(said)
+        assert file["detector"]["scores"] == "sigmoid" and file["detector"]["columns"] == 3
+        return
+    assert "all of torchvision's SSD" in str(said) and file["detector"]["scores"] == "softmax"
+    assert sum(len(each["boxes"]) for each in ours) > 20
+    for one, other in zip(found, ours, strict=True):
+        assert torch.equal(one["labels"], other["labels"] + 1)
+        torch.testing.assert_close(one["scores"], other["scores"], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one["boxes"], other["boxes"], atol=1e-3, rtol=1e-4)

@@ -145,9 +145,9 @@ def check_agreement(archs: Sequence[Arch], fabric: Fabric, step: int) -> None:
     if fabric.world_size == 1:
         return
     said = hashlib.sha256(json.dumps(list(archs), sort_keys=True).encode()).digest()
-    mine = torch.tensor(int.from_bytes(said[:7], "big"), device=fabric.device)
-    all_of_them = [int(each) for each in fabric.all_gather(mine).flatten()]  # type: ignore[union-attr]
-    if len(set(all_of_them)) > 1:
+    mine = int.from_bytes(said[:7], "big")
+    high, low = fabric.all_reduce(torch.tensor([mine, -mine], device=fabric.device), reduce_op="max")
+    if high != -low:
         raise RuntimeError(
             f"the {fabric.world_size} devices drew different architectures for step {step}: "
             "they must come from (seed, step) alone (models/sampling.py)"

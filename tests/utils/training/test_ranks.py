@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+import hello_nas
+
 ROOT = Path(__file__).resolve().parents[3]
 RANK = """
 import os, sys
@@ -114,3 +116,12 @@ def test_two_ranks_draw_the_same_and_say_so_where_they_do_not_instead_of_waiting
     assert one["said"].startswith(said) and two["said"].startswith(said)
     for code, found in zip(codes, (one, two), strict=True):
         assert code == -signal.SIGABRT or (code == 0 and found["deadlock"] != "went through")
+
+
+def test_torchrun_is_told_that_a_run_starts_its_own_processes(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert hello_nas.main(["run", str(ROOT / "experiments/ofa_ssd.yaml"), "device=cpu"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "torchrun started this 2 times" in lines[0]
+    assert "supernet.devices=2" in lines[0] and not (tmp_path / "runs" / "ofa_ssd").exists()
