@@ -7,8 +7,8 @@ The first trains the unsearched code, changes it into candidates as the search d
 three starts, scored on search_val before training and after each epoch (one schedule of `--short` epochs):
 
     morphism     blocks matched by their ids, new ones begin as the identity (models/backbones/serial.py)
-    by name      tensors of the same name and shape, so blocks are matched by stage and position, and new ones
-                 are random: what Vega's SP-NAS does
+    by name      tensors of the same name and shape, so blocks are matched by stage and position, as Vega's
+                 SP-NAS does; new ones begin as the identity here too, which Vega's do not
     scratch      nothing
 
 and once from scratch for `--long` epochs; Kendall's tau tells whether the short trainings order the
