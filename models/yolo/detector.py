@@ -224,6 +224,7 @@ def widened(model: DetectionModel) -> DetectionModel:
         head.cv3 = wide
         if hasattr(head, "one2one_cv3"):
             head.one2one_cv3 = copy.deepcopy(wide)
+        initialize_weights(head)  # BatchNorm's eps and momentum
         head.bias_init()
         head.np = sum(p.numel() for p in head.parameters())
     return model

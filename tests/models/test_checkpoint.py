@@ -14,6 +14,7 @@ from models.inherit import Source, inherit
 from models.networks import open_any_space
 from models.weights import save_weights
 from models.yolo.checkpoint import space_around
+from models.yolo.stock_yaml import expand
 from tests.models.elastic_kinds import scramble
 from utils.errors import UserError
 from utils.offline import quiet_ultralytics
@@ -141,6 +142,7 @@ def test_class_towers_made_for_more_classes_are_kept_as_stock_training_keeps_the
     inherit(net, file)
     torch.testing.assert_close(outputs(net.model), outputs(theirs.eval()), atol=1e-5, rtol=1e-5)
     assert space.cost(space.default(), 160)["params_m"] * 1e6 == sum(p.numel() for p in theirs.parameters())
+    assert expand(net.model).lost == []
     again = DetectionModel(copy.deepcopy(net.model.yaml), nc=1, verbose=False)  # as stock training does
     again.load(net.model, verbose=False)
     assert {k: v.shape for k, v in again.state_dict().items()} == {
