@@ -201,7 +201,7 @@ def test_the_random_search_has_the_same_budget_and_rules(tiny):
     settings += ["search.max_seconds=60", "search.inherit=parent"]
     exp = load_experiment(tiny, settings)
     beside = controls.random_experiment(exp, 22)
-    changed = {"strategy", "inherit", "top_k", "max_trials", "max_seconds"}
+    changed = {"strategy", "inherit", "screen", "top_k", "max_trials", "max_seconds"}
     before, after = exp.search.model_dump(), beside.search.model_dump()
     assert {key for key in before if before[key] != after[key]} == changed
     assert after["strategy"] == {"name": "random"} and after["max_trials"] == 22
