@@ -18,6 +18,7 @@ from experiments.starts import begin
 from models.networks import build, open_any_space
 from models.supernet import Supernet, calibrate, extract, inherit_supernet
 from models.weights import load_weights, read_weights, save_weights
+from tests.experiments.test_ofa_ssd import check_same_weights
 from utils.report.runs import read_run
 from utils.run_files import Files
 from utils.steps import steps_line
@@ -150,6 +151,20 @@ def test_an_interrupted_pre_training_ends_with_the_same_weights(detnas, monkeypa
     assert steps_line(read_run(Path("killed"))) == "done: pretrain"
     whole, killed = (read_weights(Files(Path(f).resolve()).pretrained).state for f in ("whole", "killed"))
     assert whole.keys() == killed.keys() and all(torch.equal(whole[k], killed[k]) for k in whole)
+
+
+@pytest.mark.slow  # two processes that import torch and NNI
+def test_two_processes_pretrain_what_one_does_on_all_images_of_a_step(detnas):
+    """2 x 8 crops a step make the weights that 1 x 16 do, to 2 % of the way they went."""
+    states = []
+    for devices, batch in ((1, 16), (2, 8)):
+        given = [f"supernet.devices={devices}", f"pretrain.train.batch={batch}", f"name=on{devices}"]
+        given += ["pretrain.train.optimizer=SGD", "pretrain.train.lr=0.05"]
+        assert run(detnas, *given, "--steps", "pretrain") == 0
+        states.append(read_weights(Files(Path(f"runs/on{devices}")).pretrained).state)
+    torch.manual_seed(0)
+    space = classifier_job(job_of("runs/on1")).space
+    check_same_weights(*states, Supernet(space.model, space.nc, space.ch).net.state_dict())
 
 
 def test_every_path_and_norm_of_a_supernet_is_handed_over(tmp_path):
