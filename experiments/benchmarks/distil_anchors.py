@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import hello_nas  # noqa: E402
 from utils.history import History  # noqa: E402
 
 WAYS = {
@@ -50,7 +50,8 @@ def main() -> None:
             given += [f"sample_accuracy.n={args.slices}", *change, *overrides]
             steps = ["--steps", "supernet,sample_accuracy", "--run-dir", str(folder)]
             resume = ["--resume"] if folder.exists() else []
-            status = hello_nas.main(["run", args.experiment, *given, *steps, *resume])
+            command = [sys.executable, str(ROOT / "hello_nas.py"), "run", args.experiment]
+            status = subprocess.run([*command, *given, *steps, *resume]).returncode
             if status:
                 sys.exit(status)
             trials = History(folder / "sample_accuracy" / "history.jsonl").load()
