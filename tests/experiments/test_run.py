@@ -269,7 +269,7 @@ def test_a_run_goes_on_with_the_augmentation_that_it_had(tiny):
 def test_what_trains_says_its_augmentation_and_a_retraining_has_its_own(tiny, capsys, monkeypatch):
     seen = {}
 
-    def at_once(job, arch, folder, weights=None, *, kind="retrain", calibration=0, backbone=None):
+    def at_once(job, arch, folder, weights=None, *, kind="retrain", **others):
         seen[kind] = job.hyp
         raise KeyboardInterrupt
 

@@ -58,7 +58,7 @@ def test_objectives_follow_the_task():
     assert list(task_objectives(default, "top1").items()) == [("top1", "max"), ("gflops", "min")]
     assert task_objectives(default, "map50_95") == default
     assert task_objectives({"top1": "max"}, "map50_95") == {"map50_95": "max"}
-    with pytest.raises(UserError, match=r"unknown metric in search.objectives 'map50'.*top1, top5, gflops"):
+    with pytest.raises(UserError, match=r"unknown metric in search.objectives 'map50'.*top1, top5, .*gflops"):
         task_objectives({"map50": "max"}, "top1")
 
 

@@ -146,12 +146,11 @@ def test_trainings_of_rank_share_the_gpus_out(monkeypatch, tmp_path):
     """Forked here instead of spawned: the imports would take most of the test."""
     monkeypatch.setattr(rank, "job_of", lambda run_dir: None)
     monkeypatch.setattr(rank, "gpus_of", lambda job: ("3", "GPU-8f6a"))
-    monkeypatch.setattr(rank, "train_one", seen_by)
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(rank.multiprocessing, "get_context", lambda kind: fork)
     search = SimpleNamespace(concurrency=3)
     run = SimpleNamespace(path=tmp_path, experiment=SimpleNamespace(search=search))
-    seen = list(rank.train_in_turn(run, list(range(6))))
+    seen = list(rank.in_turn(run, seen_by, list(range(6))))
     assert len(seen) == 6 and set(seen) == {("3", "cuda"), ("GPU-8f6a", "cuda")}
 
 
