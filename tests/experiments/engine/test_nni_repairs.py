@@ -196,14 +196,10 @@ def test_a_channel_whose_manager_hangs_prints_no_traceback(monkeypatch):
         f"{module}._logger", logging.getLogger("nni.untouched")
     )  # others may have been turned off
     monkeypatch.setattr(f"{module}.time.sleep", lambda seconds: None)
-    channel = TunerCommandChannel("ws://127.0.0.1:9")._channel  # nobody listens there
-    with pytest.raises(OSError):
-        channel.receive()
-    assert "Traceback" in said.getvalue()
-    said.truncate(0)
     runtime.quiet_nni()
+    assert any(isinstance(handler, logging.NullHandler) for handler in nni_logger.handlers)
     with pytest.raises(OSError):
-        channel.receive()
+        TunerCommandChannel("ws://127.0.0.1:9")._channel.receive()  # nobody listens there
     assert not said.getvalue()
 
 
