@@ -652,10 +652,15 @@ def _around(checkpoint: str, key: str, imgsz: int | None) -> tuple[str, Any]:
 
     path = _find(checkpoint, key, "a detector YAML, or a trained detector's .pt,")
     text, file = space_around(path, imgsz)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    space = cache_dir() / "spaces" / digest / f"{path.stem}.yaml"
-    write_text(space, text)
-    return str(space), file
+    return str(_kept(text, f"{path.stem}.yaml")), file
+
+
+def _kept(text: str, name: str) -> Path:
+    """A file of that name and text in the cache."""
+    file = cache_dir() / "spaces" / hashlib.sha256(text.encode()).hexdigest()[:12] / name
+    if not file.is_file():
+        write_text(file, text)
+    return file
 
 
 def _with_files(exp: Experiment) -> Experiment:
@@ -912,12 +917,7 @@ def _space(name: str, key: str) -> Path:
         file = next((f for path in (asked, ROOT / asked) if (f := locate(path)) is not None), None)
         if file is None:
             raise
-    text = file.read_text(encoding="utf-8", errors="ignore")
-    copied = cache_dir() / "spaces" / hashlib.sha256(text.encode()).hexdigest()[:12] / asked.name
-    if not copied.is_file():
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        write_text(copied, text)
-    return copied
+    return _kept(file.read_text(encoding="utf-8", errors="ignore"), asked.name)
 
 
 # pydantic's kinds of complaint in words of YAML.

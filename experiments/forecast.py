@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import LEAST_TIMED
+from models.sampling import leaning
 from models.space import Arch, Space
 from utils.errors import UserError
 from utils.files import write_text
@@ -26,7 +27,6 @@ from utils.history import arch_key
 from utils.report.rank import kendall_tau
 
 MOST_DRAWS = 50  # for each arch that is to be timed
-TILT, GOLDEN = 4.0, (math.sqrt(5) - 1) / 2  # as of the strategy `predictor`
 Price = Callable[[Arch], Mapping[str, float]]
 
 
@@ -156,6 +156,6 @@ def to_be_timed(space: Space, n: int, seed: int) -> list[Arch]:
     for draw in range(MOST_DRAWS * n):
         if len(found) >= n:
             break
-        arch = space.biased(rng, TILT * (2 * ((draw + 1) * GOLDEN % 1) - 1))
+        arch = space.biased(rng, leaning(draw + 1))
         found.setdefault(arch_key(arch), arch)
     return list(found.values())[:n]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from models.export import export
+from models.export_plain import OPSET
 from models.file_network import FileNetwork
 from models.networks import build
 from models.quantise import QUANTISERS, openvino_of, runs_of, suffix
@@ -36,7 +38,6 @@ from utils.target import Calibration, Target, calibrate, time_files
 from utils.training.measure import reference_net
 
 TRIES, PAUSE = 3, 2.0  # times that a void latency is measured, and seconds between
-OPSET = 17
 NOISE = 4  # images without content that quantise what is only timed: weights change no INT8 latency
 
 
@@ -60,8 +61,10 @@ class Timer:
                 if not made.exists():
                     image = torch.rand(1, 3, self.side, self.side)
                     torch.onnx.export(reference_net(), (image,), str(made), dynamo=False, opset_version=OPSET)
-                new = made if runtime == "onnx" else openvino_of(made, Path(scratch) / runtime)
-                new.rename(path) if runtime != "onnx" else path.write_bytes(made.read_bytes())
+                if runtime == "onnx":
+                    shutil.copyfile(made, path)
+                else:
+                    openvino_of(made, Path(scratch) / runtime).rename(path)
         return paths
 
     def calibration(self, runtimes: Sequence[str]) -> Calibration:

@@ -10,12 +10,8 @@ xyxy in pixels of the input and `scores` [B, A, classes] 0..1; a classifier's `p
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
-import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,7 @@ from torch import Tensor, nn
 
 from models.detector import Network
 from models.export_torchvision import export_torchvision
-from models.exported import TOLERANCE, Exported, ExportFailed, median_ms, onnx_session, other_sizes
+from models.exported import TOLERANCE, Exported, ExportFailed, median_ms, onnx_session, other_sizes, quiet
 from utils.errors import UserError
 
 OPSET = 17
@@ -78,7 +74,7 @@ def export_program(
     if free:
         for axis, name in ((2, "h"), (3, "w")):
             shapes[axis] = stride * torch.export.Dim(name, min=least // stride, max=512)
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         example = torch.rand(2, ch, side, side)
         program = torch.export.export(wrapped, (example,), dynamic_shapes=(shapes,), strict=False)
         extra = {"about.json": json.dumps(_about(wrapped, about))}
@@ -115,7 +111,7 @@ def export_onnx(net: Any, folder: Path, about: Mapping[str, Any], data: str | No
     ch, stride, outputs = about["ch"], net.stride, net.outputs
     free = {"images": {0: "batch", 2: "height", 3: "width"}}
     free |= {name: {0: "batch"} | ({1: "anchors"} if "boxes" in outputs else {}) for name in outputs}
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         # The other exporter needs one more package and takes a side of 1 for a constant.
         torch.onnx.export(
             wrapped,
@@ -179,19 +175,6 @@ def _about(wrapped: Deployed, about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _gives(wrapped: Deployed) -> str:
     return ", ".join(f"{name} {MEANINGS[name]}" for name in wrapped.net.outputs)
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Exporters talk a lot, about themselves."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 EXPORTERS: dict[str, Callable[..., Exported]] = {

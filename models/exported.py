@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import statistics
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,12 +61,26 @@ def other_sizes(imgsz: int, stride: int) -> list[tuple[int, ...]]:
     return [(2, 3, imgsz + stride, imgsz + stride), (1, 3, small, imgsz + 2 * stride)]
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters and quantisers talk a lot, about themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def onnx_session(path: Path, threads: int) -> tuple[Callable[[Tensor], list[Tensor]], str]:
     """(what runs the file on images, version of onnxruntime)."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +12,7 @@ from models.detector import Detections, Network
 from models.yolo.detector import YoloDetector
 from utils.errors import UserError
 
-Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+Run = Callable[[Tensor], Sequence[Tensor]]
 
 
 class FileNetwork(nn.Module):
@@ -35,8 +34,7 @@ class FileNetwork(nn.Module):
     def predict(self, images: Tensor, conf: float = 0.001, iou: float = 0.7, max_det: int = 300) -> Any:
         """As `models.detector.Network.predict`; of a classifier probabilities [B, classes]."""
         net = self.net_of[0]
-        ready = images.detach().float().cpu().contiguous().numpy()
-        outputs = [torch.from_numpy(np.asarray(found)) for found in self.run(ready)]
+        outputs = self.run(images.detach().float().cpu().contiguous())
         if "boxes" not in net.outputs:
             return outputs[0]
         if isinstance(net, YoloDetector):

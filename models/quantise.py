@@ -8,15 +8,16 @@ loses the latter.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from models.exported import onnx_session, quiet
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FIXED = "/dfl/"  # Ultralytics' mean of a distribution, written as a convolution: part of the decoding
@@ -56,7 +57,7 @@ def quantise_onnx(source: Path, path: Path, images: np.ndarray) -> Path:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory(prefix="quantise-") as scratch, _quiet():
+    with tempfile.TemporaryDirectory(prefix="quantise-") as scratch, quiet():
         ready = Path(scratch) / "ready.onnx"
         quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)  # folds constants, fuses
         model = onnx.load(str(ready))
@@ -82,17 +83,6 @@ def _name_all(model: Any) -> None:
         node.name = node.name or f"node_{number}"
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
-
-
 def openvino_of(source: Path, folder: Path) -> Path:
     """An ONNX file as OpenVINO's two, model.xml and model.bin, in a new folder."""
     import openvino
@@ -112,7 +102,7 @@ def quantise_openvino(source: Path, folder: Path, images: np.ndarray) -> Path:
 
     model = onnx.load(str(source))
     _name_all(model)
-    with tempfile.TemporaryDirectory(prefix="quantise-") as scratch, _quiet():
+    with tempfile.TemporaryDirectory(prefix="quantise-") as scratch, quiet():
         named = Path(scratch) / "named.onnx"
         onnx.save(model, str(named))
         float_model = openvino.convert_model(str(named))
@@ -140,19 +130,12 @@ def suffix(runtime: str) -> str:
     return ".onnx" if runtime == "onnx" else ""
 
 
-def runs_of(path: Path, runtime: str, threads: int) -> Callable[[np.ndarray], Sequence[np.ndarray]]:
+def runs_of(path: Path, runtime: str, threads: int) -> Callable[[Tensor], list[Tensor]]:
     """What runs a file on float32 images [B, C, H, W], 0..1, and gives its outputs."""
     if runtime == "onnx":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda images: session.run(None, {name: images})
+        return onnx_session(path, threads)[0]
     import openvino
 
     how = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     model = openvino.Core().compile_model(str(path / "model.xml"), "CPU", how)
-    return lambda images: list(model([images]).values())
+    return lambda images: [torch.from_numpy(np.array(found)) for found in model([images.numpy()]).values()]

@@ -9,6 +9,7 @@ training draws the same arch without a word between them, and a resumed one what
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,14 @@ from utils.errors import UserError, unknown
 Sampler = Callable[[np.random.Generator], Arch]
 TILT = 6.0  # odds of e^6 between a gene's largest and smallest value at the ends of the pool
 TRIES = 2000
+
+GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are evenly spread, however many are taken
+
+
+def leaning(n: int) -> float:
+    """Where the n-th of a few draws leans, from -4 (to small) to 4 (to large), for `Space.biased`: any number
+    of them, n = 1, 2, ..., is evenly spread."""
+    return 4.0 * (2 * (n * GOLDEN % 1) - 1)
 
 
 def generator(seed: int, step: int, k: int = 0) -> np.random.Generator:

@@ -360,21 +360,20 @@ class SafeEngine(TrainingServiceExecutionEngine):
 
     def submit_models(self, *models: ExecutableModelSpace) -> None:
         for model in models:
-            with self._changed:
-                super().submit_models(model)
-                self._running[self._current_parameter_id] = model
-                self.trials += 1
-        if self.gone:
-            self.manager_gone()
+            self.trials += 1
+            self._start(model)
 
     def submit_again(self, model: ExecutableModelSpace) -> None:
         """Run a model once more whose trial was killed. The manager counts both, so it may start one more."""
+        if self.max_trials is not None:
+            self._again += 1
+            profile = {"params": {"maxTrialNumber": self.max_trials + self._again}}
+            with suppress(Exception):  # without a manager nothing runs any more, see `_start`
+                rest.put(self.nodejs_binding.port, "/experiment?update_type=MAX_TRIAL_NUM", profile)
+        self._start(model)
+
+    def _start(self, model: ExecutableModelSpace) -> None:
         with self._changed:
-            if self.max_trials is not None:
-                self._again += 1
-                profile = {"params": {"maxTrialNumber": self.max_trials + self._again}}
-                with suppress(Exception):  # without a manager nothing runs any more, see below
-                    rest.put(self.nodejs_binding.port, "/experiment?update_type=MAX_TRIAL_NUM", profile)
             super().submit_models(model)
             self._running[self._current_parameter_id] = model
         if self.gone:

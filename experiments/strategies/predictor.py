@@ -22,6 +22,7 @@ import numpy as np
 
 from experiments.strategies.pareto import ParetoEvolution
 from experiments.strategies.surrogate import LEAST, Encoder, Floats, Skill, Surrogate, held_out, skill
+from models.sampling import leaning
 from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Arch, Trial, arch_key
@@ -37,8 +38,6 @@ GENERATION = 50  # archs that are predicted at once, and the population that the
 MOST = 500  # measured archs that are fitted to; a fit takes time with their cube
 SHORT_LIST = 150  # of the predicted front, from which a batch is chosen
 POINTS = 4096  # where the gain of a candidate is looked at
-TILT = 4.0  # how far the first archs lean to small and to large
-GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples modulo 1 are evenly spread, however many are taken
 
 
 @dataclass(frozen=True)
@@ -157,8 +156,8 @@ class Predictor:
     def _draw(self) -> Arch:
         """Random, leaning to small and large in turn."""
         self._drawn += 1
-        tilt = TILT * (2 * (self._drawn * GOLDEN % 1) - 1)
-        return self.setup.within_limits(self.space.biased(self._rng, tilt), self._rng)
+        arch = self.space.biased(self._rng, leaning(self._drawn))
+        return self.setup.within_limits(arch, self._rng)
 
     # What is predicted.
 

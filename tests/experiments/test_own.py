@@ -140,15 +140,19 @@ def test_it_is_checked_before_there_is_a_run(override, tiny, capsys):
     assert not (tiny.parent / "runs").exists()
 
 
+def with_a_supernet(tiny):
+    raw = yaml.safe_load(tiny.read_text())
+    raw |= {"supernet": {"calibration": 8, "subnets": ["max", "min"]}, "steps": ["supernet", "search"]}
+    tiny.write_text(yaml.safe_dump(raw))
+
+
 def test_slices_of_a_supernet_are_given_to_it(tiny):
     (tiny.parent / "mine.py").write_text(
         "def evaluate(network, data):\n"
         "    assert not network.training and len(data.names) == 10\n"
         "    return {'map50_95': sum(p.numel() for p in network.parameters()) / 1e9}\n"
     )
-    raw = yaml.safe_load(tiny.read_text())
-    raw |= {"supernet": {"calibration": 8, "subnets": ["max", "min"]}, "steps": ["supernet", "search"]}
-    tiny.write_text(yaml.safe_dump(raw))
+    with_a_supernet(tiny)
     assert run(tiny, "search.evaluator=mine.py", "search.max_trials=2") == 0
     trials = trials_of(tiny.parent / "runs" / "tiny")
     for trial in trials:
@@ -170,9 +174,7 @@ def test_a_killed_worker_s_candidate_runs_again_and_is_counted_once(tiny, caplog
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return {'map50_95': size / 1e9}\n"
     )
-    raw = yaml.safe_load(tiny.read_text())
-    raw |= {"supernet": {"calibration": 8, "subnets": ["max", "min"]}, "steps": ["supernet", "search"]}
-    tiny.write_text(yaml.safe_dump(raw))
+    with_a_supernet(tiny)
     given = ["search.max_trials=4", "search.engine=nni", "--no-ui"]
     assert run(tiny, "search.evaluator={name: mine.py, kill: false}", *given, "name=calm") == 0
     for mark in tiny.parent.glob("runs/**/attempts-*"):

@@ -84,8 +84,8 @@ def test_the_file_finds_what_the_network_finds(shipped):
 
 def test_int8_differs_by_its_steps_and_is_smaller(shipped):
     net, plain, small, images = shipped
-    fp32, int8 = (runs_of(path, "onnx", 1)(images.numpy())[0] for path in (plain, small))
-    boxes, scores = np.abs(fp32 - int8)[:, :4], np.abs(fp32 - int8)[:, 4:]
+    fp32, int8 = (runs_of(path, "onnx", 1)(images)[0] for path in (plain, small))
+    boxes, scores = (fp32 - int8).abs()[:, :4], (fp32 - int8).abs()[:, 4:]
     assert 0 < boxes.max() < 6.4 and 0 < scores.max() < 0.1  # a tenth of the image, of the range
     kinds = [node.op_type for node in onnx.load(small).graph.node]
     assert kinds.count("QuantizeLinear") > kinds.count("Conv") // 2
@@ -103,7 +103,7 @@ def test_the_decoding_of_a_yolo_stays_float(shipped):
 
 def test_boxes_without_nms_are_taken_as_they_are():
     net = build(YoloSpace(SMALL), YoloSpace(SMALL).default(), NAMES)
-    rows = np.array([[[1, 2, 3, 4, 0.9, 2], [5, 6, 7, 8, 0.0001, 1]]], np.float32)
+    rows = torch.tensor([[[1, 2, 3, 4, 0.9, 2], [5, 6, 7, 8, 0.0001, 1]]])
     (found,) = FileNetwork(lambda images: [rows], net).predict(torch.zeros(1, 3, 64, 64))
     assert found["boxes"].tolist() == [[1, 2, 3, 4]]
     assert found["labels"].tolist() == [2] and found["scores"].tolist() == pytest.approx([0.9])

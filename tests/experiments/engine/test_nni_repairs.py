@@ -192,9 +192,7 @@ def test_a_channel_whose_manager_hangs_prints_no_traceback(monkeypatch):
     monkeypatch.setattr(nni_logger, "propagate", False)
     monkeypatch.setattr(logging, "lastResort", logging.StreamHandler(said := io.StringIO()))
     module = "nni.runtime.command_channel.websocket.channel"
-    monkeypatch.setattr(
-        f"{module}._logger", logging.getLogger("nni.untouched")
-    )  # others may have been turned off
+    monkeypatch.setattr(f"{module}._logger", logging.getLogger("nni.untouched"))
     monkeypatch.setattr(f"{module}.time.sleep", lambda seconds: None)
     runtime.quiet_nni()
     assert any(isinstance(handler, logging.NullHandler) for handler in nni_logger.handlers)
