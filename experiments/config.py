@@ -204,7 +204,7 @@ class SearchSettings(Strict):
         None,
         ge=0,
         le=1000,
-        description="so many archs for each trial are looked at before a search of trainings from `weights`, "
+        description="so many archs for each trial are looked at before a search that starts from `weights`, "
         "which begins with those that drift least from them for their cost (pareto, evolution, predictor); "
         "by default 4",
     )

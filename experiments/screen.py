@@ -1,8 +1,9 @@
-"""Which architectures keep most of what `weights` know: looked at before a search of trainings from them.
+"""Which architectures keep most of what `weights` know: looked at before a search that starts from them.
 
 Nothing is trained. An arch is cut out of the network that the weights are of and fitted to it; how far its
 maps have drifted from that network's, on other training images, is what it has to win back (models/refit.py).
-The archs that drift least for their cost are what the search begins with.
+The archs that drift least for their cost are what the search begins with, of slices too: a supernet's slice
+may score well and its arch, retrained from `weights`, still lose what it drifts by.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ PIXELS = 2**20  # of either
 def screens(exp: Experiment) -> bool:
     """Whether the experiment's search is screened."""
     search = exp.search
-    trains = exp.supernet is None and search.evaluator is None and search.inherit is None
-    return bool(looks(exp) and exp.weights and trains and search.strategy.name in STRATEGIES)
+    inherits = search.evaluator is None and search.inherit is None
+    return bool(looks(exp) and exp.weights and inherits and search.strategy.name in STRATEGIES)
 
 
 def looks(exp: Experiment) -> int:

@@ -72,12 +72,14 @@ def test_a_search_runs_them_first_and_resumes_with_them(tiny, trained):
     assert [t.arch for t in again][: len(trials)] == [t.arch for t in trials] and len(again) > len(trials)
 
 
-@pytest.mark.parametrize(
-    "override", ["search.screen=0", "search.strategy=random", "search.inherit=parent", "supernet={}"]
-)
+@pytest.mark.parametrize("override", ["search.screen=0", "search.strategy=random", "search.inherit=parent"])
 def test_what_has_nothing_to_keep_is_not_screened(tiny, trained, override):
     assert screen.screens(experiment(tiny))
     assert not screen.screens(experiment(tiny, override))
+
+
+def test_the_slices_of_a_supernet_with_weights_are_screened_too(tiny, trained):
+    assert screen.screens(experiment(tiny, "supernet={}"))
 
 
 def test_by_default_four_are_looked_at_for_each_trial(tiny, trained):
