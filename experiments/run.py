@@ -29,13 +29,14 @@ from experiments.sample import draw
 from models.networks import open_any_space
 from models.space import Space
 from utils.errors import UserError, unknown
-from utils.file_measures import check_packages, file_qualities, kinds_of
+from utils.file_measures import KINDS, check_packages, file_qualities, kinds_of
 from utils.files import printed_to
 from utils.limits import check_limits, parse_limits
 from utils.plugin import check_arguments, load_function
 from utils.rewards import COST_KEYS, QUALITIES, QUALITY_KEYS, check_reward, task_objectives
 from utils.run_files import Files
 from utils.steps import STEPS
+from utils.target import Target, check_answers
 from utils.training.loggers import check_loggers
 
 
@@ -179,13 +180,16 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
 
 
 def check_machines(exp: Experiment, ui: WebUi) -> None:
-    """Port, other machines, processes, device and GPUs. Raises UserError."""
+    """Port, other machines, the target, processes, device and GPUs. Raises UserError."""
     started = os.environ.get("LOCAL_WORLD_SIZE", "1")
     if started != "1":
         raise UserError(
             f"torchrun started this {started} times, but a run starts its own processes: start it once, with "
             f"supernet.devices={started}"
         )
+    target = exp.search.target
+    if target.host is not None and {kind.ms for kind in KINDS} & wanted_metrics(exp):
+        check_answers(Target(target.host, target.python))
     service = exp.search.training_service or {}
     if "search" in exp.steps and exp.search.engine == "nni":
         if ui.port is not None:

@@ -313,3 +313,15 @@ def test_ctrl_c_says_resume_only_where_there_is_something_to_resume(capsys, monk
     ):
         assert hello_nas.main(arguments) == 130
         assert capsys.readouterr().err == said
+
+
+def test_a_target_that_does_not_answer_is_said_before_the_run_has_a_folder(tiny, tmp_path, monkeypatch, capsys):
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text("#!/bin/sh\necho 'ssh: connect to host board port 22: No route to host' >&2\nexit 255\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    said = ["search.measure=[onnx_ms]", "search.target=board"]
+    assert hello_nas.main(["run", str(tiny), "--run-dir", str(tmp_path / "r"), "--no-ui", *said]) == 2
+    assert "target board does not answer: ssh cannot reach it" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
