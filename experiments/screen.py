@@ -23,7 +23,7 @@ from experiments.job import Job, baseline_costs
 from experiments.starts import source
 from models.inherit import inherit
 from models.networks import build
-from models.refit import drift, refit
+from models.refit import Maps, drift, maps, refit
 from models.space import Arch
 from utils.files import write_text
 from utils.history import arch_key
@@ -157,22 +157,23 @@ class _Look:
         torch.manual_seed(job.exp.seed)
         self.teacher = build(job.space, job.space.default(), job.dataset.names)
         inherit(self.teacher, self.source)
-        self.images: dict[int, tuple[Tensor, Tensor]] = {}
+        self.batches: dict[int, list[tuple[Tensor, Maps]]] = {}
 
     def drift(self, arch: Arch) -> float:
         fitting, showing = self.pictures(self.job.side(arch))
         net: Any = build(self.job.space, arch, self.job.dataset.names)
         inherit(net, self.source)
         if self.job.exp.refit:
-            refit(net, self.teacher, fitting)
-        return drift(net, self.teacher, showing)
+            refit(net, self.teacher, *fitting)
+        return drift(net, self.teacher, *showing)
 
-    def pictures(self, side: int) -> tuple[Tensor, Tensor]:
-        """Two sets of training images [n, 3, side, side]."""
-        if side not in self.images:
+    def pictures(self, side: int) -> list[tuple[Tensor, Maps]]:
+        """Two sets of training images [n, 3, side, side], each with what the teacher makes of them."""
+        if side not in self.batches:
             n = max(2, min(IMAGES, self.job.exp.refit or IMAGES, PIXELS // side**2))
             chosen = mixed(self.job.dataset.splits["search_train"], 2 * n)
             loader = self.job.task.make_loader(chosen, self.job.dataset.names, side, len(chosen), train=False)
             both = to_device(next(iter(loader)), torch.device("cpu"))["img"]
-            self.images[side] = both[: len(both) // 2], both[len(both) // 2 :]
-        return self.images[side]
+            halves = both[: len(both) // 2], both[len(both) // 2 :]
+            self.batches[side] = [(half, maps(self.teacher, half)) for half in halves]
+        return self.batches[side]

@@ -25,17 +25,20 @@ ROWS = 8192  # places of the maps that a layer is fitted to
 SAME = 1e-3  # of the norm of its maps: what a layer may be off before it is touched
 
 
+Maps = dict[str, Tensor]  # what each inherited convolution gives [B, C, h, w]
+
+
 @torch.no_grad()
-def refit(net: Any, teacher: Any, images: Tensor) -> int:
+def refit(net: Any, teacher: Any, images: Tensor, target: Maps | None = None) -> int:
     """Fit the inherited convolutions of `net` to what those of `teacher` give; returns how many were changed.
 
     Both come from one source through `models.inherit`. images: [B, 3, H, W] float32 RGB 0..1, all of them in
-    one pass. Batch norms of `net` take the statistics of these images where anything was changed; else it
-    stays as it is. Left alone: grouped convolutions, what runs more than once in a pass, what is fresh.
+    one pass; target: `maps(teacher, images)` where that is known. Batch norms of `net` take the statistics of
+    these images where anything was changed; else it stays as it is. Left alone: grouped convolutions, what
+    runs more than once in a pass, what is fresh.
     """
     norms = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    target = _maps(teacher, images)
-    fitter = _Fitter(net, teacher, target)
+    fitter = _Fitter(net, teacher, maps(teacher, images) if target is None else target)
     hooks = [m.register_forward_hook(fitter.hook(name)) for name, m in _convolutions(net)]
     try:
         _pass(net, images)
@@ -49,14 +52,15 @@ def refit(net: Any, teacher: Any, images: Tensor) -> int:
 
 
 @torch.no_grad()
-def drift(net: Any, teacher: Any, images: Tensor) -> float:
+def drift(net: Any, teacher: Any, images: Tensor, target: Maps | None = None) -> float:
     """How far what `net` computes has come from what `teacher` does: the mean square difference of the maps
     of inherited convolutions as a share of their variance, the mean over the later half of them.
 
-    images: [B, 3, H, W] float32 RGB 0..1, best others than those that it was fitted to. Batch norms take
-    their statistics of them. Infinite where the two have no such map in common.
+    images: [B, 3, H, W] float32 RGB 0..1, best others than those that it was fitted to; target:
+    `maps(teacher, images)` where that is known. Batch norms take their statistics of them. Infinite where
+    the two have no such map in common.
     """
-    ours, theirs, shares = _maps(net, images), _maps(teacher, images), []
+    ours, theirs, shares = maps(net, images), maps(teacher, images) if target is None else target, []
     fitter = _Fitter(net, teacher, theirs)
     for name, wanted in theirs.items():
         rows = fitter.rows(f"{name}.weight")
@@ -91,8 +95,9 @@ def _pass(net: Any, images: Tensor) -> None:
             module.training = mode
 
 
-def _maps(teacher: Any, images: Tensor) -> dict[str, Tensor]:
-    """What each inherited convolution of the teacher gives [B, C, h, w]; without those that run twice."""
+@torch.no_grad()
+def maps(teacher: Any, images: Tensor) -> Maps:
+    """What each inherited convolution of the teacher gives; without those that run twice."""
     found: dict[str, Tensor] = {}
     twice: set[str] = set()
 
@@ -116,7 +121,7 @@ def _maps(teacher: Any, images: Tensor) -> dict[str, Tensor]:
 class _Fitter:
     """Fits each convolution of a network at the moment at which it runs. changed: how many."""
 
-    def __init__(self, net: Any, teacher: Any, target: dict[str, Tensor]) -> None:
+    def __init__(self, net: Any, teacher: Any, target: Maps) -> None:
         self.net, self.teacher, self.target = net, teacher, target
         self.changed = 0
 
