@@ -315,7 +315,7 @@ def test_ctrl_c_says_resume_only_where_there_is_something_to_resume(capsys, monk
         assert capsys.readouterr().err == said
 
 
-def test_a_target_that_does_not_answer_is_said_before_the_run_has_a_folder(tiny, tmp_path, monkeypatch, capsys):
+def test_a_target_that_does_not_answer_is_said_before_a_run_has_a_folder(tiny, tmp_path, monkeypatch, capsys):
     ssh = tmp_path / "bin" / "ssh"
     ssh.parent.mkdir()
     ssh.write_text("#!/bin/sh\necho 'ssh: connect to host board port 22: No route to host' >&2\nexit 255\n")
