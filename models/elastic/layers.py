@@ -186,7 +186,10 @@ class ElasticConv2d(Elastic, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self._cached(x.size(1)) if self.may_reuse() else self._cut(x.size(1))
-        return F.conv2d(x, weight, bias, self.stride, self.active_padding, self.dilation, self.groups)
+        return self._conv_forward(x, weight, bias)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(input, weight, bias, self.stride, self.active_padding, self.dilation, self.groups)
 
     def active_weight(self, channels: int) -> Tensor:
         """The weight [out, in / groups, k, k] for an input of so many channels."""

@@ -21,6 +21,7 @@ from utils.errors import UserError
 from utils.files import write_bytes
 from utils.training.batch import to_device
 from utils.training.lessons import Lesson, Plain
+from utils.training.onednn import narrow_maps_contiguous
 from utils.training.optimize import Ema, Flat, Schedule, apart, build_optimizer, freeze, reorder
 from utils.training.precision import choose_precision, make_fabric
 from utils.training.settings import TrainSettings
@@ -91,7 +92,7 @@ def train(
     lead, ema = fabric.is_global_zero, works.ema
     if on_resume and state.curve and lead:
         on_resume([dict(row) for row in state.curve])
-    with plain_failures(settings):
+    with plain_failures(settings), narrow_maps_contiguous(works.detector):
         for epoch in range(state.epoch, settings.epochs):
             row = one_pass(works, state, epoch, disable=silent if lead else True)
             due = (epoch + 1) % settings.val_every == 0 or epoch + 1 == settings.epochs
