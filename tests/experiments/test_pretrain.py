@@ -106,6 +106,7 @@ def digits(detnas):
     return detnas
 
 
+@pytest.mark.slow
 def test_a_short_pre_training_of_paths_learns_what_chance_does_not(digits):
     """One path alone, then all of them from it: not only the first one tells ten digits apart."""
     train = "pretrain.train={epochs: 8, batch: 32, lr: 0.01, val_every: 8}"
@@ -130,6 +131,7 @@ def test_a_short_pre_training_of_paths_learns_what_chance_does_not(digits):
     assert np.mean(right) > 0.2, right
 
 
+@pytest.mark.slow
 def test_an_interrupted_pre_training_ends_with_the_same_weights(detnas, monkeypatch):
     """Killed while one path learns alone, and while all do."""
     train = "pretrain.train={epochs: 4, batch: 16, checkpoint_seconds: 0}"

@@ -33,7 +33,7 @@ def run(*arguments):
 
 def test_a_search_leaves_everything_behind_and_the_metrics_are_those_of_the_arch(tiny, capsys):
     card = tiny.parent / "digits.yaml"
-    card.write_text(card.read_text().replace("search_train: 24", "search_train: 96"))
+    card.write_text(card.read_text().replace("search_train: 24", "search_train: 160"))
     assert run(tiny, "train.epochs=5", "search.max_trials=3", "loggers=[tensorboard]") == 0
     folder = tiny.parent / "runs" / "tiny"
     trials = History(folder / "history.jsonl").load()

@@ -134,9 +134,15 @@ def test_rank_compares_slices_with_trainings_from_scratch(shared, capsys):
     assert run(shared, "--steps", "rank", "--resume") == 0
     assert (folder / "trainings.jsonl").read_bytes() == before
 
-    (folder / "trainings.jsonl").unlink()
+
+@pytest.mark.slow
+def test_trainings_of_rank_are_the_same_two_at_a_time(shared):
+    assert run(shared, "--steps", "supernet,rank") == 0
+    path = shared.parent / "runs" / "shared" / "rank" / "trainings.jsonl"
+    trainings = History(path).load()
+    path.unlink()
     assert run(shared, "--steps", "rank", "--resume", "search.concurrency=2") == 0
-    again = History(folder / "trainings.jsonl").load()
+    again = History(path).load()
     assert {t.number: t.curve[-1]["loss"] for t in again} == {
         t.number: t.curve[-1]["loss"] for t in trainings
     }

@@ -113,7 +113,13 @@ def test_detectors_and_backbones_go_together_as_one_likes(detector, backbone):
     assert torch.isfinite(loss)
 
 
-@pytest.mark.parametrize("model", [CLASSIFIER, RETINANET], ids=["classifier", "retinanet"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(CLASSIFIER, id="classifier", marks=pytest.mark.slow),
+        pytest.param(RETINANET, id="retinanet"),
+    ],
+)
 def test_it_is_trained_searched_exported_and_loaded_by_plain_torch(model, tmp_path):
     torch.manual_seed(0)
     supernet = Supernet(model)

@@ -391,6 +391,7 @@ leave_group()
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_gradient_of_the_whole_batch(tmp_path):
     """DDP, synchronised norms, no_sync, archs from (seed, step, k): one process with all images agrees."""
     spec = {**REGNET, "options": {"synchronised_norm": True, "squeeze": 0.25}}

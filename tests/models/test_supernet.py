@@ -178,6 +178,7 @@ torch.save(raw, sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_an_extracted_network_reloads_in_a_fresh_process(tmp_path):
     supernet = Supernet(RETINANET)
     scramble(supernet)
