@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,6 +264,18 @@ def finished(folder: Path, job: Job, kind: str) -> dict[str, Any] | None:
     return None
 
 
+def put_aside(folder: Path) -> Path:
+    """Move the files of a training whose schedule was another to `earlier/` beside its folder, but for the
+    pre-training of its backbone, which serves again; returns where they are."""
+    numbers = (folder.parent / "earlier" / f"{folder.name}-{n}" for n in count(1))
+    earlier = next(path for path in numbers if not path.exists())
+    earlier.mkdir(parents=True)
+    kept = [path for path in folder.iterdir() if path.name != "pretrain"]
+    for path in sorted(kept, key=lambda path: path.name == "result.json"):  # it says that there is one: last
+        path.rename(earlier / path.name)
+    return earlier
+
+
 def trained_in(
     folder: Path, job: Job, arch: dict[str, Any], weights: Path | None = None, kind: str = "retrain"
 ) -> dict[str, Any]:
@@ -271,9 +284,7 @@ def trained_in(
     if before is not None:
         return before
     if (folder / "result.json").is_file():
-        for path in folder.iterdir():  # another schedule was asked for: ours to replace, we made it
-            if path.is_file():  # but for the pre-training of its backbone
-                path.unlink()
+        put_aside(folder)
     from experiments.pretrain import backbone_of
     from experiments.training import train_in_full
 

@@ -25,7 +25,7 @@ from experiments.config import ROOT, load_experiment
 from experiments.evaluate import evaluate_arch
 from experiments.export import export_arch
 from experiments.predict import find_objects, open_network, predict
-from experiments.retrain import finetune, retrain
+from experiments.retrain import finetune, put_aside, retrain
 from experiments.run_folder import RunFolder
 from experiments.tasks import TASKS
 from experiments.trained import training_images
@@ -190,6 +190,22 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(work, tmp_path):
     assert same(bits(tmp_path / "whole/best.pt"), bits(out / "best.pt"))
     assert resumed["metrics"]["map50_95"] == whole["metrics"]["map50_95"]
     assert [row["loss"] for row in resumed["curve"]] == [row["loss"] for row in whole["curve"]]
+
+
+def test_a_training_of_another_schedule_is_put_aside_whole(tmp_path):
+    folder = tmp_path / "retrain" / "0003"
+    (folder / "pretrain").mkdir(parents=True)
+    for schedule in ("first", "second"):
+        for name in ("result.json", "last.pt"):
+            (folder / name).write_text(schedule)
+        put_aside(folder)
+    assert [path.name for path in folder.iterdir()] == ["pretrain"]
+    for n, schedule in enumerate(("first", "second"), start=1):
+        earlier = tmp_path / "retrain" / "earlier" / f"0003-{n}"
+        assert {p.name: p.read_text() for p in earlier.iterdir()} == {
+            "result.json": schedule,
+            "last.pt": schedule,
+        }
 
 
 def test_only_the_same_training_is_resumed(work, trained, tmp_path):

@@ -22,7 +22,7 @@ from utils.run_files import Files
 # Measured on one network at 96 px.
 ULTRALYTICS_VAL = (
     "YOLO(...).val(data=..., rect=False) sees the pictures as we do, but interpolates precision otherwise "
-    "than COCO's protocol, ours: it said .293 for our .321; pycocotools on its predictions .3205"
+    "than COCO's protocol, ours: where ours said .321, as pycocotools did, it once said .293"
 )
 
 
