@@ -493,7 +493,7 @@ def test_other_machines_are_put_in_nnis_words(tmp_path):
         SearchRuntime(
             run_dir=tmp_path,
             host="0.0.0.0",
-            port=free_port(),
+            port=free_port("0.0.0.0"),
             gpus_per_trial=1,
             training_service={"platform": "remote", "machine_list": [machine], "nni_manager_ip": "192.0.2.1"},
         )
