@@ -184,7 +184,8 @@ class SearchSettings(Strict):
     )
     measure: list[str] = Field(
         [],
-        description="what to measure beside params_m and gflops: latency_ms; of the exported file onnx_ms, "
+        description="what to measure beside params_m and gflops: latency_ms; drift, how far an arch is from "
+        "`weights` before training (0: as it is, 1: nothing is left); of the exported file onnx_ms, "
         "int8_ms, openvino_ms, openvino_int8_ms, and its quality: onnx_map50_95, int8_map50_95, ...",
     )
     target: TargetSettings = Field(

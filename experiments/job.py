@@ -14,6 +14,7 @@ import torch
 from data.hyp import load_hyp
 from data.sample import Dataset
 from experiments.config import Experiment, hyp_file, wanted_metrics
+from experiments.drift import Look
 from experiments.engine.gpus import gpus_to_share, training_device
 from experiments.forecast import Forecast, to_be_timed
 from experiments.inputs import open_space, open_splits
@@ -26,7 +27,7 @@ from utils.cores import hint_if_busy, threads_each
 from utils.errors import UserError
 from utils.file_measures import KINDS, FileKind
 from utils.history import arch_key
-from utils.rewards import COST_KEYS, build_reward
+from utils.rewards import COST_KEYS, DRIFT, build_reward
 from utils.run_files import Files
 from utils.target import Target
 from utils.training.measure import LatencyReference, device_info, latency, measure_reference, resolve_device
@@ -87,6 +88,11 @@ class Job:
         weigh_losses(net, self.hyp)
         return net
 
+    @functools.cached_property
+    def look(self) -> Look:
+        """What tells how far archs drift from the run's `weights`."""
+        return Look(self.exp, self.space, self.dataset)
+
     def side(self, arch: Arch) -> int:
         """Pixels of the square images that an arch works on."""
         return int(arch.get("resolution", self.exp.imgsz))
@@ -142,13 +148,15 @@ def workers_of(job: Job) -> int:
 
 
 def costs(job: Job, arch: Arch) -> dict[str, float]:
-    """params_m and gflops from the cost model; latency_ms, onnx_ms, ... and their spreads only where the
-    experiment asks.
+    """params_m and gflops from the cost model; drift, latency_ms, onnx_ms, ... and their spreads only where
+    the experiment asks.
 
     Raises UserError where a latency of the exported file is void.
     """
     exp = job.exp
     found = job.space.cost(arch, exp.imgsz)
+    if DRIFT in wanted_costs(exp):
+        found[DRIFT] = job.look.drift(arch)
     if "latency_ms" in wanted_costs(exp):
         net = build(job.space, arch)
         found |= latency(net, job.side(arch), job.device, reference=latency_reference(job))

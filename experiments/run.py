@@ -33,7 +33,7 @@ from utils.file_measures import KINDS, check_packages, file_qualities, kinds_of
 from utils.files import printed_to
 from utils.limits import check_limits, parse_limits
 from utils.plugin import check_arguments, load_function
-from utils.rewards import COST_KEYS, QUALITIES, QUALITY_KEYS, check_reward, task_objectives
+from utils.rewards import COST_KEYS, DRIFT, QUALITIES, QUALITY_KEYS, check_reward, task_objectives
 from utils.run_files import Files
 from utils.steps import STEPS
 from utils.target import Target, check_answers
@@ -117,6 +117,8 @@ def check_names(exp: Experiment) -> Experiment:
     for key in search.measure:
         if key not in measurable:
             raise unknown("metric to measure", key, measurable)
+    if DRIFT in wanted_metrics(exp) and not exp.weights:
+        raise UserError("drift is how far an arch is from `weights`, and there are none: give weights=FILE")
     check_packages(kinds_of(wanted_metrics(exp), quality))
     check_reward(search.reward.name, search.reward.options, metric=quality)
     if search.evaluator is not None:

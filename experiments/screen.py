@@ -1,9 +1,8 @@
 """Which architectures keep most of what `weights` know: looked at before a search that starts from them.
 
-Nothing is trained. An arch is cut out of the network that the weights are of and fitted to it; how far its
-maps have drifted from that network's, on other training images, is what it has to win back (models/refit.py).
-The archs that drift least for their cost are what the search begins with, of slices too: a supernet's slice
-may score well and its arch, retrained from `weights`, still lose what it drifts by.
+Nothing is trained (experiments/drift.py). The archs that drift least for their cost are what the search
+begins with, of slices too: one may score well, and its arch, retrained from `weights`, still lose what it
+drifts by. `search.limits: {drift: "<= 0.3"}` keeps all of a search near the weights.
 """
 
 from __future__ import annotations
@@ -13,28 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from data.sample import mixed
 from experiments.config import Experiment
 from experiments.job import Job, baseline_costs
-from experiments.starts import source
-from models.inherit import inherit
-from models.networks import build
-from models.refit import Maps, drift, maps, refit
 from models.space import Arch
 from utils.files import write_text
 from utils.history import arch_key
 from utils.limits import parse_limits, violation
+from utils.rewards import DRIFT
 from utils.run_files import Files
-from utils.training.batch import to_device
 
 STRATEGIES = ("pareto", "evolution", "predictor")  # that can begin with given archs
 LOOKS = 4  # for each trial, where `search.screen` does not say
-IMAGES = 32  # that an arch is fitted to; as many others show its drift
-PIXELS = 2**20  # of either
 
 
 def screens(exp: Experiment) -> bool:
@@ -59,9 +49,7 @@ def screened(job: Job) -> list[Arch]:
     if not path.is_file():
         if job.run.history.load():
             return []
-        with torch.random.fork_rng(devices=[]):
-            found = _screen(job)
-        write_text(path, json.dumps(found) + "\n")
+        write_text(path, json.dumps(_screen(job)) + "\n")
     found = json.loads(path.read_text(encoding="utf-8"))
     return [row["arch"] for row in found if row["begins"]]
 
@@ -72,8 +60,13 @@ def _screen(job: Job) -> list[dict[str, Any]]:
     First each choice by itself, where that is cheaper; then, one after the other, the choices that drift
     least for what they save are taken together, as long as that saves more.
     """
-    exp, space, look = job.exp, job.space, _Look(job)
-    limits = [limit for limit in parse_limits(exp.search.limits, baseline_costs(job)) if limit.key in COSTS]
+    exp, space, look = job.exp, job.space, job.look
+    limits = [
+        limit
+        for limit in parse_limits(exp.search.limits, baseline_costs(job))
+        if limit.key in (*COSTS, DRIFT)
+    ]
+    of_cost = [limit for limit in limits if limit.key in COSTS]
     default = space.complete(space.default())
     bar = tqdm(desc="screen", unit="arch", leave=False, disable=None)
 
@@ -83,7 +76,7 @@ def _screen(job: Job) -> list[dict[str, Any]]:
         arch = space.canonical(genes)
         if arch_key(arch) not in rows:
             bar.update()
-            found = {"arch": arch, "drift": look.drift(arch), **space.cost(arch, exp.imgsz)}
+            found = {"arch": arch, DRIFT: look.drift(arch), **space.cost(arch, exp.imgsz)}
             rows[arch_key(arch)] = found | {"begins": False}
         return rows[arch_key(arch)]
 
@@ -96,7 +89,7 @@ def _screen(job: Job) -> list[dict[str, Any]]:
     most = looks(exp) * exp.search.max_trials
     some = cheaper if len(cheaper) <= most else [cheaper[i * len(cheaper) // most] for i in range(most)]
     alone = [(genes, row(genes)) for genes in some]
-    alone.sort(key=lambda pair: pair[1]["drift"] / (full - pair[1]["gflops"]))
+    alone.sort(key=lambda pair: pair[1][DRIFT] / (full - pair[1]["gflops"]))
     taken = dict(default)
     wanted, share = max(1, exp.search.max_trials // 2), exp.search.screen_to
     path: list[dict[str, Any]] = []
@@ -105,15 +98,15 @@ def _screen(job: Job) -> list[dict[str, Any]]:
         if not further or gflops(taken | further) >= gflops(taken) or (share is None and len(path) == wanted):
             continue
         taken |= further
-        if violation(limits, space.cost(space.canonical(taken), exp.imgsz)) == 0:
+        if violation(of_cost, space.cost(space.canonical(taken), exp.imgsz)) == 0:
             path.append(dict(taken))
     if share is not None:
         path = _spread(default, path, space.choices.get(SIDE, [None])[1:], gflops, share * full, full, wanted)
-    begins = [row(genes) for genes in path]
+    begins = [found for found in map(row, path) if violation(limits, found) == 0]
     for found in begins:
         found["begins"] = True
     bar.close()
-    name, drifts = Path(str(exp.weights)).name, ", ".join(f"{r['drift']:.2f}" for r in begins)
+    name, drifts = Path(str(exp.weights)).name, ", ".join(f"{r[DRIFT]:.2f}" for r in begins)
     print(f"screen: {len(rows)} architectures looked at without training; those that the search begins with")
     print(f"  drift from {name} by {drifts or 'nothing: none is within the limits'} of its maps' variance")
     return list(rows.values())
@@ -146,34 +139,3 @@ def _spread(
 
 SIDE = "resolution"
 COSTS = ("gflops", "params_m")  # that are known without measuring
-
-
-class _Look:
-    """What tells the drift of an arch: the weights, the network that they are of, and two sets of images."""
-
-    def __init__(self, job: Job) -> None:
-        self.job, self.source = job, source(Path(str(job.exp.weights)), job.space)
-        torch.set_num_threads(1)  # a process whose threads have worked cannot be forked for a trial
-        torch.manual_seed(job.exp.seed)
-        self.teacher = build(job.space, job.space.default(), job.dataset.names)
-        inherit(self.teacher, self.source)
-        self.batches: dict[int, list[tuple[Tensor, Maps]]] = {}
-
-    def drift(self, arch: Arch) -> float:
-        fitting, showing = self.pictures(self.job.side(arch))
-        net: Any = build(self.job.space, arch, self.job.dataset.names)
-        inherit(net, self.source)
-        if self.job.exp.refit:
-            refit(net, self.teacher, *fitting)
-        return drift(net, self.teacher, *showing)
-
-    def pictures(self, side: int) -> list[tuple[Tensor, Maps]]:
-        """Two sets of training images [n, 3, side, side], each with what the teacher makes of them."""
-        if side not in self.batches:
-            n = max(2, min(IMAGES, self.job.exp.refit or IMAGES, PIXELS // side**2))
-            chosen = mixed(self.job.dataset.splits["search_train"], 2 * n)
-            loader = self.job.task.make_loader(chosen, self.job.dataset.names, side, len(chosen), train=False)
-            both = to_device(next(iter(loader)), torch.device("cpu"))["img"]
-            halves = both[: len(both) // 2], both[len(both) // 2 :]
-            self.batches[side] = [(half, maps(self.teacher, half)) for half in halves]
-        return self.batches[side]

@@ -7,7 +7,6 @@ parent` a child of a strategy that has parents starts from what its (first) pare
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections.abc import Sequence
@@ -20,9 +19,10 @@ import torch
 from data.sample import mixed
 from experiments.arch_file import CALIBRATION
 from experiments.job import Job
+from experiments.sources import source
 from experiments.trained import training_images
 from models.inherit import LEAST, Account, Source, inherit
-from models.networks import build, open_any_space
+from models.networks import build
 from models.refit import refit
 from models.space import Arch, Space
 from models.supernet import as_slice, sliced
@@ -144,45 +144,6 @@ def start_facts(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {"from": said["start"], "share": round(said["share"], 4)} if said else {}
-
-
-def source(path: Path | WeightFile, space: Space) -> Source | WeightFile:
-    """A file's weights, read and sorted for the networks of a space; once in a process for the same file.
-
-    Only read, where the space has no network with all of its layers.
-    """
-    model = json.dumps(space.model, sort_keys=True)
-    if isinstance(path, WeightFile):
-        return _sorted(path, model, space.nc, space.ch)
-    return _source(path, path.stat().st_mtime_ns, model, space.nc, space.ch)
-
-
-@functools.lru_cache(maxsize=4)
-def _source(path: Path, changed: int, model: str, nc: int, ch: int) -> Source | WeightFile:
-    return _sorted(read_weights(path), model, nc, ch)
-
-
-def _sorted(file: WeightFile, model: str, nc: int, ch: int) -> Source | WeightFile:
-    like = _like(model, nc, ch)
-    if like is None:
-        return file
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a process whose threads have worked cannot be forked for a trial
-    try:
-        return Source(file, like)
-    finally:
-        torch.set_num_threads(threads)
-
-
-@functools.lru_cache(maxsize=4)
-def _like(model: str, nc: int, ch: int) -> Any:
-    """A network that has all layers of a space, or None. It takes no random numbers from anybody."""
-    space = open_any_space(json.loads(model), nc, ch)
-    with torch.random.fork_rng(devices=[]):
-        try:
-            return space.supernet()
-        except UserError:  # its networks share no layers, or those that vary are no elastic ones
-            return space.build(space.largest()) if space.layered else None
 
 
 def note_start(job: Job) -> None:

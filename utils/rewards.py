@@ -28,7 +28,8 @@ from utils.plugin import check_arguments, load_function, wanted, where
 from utils.report.drawing import png
 
 Metrics = Mapping[str, float]
-COST_KEYS = ("gflops", "params_m", "latency_ms", *FILE_COSTS)
+DRIFT = "drift"  # from `weights`, before any training: experiments/drift.py
+COST_KEYS = ("gflops", "params_m", "latency_ms", DRIFT, *FILE_COSTS)
 QUALITIES = {  # task -> its main one first
     "detect": ("map50_95", "map50", *file_qualities("map50_95")),
     "classify": ("top1", "top5", *file_qualities("top1")),

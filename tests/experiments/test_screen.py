@@ -44,7 +44,7 @@ def test_it_begins_with_cheaper_archs_that_drift_less_than_others_of_their_cost(
     costs = [space.cost(arch, 64)["gflops"] for arch in first]
     assert all(cost <= 0.97 * full for cost in costs) and costs == sorted(costs, reverse=True)
     drifts = [row["drift"] for row in rows if row["begins"]]
-    look, rng = screen._Look(found), np.random.default_rng(0)
+    look, rng = found.look, np.random.default_rng(0)
     others = []
     while len(others) < 4:
         arch = space.random(rng)
@@ -70,6 +70,23 @@ def test_a_search_runs_them_first_and_resumes_with_them(tiny, trained):
     assert main(["run", str(tiny), "--run-dir", "r", "--no-ui", "--resume", *said]) == 0
     again = RunFolder.open(tiny.parent / "r").history.load()
     assert [t.arch for t in again][: len(trials)] == [t.arch for t in trials] and len(again) > len(trials)
+
+
+def test_a_limit_of_drift_keeps_a_search_near_the_weights(tiny, trained, capsys):
+    said = ["search.strategy=pareto", "search.max_trials=3", "search.screen=2", "train.epochs=1"]
+    limit = "search.limits={drift: <= 0.3}"
+    assert main(["run", str(tiny), "--run-dir", "r", "--no-ui", "weights=w.pt", limit, *said]) == 0
+    run = RunFolder.open(tiny.parent / "r")
+    trials = [t for t in run.history.load() if t.state == "complete"]
+    assert len(trials) == 3 and trials[0].metrics["drift"] == 0.0
+    look = Job.open(run).look
+    assert [t.metrics["drift"] for t in trials[1:]] == [look.drift(t.arch) for t in trials[1:]]
+    assert all(0 <= t.metrics["drift"] <= 0.3 for t in trials[1:])  # what only grows stays as it was
+    refused = [t.reason for t in run.history.load() if t.state == "infeasible"]
+    assert any(reason.startswith("drift ") and reason.endswith("breaks <= 0.3") for reason in refused)
+    capsys.readouterr()
+    assert main(["run", str(tiny), "--run-dir", "s", "--no-ui", limit, *said]) == 2
+    assert "there are none: give weights=FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("override", ["search.screen=0", "search.strategy=random", "search.inherit=parent"])
