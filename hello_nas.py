@@ -36,8 +36,18 @@ def whole(low: int, high: int | None = None) -> Parameter:
     return Parameter(converter=lambda _, tokens: int(tokens[0].value), validator=Number(gte=low, lte=high))
 
 
+def sides(_: object, tokens: Sequence[cyclopts.Token]) -> int | tuple[int, int]:
+    """Of images: 640, or height and width, 384x640."""
+    from utils.sides import pair, parse_sides
+
+    imgsz = parse_sides(tokens[0].value)
+    if not all(1 <= side <= 16_384 for side in pair(imgsz)):
+        raise ValueError("sides are 1 to 16,384 pixels")
+    return imgsz
+
+
 Port = Annotated[int, whole(1, 65_535)]
-Pixels = Annotated[int, whole(1, 16_384)]
+Pixels = Annotated[int | tuple[int, int], Parameter(converter=sides, n_tokens=1)]
 
 app = cyclopts.App(
     name="hello_nas.py",

@@ -9,6 +9,7 @@ import numpy as np
 
 from data.account import Account
 from data.images import Probe
+from utils.sides import Sides, longer, pair, scaled
 
 if TYPE_CHECKING:
     from data.sample import Sample
@@ -99,13 +100,16 @@ def from_pixels(
         return np.concatenate([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], 1)
 
 
-def small_boxes(samples: Sequence[Sample], imgsz: int) -> tuple[int, int, int]:
+def small_boxes(samples: Sequence[Sample], imgsz: Sides) -> tuple[int, int, Sides]:
     """(boxes that are too small for a training at `imgsz`, of how many, an imgsz that keeps half of them)."""
-    longer = np.repeat([max(s.shape) for s in samples], [len(s.cls) for s in samples])
+    (height, width), most = pair(imgsz), longer(imgsz)
+    # what the longer side of imgsz is to be for an image to keep its size
+    full = [max(s.shape[0] * (most / height), s.shape[1] * (most / width)) for s in samples]
+    sides = np.repeat(full, [len(s.cls) for s in samples])
     pixels = np.concatenate([s.boxes[:, 2:] * np.array([s.shape[1], s.shape[0]]) for s in samples]).min(1)
-    needed = np.sort(LEAST_SIDE * longer / pixels)
+    needed = np.sort(LEAST_SIDE * sides / pixels)
     half = int(needed[len(needed) // 2]) // 32 * 32 + 32
-    return int((needed >= imgsz).sum()), len(needed), half
+    return int((needed >= most).sum()), len(needed), scaled(imgsz, half, 32)
 
 
 def _turn(xyxy: np.ndarray, orientation: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from data.loader import DetectionData, DetectionLoader, loader_of
 from data.pixels import CROPS, Pixels
 from data.sample import Sample
+from utils.sides import Sides
 
 # Mixing several pictures would need labels between classes.
 MIXING = {"mosaic": 0.0, "mixup": 0.0, "cutmix": 0.0, "close_mosaic": 0.0}
@@ -21,7 +22,7 @@ MIXING = {"mosaic": 0.0, "mixup": 0.0, "cutmix": 0.0, "close_mosaic": 0.0}
 def make_class_loader(
     samples: Sequence[Sample],
     names: Sequence[str],
-    imgsz: int,
+    imgsz: Sides,
     batch: int,
     *,
     train: bool,
@@ -31,16 +32,16 @@ def make_class_loader(
     epochs: int | None = None,
     pixels: Pixels = CROPS,
 ) -> DetectionLoader:
-    """Batches of `samples`, each with exactly one box, at imgsz x imgsz.
+    """Batches of `samples`, each with exactly one box, at `imgsz`: its side, or (height, width).
 
-    The box with a tenth of its sides around it (an ImageFolder's is the whole image) is cut out, its longer
-    side brought to imgsz, and what is missing filled with grey 114: nothing is squeezed, no edge cut off.
+    The box with a tenth of its sides around it (an ImageFolder's is the whole image) is cut out, made as
+    large as fits into imgsz, and what is missing filled with grey 114: nothing is squeezed, no edge cut off.
     train: shuffled and augmented by `hyp` as a detector's images are: scale, translate, degrees, shear,
     perspective, hsv_*, fliplr, flipud and bgr mean the same; mosaic, mixup and cutmix are left out. Else in
     order and plain.
 
     Each batch is a dict:
-        img        uint8 [B, 3, imgsz, imgsz], RGB, 0..255 (divide it by 255)
+        img        uint8 [B, 3, height, width], RGB, 0..255 (divide it by 255)
         cls        float32 [B, 1], 0 is the first class
         batch_idx  float32 [B], 0 to B - 1
         im_file    tuple of B paths

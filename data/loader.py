@@ -25,12 +25,13 @@ from data.pixels import PIXELS, Pixels, Undecodable
 from data.sample import Sample
 from utils.errors import UserError
 from utils.offline import quiet_ultralytics
+from utils.sides import Sides, Size, longer, pair
 
 
 def make_loader(
     samples: Sequence[Sample],
     names: Sequence[str],
-    imgsz: int,
+    imgsz: Sides,
     batch: int,
     *,
     train: bool,
@@ -40,7 +41,7 @@ def make_loader(
     epochs: int | None = None,
     pixels: Pixels = PIXELS,
 ) -> DetectionLoader:
-    """Batches of `samples` at imgsz x imgsz.
+    """Batches of `samples` at `imgsz`: its side, or (height, width).
 
     train: shuffled and augmented by `hyp` (as `data.hyp.load_hyp` returns it); else in order, letterboxed
     only.
@@ -48,8 +49,8 @@ def make_loader(
     workers: processes that prepare batches; 0 prepares them in this one. The batches do not depend on it.
 
     Each batch is a dict:
-        img        uint8 [B, 3, imgsz, imgsz], RGB, 0..255 (divide it by 255)
-        bboxes     float32 [N, 4], xywh (centre) as fractions of imgsz; N may be 0
+        img        uint8 [B, 3, height, width], RGB, 0..255 (divide it by 255)
+        bboxes     float32 [N, 4], xywh (centre) as fractions of width and height; N may be 0
         cls        float32 [N, 1], 0 is the first class
         batch_idx  float32 [N], which image of the batch a box belongs to
         im_file    tuple of B paths
@@ -100,7 +101,7 @@ class DetectionData(TorchDataset):
         self,
         samples: Sequence[Sample],
         names: Sequence[str],
-        imgsz: int,
+        imgsz: Sides,
         *,
         train: bool,
         hyp: dict[str, Any] | None,
@@ -200,18 +201,29 @@ def _training_transforms(data: DetectionData, settings: dict[str, float]) -> Cal
     from ultralytics.data.augment import Albumentations, Compose, v8_transforms
 
     hyp = SimpleNamespace(**settings, copy_paste=0.0, copy_paste_mode="flip")  # copy-paste needs masks
-    chain = v8_transforms(data, data.imgsz, hyp).transforms
+    chain = v8_transforms(data, longer(data.imgsz), hyp).transforms
+    _shape(chain[0].transforms, pair(data.imgsz))
     # Albumentations acts only where the optional package happens to be installed, from a generator of its
     # own: the same experiment must not train differently on two machines.
     chain = [t for t in chain if not isinstance(t, Albumentations)]
     return Compose([*chain, partial(to_arrays, bgr=settings["bgr"])])
 
 
-def _plain_transforms(imgsz: int) -> Callable[[Any], dict[str, Any]]:
+def _shape(transforms: Sequence[Any], size: Size) -> None:
+    """Give what was made for squares of the longer side this (height, width)."""
+    height, width = size
+    for transform in transforms:
+        if hasattr(transform, "border"):  # a mosaic: images meet in the middle of its square canvas
+            transform.border = height // 2 - transform.imgsz, width // 2 - transform.imgsz
+        elif hasattr(transform, "degrees"):  # the affine one, which cuts that middle out
+            transform.size = width, height
+
+
+def _plain_transforms(imgsz: Sides) -> Callable[[Any], dict[str, Any]]:
     quiet_ultralytics()
     from ultralytics.data.augment import Compose, LetterBox
 
-    return Compose([LetterBox((imgsz, imgsz), scaleup=False), to_arrays])
+    return Compose([LetterBox(pair(imgsz), scaleup=False), to_arrays])
 
 
 def to_arrays(labels: dict[str, Any], bgr: float = 0.0) -> dict[str, Any]:

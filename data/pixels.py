@@ -18,23 +18,24 @@ from data.images import read_pixels
 from data.progress import progress
 from data.sample import Sample
 from utils.errors import UserError, printable
+from utils.sides import Sides, pair, shown
 
 SHARE_OF_MEMORY = 0.5  # of what is available when asked: training needs the rest
 MARGIN = 0.1  # of a box's width and height, on each side: what surrounds an object helps to tell it
-Key = tuple[Path, bytes, int]
+Key = tuple[Path, bytes, Sides]
 
 
-def resized_shape(shape: tuple[int, int], imgsz: int) -> tuple[int, int]:
-    """(height, width) with the longer side at `imgsz`, rounded up as Ultralytics does."""
-    h, w = shape
-    ratio = imgsz / max(h, w)
+def resized_shape(shape: tuple[int, int], imgsz: Sides) -> tuple[int, int]:
+    """(height, width) of an image made as large as fits into `imgsz`, rounded up as Ultralytics does."""
+    (h, w), (height, width) = shape, pair(imgsz)
+    ratio = min(height / h, width / w)
     return (
-        (h, w) if ratio == 1 else (min(int(np.ceil(h * ratio)), imgsz), min(int(np.ceil(w * ratio)), imgsz))
+        (h, w) if ratio == 1 else (min(int(np.ceil(h * ratio)), height), min(int(np.ceil(w * ratio)), width))
     )
 
 
-def decode(sample: Sample, imgsz: int) -> np.ndarray:
-    """The image as uint8 [h, w, 3] BGR, upright, longer side `imgsz`, as Ultralytics' own loader has it."""
+def decode(sample: Sample, imgsz: Sides) -> np.ndarray:
+    """The image as uint8 [h, w, 3] BGR, upright, as large as fits `imgsz`, as Ultralytics' loader has."""
     import cv2
 
     im = _imread(sample.image)
@@ -68,8 +69,8 @@ def region(box: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, int, int]
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def cut(samples: Sequence[Sample], imgsz: int) -> list[np.ndarray]:
-    """The objects of one image, decoded once: each uint8 [h, w, 3] BGR, its longer side at `imgsz`."""
+def cut(samples: Sequence[Sample], imgsz: Sides) -> list[np.ndarray]:
+    """The objects of one image, decoded once: each uint8 [h, w, 3] BGR, as large as fits into `imgsz`."""
     import cv2
 
     im = _imread(samples[0].image)
@@ -94,18 +95,18 @@ class Pixels:
         self._kept: dict[Key, np.ndarray] = {}
         self.lost: set[Path] = set()
 
-    def key(self, sample: Sample, imgsz: int) -> Key:
+    def key(self, sample: Sample, imgsz: Sides) -> Key:
         return (sample.image, b"", imgsz)
 
-    def shape(self, sample: Sample, imgsz: int) -> tuple[int, int]:
+    def shape(self, sample: Sample, imgsz: Sides) -> tuple[int, int]:
         """(height, width) of what `read` gives for a sample."""
         return resized_shape(sample.shape, imgsz)
 
-    def read(self, samples: Sequence[Sample], imgsz: int) -> list[np.ndarray]:
+    def read(self, samples: Sequence[Sample], imgsz: Sides) -> list[np.ndarray]:
         """From disk; all `samples` are of one image."""
         return [decode(s, imgsz) for s in samples]
 
-    def preload(self, samples: Sequence[Sample], imgsz: int, budget: int | None = None) -> bool:
+    def preload(self, samples: Sequence[Sample], imgsz: Sides, budget: int | None = None) -> bool:
         """Decode all `samples` not yet here, if they fit; returns whether all are in memory now.
 
         budget: bytes that may be used; by default half of the memory that is available now.
@@ -127,7 +128,9 @@ class Pixels:
         block, start = np.empty(need, np.uint8), 0
         with ThreadPoolExecutor(2) as pool:  # OpenCV decodes outside the interpreter's lock
             decoded = pool.map(lambda group: self._try(group, imgsz), groups)
-            for group, images in zip(progress(groups, f"decoding at {imgsz} px"), decoded, strict=True):
+            for group, images in zip(
+                progress(groups, f"decoding at {shown(imgsz)} px"), decoded, strict=True
+            ):
                 for sample, image in zip(group, images, strict=False):  # none of a lost image
                     key = self.key(sample, imgsz)
                     if image.size > need - start:  # the file has grown since it was read: keep it apart
@@ -146,7 +149,7 @@ class Pixels:
             )
         return True
 
-    def get(self, sample: Sample, imgsz: int) -> np.ndarray:
+    def get(self, sample: Sample, imgsz: Sides) -> np.ndarray:
         """uint8 [h, w, 3] BGR; read-only where it comes from memory. Raises Undecodable for a lost image."""
         kept = self._kept.get(self.key(sample, imgsz))
         if kept is not None:
@@ -156,7 +159,7 @@ class Pixels:
             raise Undecodable(sample.image)
         return found[0]
 
-    def _try(self, samples: Sequence[Sample], imgsz: int) -> list[np.ndarray]:
+    def _try(self, samples: Sequence[Sample], imgsz: Sides) -> list[np.ndarray]:
         """As `read`, but nothing, and a word the first time, where the image cannot be decoded any more."""
         path = samples[0].image
         if path in self.lost:
@@ -178,14 +181,14 @@ class Crops(Pixels):
     """The same for the one object of each sample, cut out with its margin. An image is decoded once for all
     of its objects while memory is filled, and once for each object that does not fit there."""
 
-    def key(self, sample: Sample, imgsz: int) -> Key:
+    def key(self, sample: Sample, imgsz: Sides) -> Key:
         return (sample.image, sample.boxes.tobytes(), imgsz)
 
-    def shape(self, sample: Sample, imgsz: int) -> tuple[int, int]:
+    def shape(self, sample: Sample, imgsz: Sides) -> tuple[int, int]:
         left, top, right, bottom = region(sample.boxes[0], sample.shape)
         return resized_shape((bottom - top, right - left), imgsz)
 
-    def read(self, samples: Sequence[Sample], imgsz: int) -> list[np.ndarray]:
+    def read(self, samples: Sequence[Sample], imgsz: Sides) -> list[np.ndarray]:
         return cut(samples, imgsz)
 
 

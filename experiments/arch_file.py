@@ -23,6 +23,7 @@ from utils.report.outcomes import best_weights
 from utils.report.results import load_arch_file
 from utils.report.runs import read_run
 from utils.run_files import Files
+from utils.sides import shown, sides_in
 
 KEYS = (
     "data",
@@ -50,7 +51,11 @@ class ArchFile:
         """The keys of `KEYS` as its search had them, as far as they are known."""
         known = {k: v for k, v in self.experiment.items() if k in KEYS and v is not None}
         said = {k: self.record[k] for k in ("data", "imgsz") if self.record.get(k)}
-        return said | known | ({"imgsz": self.arch["resolution"]} if "resolution" in self.arch else {})
+        found = said | known
+        if imgsz := found.get("imgsz", self.arch.get("resolution")):
+            space = open_any_space(self.space, nc=1)
+            found["imgsz"] = space.side(self.arch, sides_in(self.path, imgsz))
+        return found
 
     @property
     def experiment(self) -> dict[str, Any]:
@@ -105,7 +110,7 @@ def open_arch_file(arch_file: Path, space: Path | None = None) -> ArchFile:
 
 def arch_of(record: Mapping[str, Any], space: Space) -> Arch:
     """The arch that an architecture file says, by `arch` or by United-Perception's `subnet_settings`, whose
-    resolution is the file's `imgsz` where the space searches that.
+    resolution is the longer side of the file's `imgsz` where the space searches that.
 
     UserError for an arch that is not of this space, and for two that contradict each other.
     """
@@ -137,9 +142,11 @@ def handover_experiment(
     if "imgsz" not in raw and not any(item.startswith("imgsz=") for item in overrides):
         raise UserError(f"{found.path} does not say its image size; give imgsz=PIXELS")
     exp = check_experiment(apply_overrides(raw, overrides), source=str(found.path))
-    side = found.arch.get("resolution", exp.imgsz)
-    if exp.imgsz != side:
-        raise UserError(f"imgsz={exp.imgsz} contradicts the arch of {found.path}, whose resolution is {side}")
+    if open_any_space(exp.space, nc=1).side(found.arch, exp.imgsz) != exp.imgsz:
+        raise UserError(
+            f"imgsz={shown(exp.imgsz)} contradicts the arch of {found.path}, whose resolution is "
+            f"{found.arch['resolution']}"
+        )
     return exp
 
 

@@ -20,6 +20,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
@@ -33,6 +34,7 @@ from data.hyp import hyp_of, load_hyp
 from utils.errors import Malformed, UserError, did_you_mean, unknown
 from utils.files import write_text
 from utils.offline import cache_dir
+from utils.sides import Sides, pair, parse_sides, read_sides
 from utils.steps import STEPS
 from utils.training.settings import AUTO, MAX, Distil, Final, TrainSettings
 from utils.yaml_text import load_yaml, parse_yaml
@@ -331,7 +333,10 @@ class PretrainSettings(Strict):
         description="an ImageFolder, or any data of objects, to be cut out; null: the objects of `data`",
     )
     imgsz: int | None = Field(
-        None, ge=32, le=16_384, description="side of the pictures; null: about half of the experiment's"
+        None,
+        ge=32,
+        le=16_384,
+        description="side of the square pictures; null: about half of the experiment's",
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of a label that all classes get")
     last_channel: int = Field(0, ge=0, description="of a 1x1 convolution before the classes; 0: none")
@@ -444,6 +449,21 @@ class Member(Strict):
         return {"space": value} if isinstance(value, str) else value
 
 
+def _imgsz(given: Any) -> Sides:
+    imgsz = parse_sides(given) if isinstance(given, str) else read_sides(given)
+    for side in pair(imgsz):
+        if side < 32:
+            raise ValueError("input should be greater than or equal to 32")
+        if side > 16_384:
+            raise ValueError("input should be less than or equal to 16384")
+        if side % 4:  # the space knows more: experiments/inputs.py
+            raise ValueError(f"a multiple of 4 is needed, the nearest is {max(32, round(side / 4) * 4)}")
+    return imgsz
+
+
+Imgsz = Annotated[Sides, PlainValidator(_imgsz)]
+
+
 class Experiment(Strict):
     """An experiment file with its overrides applied; paths are absolute."""
 
@@ -464,11 +484,10 @@ class Experiment(Strict):
         description="training images on which the layers of a cut network are fitted to what they gave "
         "before the cut, by least squares, before it is trained; 0: not",
     )
-    imgsz: int = Field(
+    imgsz: Imgsz = Field(
         64,
-        ge=32,
-        le=16_384,
-        description="side of the square input, pixels; a multiple of the network's stride, 32 for most",
+        description="side of the square input, pixels, or [height, width], also 384x640; multiples of the "
+        "network's stride, 32 for most",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1")
     seed: int = Field(
@@ -527,13 +546,6 @@ class Experiment(Strict):
     def _name_is_a_folder(cls, value: str) -> str:
         if not re.fullmatch(r"[\w.-]+", value) or value.startswith("."):
             raise ValueError("use letters, digits, '_', '-' and '.' only: it names a folder below runs/")
-        return value
-
-    @field_validator("imgsz")
-    @classmethod
-    def _imgsz_fits_the_strides(cls, value: int) -> int:
-        if value % 4:  # the space knows more: experiments/inputs.py
-            raise ValueError(f"a multiple of 4 is needed, the nearest is {max(32, round(value / 4) * 4)}")
         return value
 
 
@@ -647,7 +659,7 @@ def _is_checkpoint(space: str) -> bool:
     return Path(space).suffix.lower() in (".pt", ".pth")
 
 
-def _around(checkpoint: str, key: str, imgsz: int | None) -> tuple[str, Any]:
+def _around(checkpoint: str, key: str, imgsz: Sides | None) -> tuple[str, Any]:
     """(a YAML file of the space around the network in a checkpoint, what was read of that)."""
     from models.yolo.checkpoint import space_around
 

@@ -19,6 +19,7 @@ from models.inherit import inherit
 from models.networks import build
 from models.refit import Maps, drift, maps, refit
 from models.space import Arch, Space
+from utils.sides import Sides, area
 from utils.training.batch import to_device
 
 IMAGES = 32  # that an arch is fitted to; as many others show its drift
@@ -39,11 +40,11 @@ class Look:
             torch.manual_seed(exp.seed)
             self.teacher = build(space, space.default(), dataset.names)
             inherit(self.teacher, self.source)
-        self.batches: dict[int, list[tuple[Tensor, Maps]]] = {}
+        self.batches: dict[Sides, list[tuple[Tensor, Maps]]] = {}
 
     def drift(self, arch: Arch) -> float:
         """A share of the variance of the maps: 0 for the network as it is, above 1 where nothing is left."""
-        fitting, showing = self.pictures(int(arch.get("resolution", self.exp.imgsz)))
+        fitting, showing = self.pictures(self.space.side(arch, self.exp.imgsz))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.exp.seed)
             net = build(self.space, arch, self.dataset.names)
@@ -52,10 +53,10 @@ class Look:
             refit(net, self.teacher, *fitting)
         return drift(net, self.teacher, *showing)
 
-    def pictures(self, side: int) -> list[tuple[Tensor, Maps]]:
-        """Two sets of training images [n, 3, side, side], each with what the teacher makes of them."""
+    def pictures(self, side: Sides) -> list[tuple[Tensor, Maps]]:
+        """Two sets of training images [n, 3, H, W] of this size, each with what the teacher makes of them."""
         if side not in self.batches:
-            n = max(2, min(IMAGES, self.exp.refit or IMAGES, PIXELS // side**2))
+            n = max(2, min(IMAGES, self.exp.refit or IMAGES, PIXELS // area(side)))
             chosen = mixed(self.dataset.splits["search_train"], 2 * n)
             make_loader = TASKS[self.dataset.task].make_loader
             loader = make_loader(chosen, self.dataset.names, side, len(chosen), train=False)

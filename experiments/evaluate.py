@@ -42,7 +42,7 @@ def evaluate_arch(
     from experiments.trained import measure, trained  # torch: mistakes are answered before
 
     detector, file = trained(space, found.arch, source, dataset.names, (found, exp, dataset))
-    outcome = measure(detector, exp, dataset, found.arch, split) | {
+    outcome = measure(detector, space, exp, dataset, found.arch, split) | {
         "weights": str(file.path),
         "command": command(),
     }

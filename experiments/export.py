@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.report.outcomes import best_weights
 from utils.report.results import extend_top
 from utils.report.runs import quality_of
+from utils.sides import Sides, shown
 
 if TYPE_CHECKING:
     from experiments.job import Job
@@ -29,7 +30,7 @@ def export_arch(
     *,
     weights: Path | None = None,
     out: Path | None = None,
-    imgsz: int | None = None,
+    imgsz: Sides | None = None,
     threads: int = 1,
     data: str | None = None,
     space_file: Path | None = None,
@@ -62,11 +63,15 @@ def export_arch(
         if not (data or found.settings().get("data")):
             raise UserError(NEEDS_IMAGES.format(source))
         overrides = [f"data={json.dumps(data)}"] if data else []
-        exp = handover_experiment(found, [*overrides, *([f"imgsz={imgsz}"] if imgsz else [])], name="export")
+        exp = handover_experiment(
+            found, [*overrides, *([f"imgsz={shown(imgsz)}"] if imgsz else [])], name="export"
+        )
         around = found, exp, data_of(found, exp)
-    side = imgsz or found.arch.get("resolution") or found.record["imgsz"] or file.imgsz
-    if side is None:
-        raise UserError(f"neither {arch_file} nor its weights say the image size; give --imgsz PIXELS")
+    size = imgsz or found.settings().get("imgsz") or file.imgsz
+    if size is None:
+        raise UserError(
+            f"neither {arch_file} nor its weights say the image size; give --imgsz PIXELS or HEIGHTxWIDTH"
+        )
     names = around[2].names if around else file.names or _names_of_data(found)
     space = open_any_space(found.space, nc=file.nc or len(names))
     detector, _ = trained(space, found.arch, source, names, around)
@@ -76,7 +81,7 @@ def export_arch(
         format,
         space=space,
         arch=found.arch,
-        imgsz=int(side),
+        imgsz=size,
         names=names,
         data=data or found.record.get("data"),
         threads=threads,

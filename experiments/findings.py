@@ -30,6 +30,7 @@ from utils.report.results import extend_top, metrics_line, results_table
 from utils.report.runs import quality_of, read_json, read_run
 from utils.report.summary import named_trials
 from utils.run_files import Files
+from utils.sides import longer
 from utils.training.examine import Examined
 from utils.training.measure import LatencyReference
 
@@ -120,7 +121,7 @@ def look(
         seen.append(job.task.examine(*about))
         return seen[0].metrics
 
-    result = measure(detector, job.exp, job.dataset, dict(arch), "val", reference, score)
+    result = measure(detector, job.space, job.exp, job.dataset, dict(arch), "val", reference, score)
     metrics, void = of_finalist(job, detector, dict(arch), "val")
     result["metrics"] |= metrics
     return {"weights": str(weights.relative_to(job.run.path)), **result, "void": void}, seen[0]
@@ -134,7 +135,7 @@ def pictures(job: Job, samples: Sequence[Sample], seen: Examined, folder: Path) 
     for why, index in chosen(seen.truths, seen.mistakes):
         sample = samples[index]
         detects = "boxes" in seen.truths[index]
-        side = max(sample.shape) if detects else job.exp.imgsz
+        side = max(sample.shape) if detects else longer(job.exp.imgsz)
         image = pixels.get(sample, min(PICTURE, side))
         encoded, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 80])
         assert encoded, sample.image

@@ -12,6 +12,7 @@ from experiments.config import Experiment
 from models.networks import open_any_space
 from models.space import Space, check_side
 from utils.errors import UserError
+from utils.sides import shown
 
 PUBLISHED = {"detect": (80, 20), "classify": (1000,)}  # classes of COCO, Pascal VOC and ImageNet
 
@@ -55,8 +56,8 @@ def _too_small(exp: Experiment, dataset: Dataset) -> tuple[int, int, str]:
         return 0, 0, ""
     small, boxes, half = small_boxes(dataset.splits["train"], exp.imgsz)
     said = (
-        f"boxes in train are {LEAST_SIDE:g} pixels or less wide or high at imgsz {exp.imgsz}, and training "
-        f"drops such; imgsz={half} keeps half of all"
+        f"boxes in train are {LEAST_SIDE:g} pixels or less wide or high at imgsz {shown(exp.imgsz)}, and "
+        f"training drops such; imgsz={shown(half)} keeps half of all"
     )
     return small, boxes, said
 

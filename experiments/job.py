@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from utils.file_measures import KINDS, FileKind
 from utils.history import arch_key
 from utils.rewards import COST_KEYS, DRIFT, build_reward
 from utils.run_files import Files
+from utils.sides import Sides
 from utils.target import Target
 from utils.training.measure import LatencyReference, device_info, latency, measure_reference, resolve_device
 from utils.training.precision import choose_precision
@@ -93,9 +94,9 @@ class Job:
         """What tells how far archs drift from the run's `weights`."""
         return Look(self.exp, self.space, self.dataset)
 
-    def side(self, arch: Arch) -> int:
-        """Pixels of the square images that an arch works on."""
-        return int(arch.get("resolution", self.exp.imgsz))
+    def side(self, arch: Mapping[str, Any]) -> Sides:
+        """Pixels of the images that an arch works on."""
+        return self.space.side(arch, self.exp.imgsz)
 
 
 def weigh_losses(net: Any, hyp: dict[str, float]) -> None:
@@ -110,8 +111,8 @@ def job_of(run_dir: str) -> Job:
     return Job.open(RunFolder.open(Path(run_dir)))
 
 
-def loaders(job: Job, train_split: str, val_split: str, side: int) -> tuple[Any, Any]:
-    """(augmented and shuffled, plain) batches of two splits at `side` x `side`."""
+def loaders(job: Job, train_split: str, val_split: str, side: Sides) -> tuple[Any, Any]:
+    """(augmented and shuffled, plain) batches of two splits at `side`."""
     samples, names = job.dataset.splits[val_split], job.dataset.names
     plain = job.task.make_loader(
         samples, names, side, 2 * job.exp.train.batch, train=False, workers=workers_of(job)
@@ -119,8 +120,8 @@ def loaders(job: Job, train_split: str, val_split: str, side: int) -> tuple[Any,
     return training_loader(job, train_split, side), plain
 
 
-def training_loader(job: Job, split: str, side: int) -> Any:
-    """Augmented and shuffled batches of a split at `side` x `side`."""
+def training_loader(job: Job, split: str, side: Sides) -> Any:
+    """Augmented and shuffled batches of a split at `side`."""
     exp, names = job.exp, job.dataset.names
     return job.task.make_loader(
         job.dataset.splits[split],

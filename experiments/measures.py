@@ -25,14 +25,15 @@ from utils.errors import UserError, unknown
 from utils.file_measures import KINDS, FileKind, check_packages, file_qualities, kinds_of
 from utils.files import write_text
 from utils.run_files import Files
+from utils.sides import Sides
 from utils.training.batch import to_device
 
 CPU = torch.device("cpu")
 DEFAULT = ("onnx_ms", "int8_ms")  # and their quality: what the command measures
 
 
-def calibration_images(exp: Experiment, dataset: Dataset, side: int) -> np.ndarray:
-    """float32 [N, C, side, side], 0..1: images of search_train, not augmented."""
+def calibration_images(exp: Experiment, dataset: Dataset, side: Sides) -> np.ndarray:
+    """float32 [N, C, H, W], 0..1, of this size: images of search_train, not augmented."""
     chosen = mixed(dataset.splits["search_train"], exp.search.target.calibration)
     loader = TASKS[dataset.task].make_loader(chosen, dataset.names, side, len(chosen), train=False)
     return torch.cat([to_device(batch, CPU)["img"] for batch in loader]).float().contiguous().numpy()
@@ -52,7 +53,7 @@ def measure_files(
 
     Quality on `split`, by the runtime on this machine; latency on the timer's target, where there is one.
     """
-    task, side = TASKS[dataset.task], int(arch.get("resolution", exp.imgsz))
+    task, side = TASKS[dataset.task], space.side(arch, exp.imgsz)
     images = calibration_images(exp, dataset, side) if any(kind.int8 for kind in kinds) else np.empty(0)
     loader = task.make_loader(dataset.splits[split], dataset.names, side, 2 * exp.train.batch, train=False)
 

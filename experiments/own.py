@@ -36,6 +36,7 @@ from experiments.starts import begin
 from models.weights import save_weights
 from utils.history import Arch
 from utils.plugin import load_function, wanted, where
+from utils.sides import Sides
 from utils.training.batch import to_device
 from utils.training.loggers import open_loggers
 from utils.training.settings import TrainSettings
@@ -47,7 +48,8 @@ class Data:
     """What an evaluator learns from and is scored on.
 
     train, val: batches of search_train (augmented, shuffled) and search_val, as `ready` takes them
-    names, side, device: of the classes; pixels of the square images; where networks are to run
+    names, device: of the classes; where networks are to run
+    side: pixels of the images: of square ones their side, else (height, width)
     settings, seed: the experiment's `train:` block and seed, to be used or not
     """
 
@@ -55,7 +57,7 @@ class Data:
     train: Any
     val: Any
     names: list[str]
-    side: int
+    side: Sides
     device: torch.device
     settings: TrainSettings
     seed: int

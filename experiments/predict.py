@@ -24,6 +24,7 @@ from data.images import SUFFIXES, is_hidden, list_images, read_pixels
 from experiments.arch_file import open_arch_file
 from utils.errors import UserError, unknown
 from utils.files import write_text
+from utils.sides import Sides, pair
 
 # Formats that a drawn picture keeps; of others it becomes a PNG.
 WRITTEN = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -71,7 +72,7 @@ def predict(
     *,
     conf: float = 0.25,
     iou: float = 0.7,
-    imgsz: int | None = None,
+    imgsz: Sides | None = None,
     device: str = "auto",
     save: str = ",".join(SAVES),
 ) -> Predicted:
@@ -82,7 +83,7 @@ def predict(
     architecture file (top/N.json), whose best weights are taken.
     conf, iou: least score of a box, or probability of a class, and the overlap above which the weaker of two
     boxes is dropped.
-    imgsz: longer side of what the network sees, by default that of its training.
+    imgsz: side of what the network sees, or (height, width); by default that of its training.
     UserError: `out` exists, weights of an unknown network, nothing in `source` that can be decoded.
     """
     if not source.exists():
@@ -165,10 +166,11 @@ class UnreadableError(Exception):
     """A file that is no picture or video, or a damaged one."""
 
 
-def open_network(weights: Path, device: str, imgsz: int | None) -> tuple[Any, int, str]:
-    """The network that a weight file of ours describes, the image side to use, and its task."""
+def open_network(weights: Path, device: str, imgsz: Sides | None) -> tuple[Any, Sides, str]:
+    """The network that a weight file of ours describes, the image size to use, and its task."""
     from experiments.trained import trained
     from models.networks import open_any_space
+    from models.space import check_side
     from models.weights import read_weights
     from utils.training.measure import resolve_device
 
@@ -186,14 +188,12 @@ def open_network(weights: Path, device: str, imgsz: int | None) -> tuple[Any, in
         )
     space = open_any_space(file.space, nc=file.nc, ch=file.ch)
     net, _ = trained(space, space.canonical(file.arch), weights, file.names)
-    side = imgsz or file.imgsz or 640
-    if side < 1 or side % net.stride:
-        near = max(1, round(side / net.stride)) * net.stride
-        raise UserError(f"imgsz {side} is not a multiple of {net.stride}; try {near}")
-    return net.to(resolve_device(device)), side, space.task
+    size = imgsz or file.imgsz or 640
+    check_side(size, net.stride)
+    return net.to(resolve_device(device)), size, space.task
 
 
-def finder(net: Any, side: int, task: str, conf: float, iou: float) -> Find:
+def finder(net: Any, side: Sides, task: str, conf: float, iou: float) -> Find:
     """What finds the network's objects in a picture, and draws them into it."""
 
     def boxes(image: np.ndarray) -> Objects:
@@ -281,7 +281,7 @@ def _frames(path: Path) -> Iterator[tuple[np.ndarray, float]]:
         video.release()
 
 
-def find_objects(net: Any, image: np.ndarray, side: int, conf: float, iou: float) -> dict[str, Any]:
+def find_objects(net: Any, image: np.ndarray, side: Sides, conf: float, iou: float) -> dict[str, Any]:
     """What is in one picture, uint8 [H, W, 3] BGR of any size, prepared as for validation.
 
     Returns boxes float64 [n, 4] xyxy in pixels of the picture, scores [n] falling, labels [n] int64.
@@ -298,17 +298,17 @@ def find_objects(net: Any, image: np.ndarray, side: int, conf: float, iou: float
     }
 
 
-def classify(net: Any, image: np.ndarray, side: int) -> np.ndarray:
+def classify(net: Any, image: np.ndarray, side: Sides) -> np.ndarray:
     """Probabilities [nc] of the classes for a picture, uint8 [H, W, 3] BGR, prepared as for validation."""
     images, _ = letterboxed(net, image, side, crop=True)
     return net.predict(images)[0].cpu().numpy()
 
 
 def letterboxed(
-    net: Any, image: np.ndarray, side: int, crop: bool = False
+    net: Any, image: np.ndarray, side: Sides, crop: bool = False
 ) -> tuple[Any, tuple[int, int, int, int]]:
-    """(images [1, 3, side, side] float32 RGB 0..1 on the network's device, (left, top, width, height) of the
-    picture in them). crop: interpolated as data.pixels cuts objects out."""
+    """(images [1, 3, H, W] of this size, float32 RGB 0..1 on the network's device, (left, top, width, height)
+    of the picture in them). crop: interpolated as data.pixels cuts objects out."""
     import cv2
     import torch
 
@@ -317,8 +317,9 @@ def letterboxed(
     h, w = resized_shape((image.shape[0], image.shape[1]), side)
     shrinks = crop and h * w < image.shape[0] * image.shape[1]
     how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    canvas = np.full((side, side, 3), GREY, np.uint8)
-    top, left = round((side - h) / 2 - 0.1), round((side - w) / 2 - 0.1)  # as Ultralytics' LetterBox
+    height, width = pair(side)
+    canvas = np.full((height, width, 3), GREY, np.uint8)
+    top, left = round((height - h) / 2 - 0.1), round((width - w) / 2 - 0.1)  # as Ultralytics' LetterBox
     canvas[top : top + h, left : left + w] = cv2.resize(image, (w, h), interpolation=how)
     rgb = np.ascontiguousarray(canvas[:, :, ::-1].transpose(2, 0, 1))
     device = next(net.parameters()).device

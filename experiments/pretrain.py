@@ -33,6 +33,7 @@ from models.space import Arch, Space, check_side
 from models.supernet import calibrate, extract
 from utils.files import own_json
 from utils.run_files import Files
+from utils.sides import longer
 
 LEAST_SIDE = 32  # pixels of a picture
 
@@ -137,7 +138,7 @@ def classifier_job(job: Job) -> Job:
     options = {"label_smoothing": settings.label_smoothing, "last_channel": settings.last_channel}
     space = open_any_space(job.space.classifier(options), dataset.nc)
     least = max(1, LEAST_SIDE // space.stride)
-    side = settings.imgsz or space.stride * max(least, job.exp.imgsz // 2 // space.stride)
+    side = settings.imgsz or space.stride * max(least, longer(job.exp.imgsz) // 2 // space.stride)
     check_side(side, space.stride)
     exp = job.exp.model_copy(update={"train": pretrain_settings(job.exp), "imgsz": side, "refit": 0})
     hyp = load_hyp(hyp_file(exp, exp.train))

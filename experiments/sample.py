@@ -22,6 +22,7 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Arch, arch_key
 from utils.report.drawing import ACCENT, BASE, png
+from utils.sides import Sides, shown
 
 FINER = 16  # times as many places are looked at, where several of them are the same arch
 
@@ -48,7 +49,7 @@ class CostSample:
 
 def draw(
     space: Space,
-    imgsz: int,
+    imgsz: Sides,
     n: int,
     seed: int,
     low: float | None = None,
@@ -189,7 +190,7 @@ def sample_run(run: RunFolder) -> None:
     print(f"{summary(sample, job.space, job.exp.imgsz)}\nsample: {table}, {picture}")
 
 
-def write_sample(sample: CostSample, space: Space, imgsz: int, folder: Path) -> tuple[Path, Path]:
+def write_sample(sample: CostSample, space: Space, imgsz: Sides, folder: Path) -> tuple[Path, Path]:
     """`folder`/sample.csv, a line an arch, unrounded, and sample.png, a histogram; returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     table, picture = folder / "sample.csv", folder / "sample.png"
@@ -204,9 +205,9 @@ def write_sample(sample: CostSample, space: Space, imgsz: int, folder: Path) -> 
     return table, picture
 
 
-def summary(sample: CostSample, space: Space, imgsz: int) -> str:
+def summary(sample: CostSample, space: Space, imgsz: Sides) -> str:
     """The costs of a sample for people."""
-    size = "their resolutions" if "resolution" in space.choices else f"{imgsz} px"
+    size = "their resolutions" if "resolution" in space.choices else f"{shown(imgsz)} px"
     lines = [f"{len(sample.archs):,} {sample.how} of {space.name} at {size} in {sample.seconds:.2f} s"]
     for key, values in (("params_m", sample.params_m), ("gflops", sample.gflops)):
         low, middle, high = np.percentile(values, [0, 50, 100])
@@ -218,8 +219,8 @@ def summary(sample: CostSample, space: Space, imgsz: int) -> str:
     return "\n".join(lines)
 
 
-def _plot(sample: CostSample, space: Space, imgsz: int, path: Path) -> None:
-    where = "its resolution" if "resolution" in space.choices else f"{imgsz} px"
+def _plot(sample: CostSample, space: Space, imgsz: Sides, path: Path) -> None:
+    where = "its resolution" if "resolution" in space.choices else f"{shown(imgsz)} px"
     with png(path, 9, 3.6, panels=2) as (left, right):
         left.hist(sample.gflops, bins=60, color=ACCENT, alpha=0.8)
         left.axvline(sample.default["gflops"], color=BASE, label="unsearched")
@@ -231,7 +232,7 @@ def _plot(sample: CostSample, space: Space, imgsz: int, path: Path) -> None:
         left.figure.suptitle(f"{len(sample.archs):,} {sample.how} of {space.name}", fontsize=11)
 
 
-def _space_of(experiment: Path, overrides: Sequence[str]) -> tuple[Space, int]:
+def _space_of(experiment: Path, overrides: Sequence[str]) -> tuple[Space, Sides]:
     exp = load_experiment(experiment, overrides)
     open_any_space(exp.space, nc=1)  # what is wrong with the space is said before the data are looked at
     return open_space(exp, open_data(exp, cache_beside(Path("runs") / exp.name))), exp.imgsz

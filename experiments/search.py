@@ -32,6 +32,7 @@ from utils.report.runs import Run, completed, duration, exported_trials, read_ru
 from utils.report.summary import named_trials
 from utils.rewards import COST_KEYS
 from utils.run_files import Files
+from utils.sides import shown
 
 REPORT_EVERY = 60.0  # seconds between two reports while a search runs
 
@@ -140,7 +141,7 @@ def describe_search(job: Job) -> str:
     lines.append(
         f"space: {job.space.name}, {len(job.space.choices)} choices, {distinct:.3g} distinct architectures; "
         f"the unsearched one has {unsearched['params_m']:.3f} M params, {unsearched['gflops']:.4f} GFLOPs "
-        f"at {exp.imgsz} px"
+        f"at {shown(exp.imgsz)} px"
     )
     epochs = f"{exp.train.epochs} epoch{'s' if exp.train.epochs > 1 else ''}"
     each = f"trials of {epochs}" if exp.supernet is None else "slices of the supernet"

@@ -34,6 +34,7 @@ from utils.file_measures import FileKind
 from utils.files import own_json, write_text
 from utils.history import append_line, arch_key, read_lines
 from utils.json_text import parse_json
+from utils.sides import Sides, pair
 from utils.target import Calibration, Target, calibrate, time_files
 from utils.training.measure import reference_net
 
@@ -43,11 +44,11 @@ NOISE = 4  # images without content that quantise what is only timed: weights ch
 
 @dataclass(frozen=True)
 class Timer:
-    """A target and the folder of what is known of it. side: pixels of the reference's images."""
+    """A target and the folder of what is known of it. side: of the reference's images."""
 
     target: Target
     folder: Path
-    side: int
+    side: Sides
 
     def references(self, runtimes: Sequence[str]) -> dict[str, Path]:
         """runtime -> the file of the reference network, made once."""
@@ -59,7 +60,7 @@ class Timer:
                 if path.exists():
                     continue
                 if not made.exists():
-                    image = torch.rand(1, 3, self.side, self.side)
+                    image = torch.rand(1, 3, *pair(self.side))
                     torch.onnx.export(reference_net(), (image,), str(made), dynamo=False, opset_version=OPSET)
                 if runtime == "onnx":
                     shutil.copyfile(made, path)
@@ -77,8 +78,10 @@ class Timer:
         write_text(path, json.dumps(asdict(found) | {"target": asdict(self.target)}, indent=1) + "\n")
         return found
 
-    def latencies(self, files: Mapping[FileKind, Path], side: int) -> tuple[dict[str, float], dict[str, str]]:
-        """(`onnx_ms`, `onnx_ms_spread`, ... of files at `side` pixels; metric -> why it is void).
+    def latencies(
+        self, files: Mapping[FileKind, Path], side: Sides
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """(`onnx_ms`, `onnx_ms_spread`, ... of files at `side`; metric -> why it is void).
 
         A void one is measured again, three times in all.
         """
@@ -116,11 +119,11 @@ class Timer:
 
 @contextmanager
 def files_of(
-    net: Any, space: Space, arch: Arch, side: int, kinds: Sequence[FileKind], images: np.ndarray
+    net: Any, space: Space, arch: Arch, side: Sides, kinds: Sequence[FileKind], images: np.ndarray
 ) -> Iterator[dict[FileKind, Path]]:
     """kind -> the file of a network, for as long as the context lasts. `net` is left as it is.
 
-    images: float32 [N, C, side, side], 0..1, that quantisation is calibrated on
+    images: float32 [N, C, H, W] of this size, 0..1, that quantisation is calibrated on
     """
     with tempfile.TemporaryDirectory(prefix="shipped-") as scratch:
         plain = Path(scratch) / "plain.onnx"
@@ -147,14 +150,14 @@ def scores_of(
 
 
 def timed(
-    space: Space, arch: Arch, side: int, kinds: Sequence[FileKind], timer: Timer
+    space: Space, arch: Arch, side: Sides, kinds: Sequence[FileKind], timer: Timer
 ) -> tuple[dict[str, float], dict[str, str]]:
     """As `Timer.latencies`, for the arch with fresh weights; what is known already is not timed again."""
     known = {arch_key(a): m for a, m in timer.known()}.get(arch_key(arch), {})
     if all(kind.ms in known for kind in kinds):
         return {k: v for k, v in known.items() if k.removesuffix("_spread") in {x.ms for x in kinds}}, {}
     net = build(space, arch)
-    noise = np.random.default_rng(0).random((NOISE, channels_of(net), side, side), dtype=np.float32)
+    noise = np.random.default_rng(0).random((NOISE, channels_of(net), *pair(side)), dtype=np.float32)
     with files_of(net, space, arch, side, kinds, noise) as files:
         found, void = timer.latencies(files, side)
     timer.remember(arch, found)

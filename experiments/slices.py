@@ -35,6 +35,7 @@ from utils.report.plots import pareto_info, save_pareto_png
 from utils.report.results import write_csv
 from utils.rewards import COST_KEYS
 from utils.run_files import Files
+from utils.sides import Sides, area
 from utils.training.batch import resized, to_device
 
 BATCH_PIXELS = 2**19  # in a batch of slices, where that is more than training takes
@@ -81,12 +82,13 @@ def batches(job: Job, images: Tensor, arch: Arch) -> Iterator[Tensor]:
 
 def slice_batch(job: Job) -> int:
     """Images in a batch of slices, which need no gradients: more where they are small."""
-    return max(2 * job.exp.train.batch, BATCH_PIXELS // largest_side(job) ** 2)
+    return max(2 * job.exp.train.batch, BATCH_PIXELS // area(largest_side(job)))
 
 
-def largest_side(job: Job) -> int:
+def largest_side(job: Job) -> Sides:
     """Pixels that training images are loaded at: of the largest resolution, where it is searched."""
-    return int(max(job.space.choices.get("resolution", [job.exp.imgsz])))
+    sides = job.space.choices.get("resolution")
+    return job.side({"resolution": max(sides)} if sides else {})
 
 
 def sliced(job: Job, arch: Arch, calibrated: bool = True) -> Any:
@@ -107,14 +109,14 @@ def score_slice(job: Job, arch: Arch, net: Any = None, calibrated: bool = True) 
 
 
 @functools.cache
-def search_val(run_dir: str, side: int) -> Any:
+def search_val(run_dir: str, side: Sides) -> Any:
     """Batches of search_val, kept in memory where they are few: hundreds of archs are scored on them."""
     job = job_of(run_dir)
     samples, names = job.dataset.splits["search_val"], job.dataset.names
     loader = job.task.make_loader(
         samples, names, side, slice_batch(job), train=False, workers=workers_of(job)
     )
-    few = len(loader.dataset) * 3 * side**2 <= KEEP_BYTES
+    few = len(loader.dataset) * 3 * area(side) <= KEEP_BYTES
     return list(loader) if few else loader
 
 

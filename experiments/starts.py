@@ -31,6 +31,7 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.history import Trial
 from utils.run_files import Files, said_in
+from utils.sides import area
 from utils.training.batch import to_device
 from utils.training.train import TrainingFailed
 
@@ -109,7 +110,7 @@ def repair(job: Job, net: Any, arch: Arch, start: Source | WeightFile) -> None:
     if theirs == arch:
         return
     side, chosen = job.side(arch), mixed(job.dataset.splits["search_train"], job.exp.refit)
-    chosen = chosen[: max(2, PIXELS // side**2)]
+    chosen = chosen[: max(2, PIXELS // area(side))]
     loader = job.task.make_loader(chosen, job.dataset.names, side, len(chosen), train=False)
     images = next(iter(loader))
     with torch.random.fork_rng(devices=[]):

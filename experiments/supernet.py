@@ -224,6 +224,7 @@ def lesson_of(job: Job, say: Callable[[str], Any] | None = None) -> Callable[[An
             teachers,
             direct_gradients(net),
             preparation(net, job.space, phases, say or (lambda line: None)),
+            job.side,
         )
 
     return lesson

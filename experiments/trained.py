@@ -22,6 +22,7 @@ from models.space import Arch, Space
 from models.supernet import sliced
 from models.weights import WeightFile, load_weights, read_weights
 from utils.errors import UserError
+from utils.sides import Sides
 from utils.training.batch import to_device
 from utils.training.measure import (
     LatencyReference,
@@ -69,16 +70,16 @@ def trained(
         raise UserError(NEEDS_IMAGES.format(weights))
 
     found, exp, dataset = around
-    device, side = resolve_device(exp.device), int(arch.get("resolution", exp.imgsz))
+    device, side = resolve_device(exp.device), space.side(arch, exp.imgsz)
     n, task = found.calibration, TASKS[space.task]
     images = training_images(dataset, task, side, exp.train.batch, device, n)
     return sliced(file, space, arch, names, images, n, device), file
 
 
 def training_images(
-    dataset: Dataset, task: Task, side: int, batch: int, device: torch.device, n: int
+    dataset: Dataset, task: Task, side: Sides, batch: int, device: torch.device, n: int
 ) -> Iterator[torch.Tensor]:
-    """`n` images of train, not augmented, in equal batches [B, 3, side, side], 0..1."""
+    """`n` images of train, not augmented, in equal batches [B, 3, H, W] of this size, 0..1."""
     chosen = mixed(dataset.splits["train"], n)
     parts = math.ceil(len(chosen) / (2 * batch))  # batch norm counts each batch alike: none is a remainder
     for part in torch.arange(len(chosen)).tensor_split(parts):
@@ -89,6 +90,7 @@ def training_images(
 
 def measure(
     detector: Any,
+    space: Space,
     exp: Experiment,
     dataset: Dataset,
     arch: Arch,
@@ -100,7 +102,7 @@ def measure(
 
     reference: of latency, at the size that the arch works on. score: (network, loader, class names, device)
     -> metrics, by default those of its task."""
-    device, side = resolve_device(exp.device), int(arch.get("resolution", exp.imgsz))
+    device, side = resolve_device(exp.device), space.side(arch, exp.imgsz)
     torch.set_num_threads(threads_of(exp))
     task = TASKS[dataset.task]
     loader = task.make_loader(dataset.splits[split], dataset.names, side, 2 * exp.train.batch, train=False)
@@ -119,7 +121,7 @@ def result_of(
     arch: Arch,
     dataset: Dataset,
     split: str,
-    side: int,
+    side: Sides,
     metrics: Mapping[str, float],
     device: torch.device,
 ) -> dict[str, Any]:

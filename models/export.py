@@ -16,6 +16,7 @@ from models.exported import Exported
 from models.space import Space
 from models.weights import identity
 from utils.errors import UserError, unknown
+from utils.sides import Sides
 
 
 def export(
@@ -25,7 +26,7 @@ def export(
     *,
     space: Space,
     arch: Mapping[str, Any],
-    imgsz: int,
+    imgsz: Sides,
     names: Sequence[str] | None = None,
     data: str | None = None,
     threads: int = 1,

@@ -23,6 +23,7 @@ from models.detector import Network
 from models.export_torchvision import export_torchvision
 from models.exported import TOLERANCE, Exported, ExportFailed, median_ms, onnx_session, other_sizes, quiet
 from utils.errors import UserError
+from utils.sides import pair, shown
 
 OPSET = 17
 MEANINGS = {
@@ -67,33 +68,35 @@ def export_program(
 ) -> Exported:
     """A `torch.export` program. Any batch; any sides, too, if the exported size leaves more than one position
     on the coarsest map: the exporter takes a side of 1 for a constant."""
-    wrapped, path, side = deployed(net), folder / "model.pt2", about["imgsz"]
+    wrapped, path, (height, width) = deployed(net), folder / "model.pt2", pair(about["imgsz"])
     ch, stride, coarsest = about["ch"], net.stride, net.coarsest
-    free, least = side > coarsest, coarsest + stride
+    free, least = min(height, width) > coarsest, coarsest + stride
     shapes: dict[int, Any] = {0: torch.export.Dim("batch", max=4096)}
     if free:
         for axis, name in ((2, "h"), (3, "w")):
             shapes[axis] = stride * torch.export.Dim(name, min=least // stride, max=512)
     with quiet(), torch.no_grad():
-        example = torch.rand(2, ch, side, side)
+        example = torch.rand(2, ch, height, width)
         program = torch.export.export(wrapped, (example,), dynamic_shapes=(shapes,), strict=False)
         extra = {"about.json": json.dumps(_about(wrapped, about))}
         torch.export.save(program, path, extra_files=extra)
         again: Any = torch.export.load(path).module()
-    sizes = other_sizes(side, stride)
+    sizes = other_sizes(about["imgsz"], stride)
     if free:
         sizes = [(b, ch, max(least, h), w) for b, _, h, w in sizes]
     else:
-        sizes = [(b, ch, side, side) for b in (1, 3)]
+        sizes = [(b, ch, height, width) for b in (1, 3)]
     difference = compare(wrapped, again, sizes)
-    sides = f"H and W multiples of {stride} from {least}" if free else f"H and W exactly {side}"
+    sides = f"H and W exactly {shown(about['imgsz'])}"
+    if free:
+        sides = f"H and W multiples of {stride} from {least}"
     needs = ["torch", *sorted(libraries(program))]
     before = "".join(f"import {name}; " for name in needs[1:])
     note = (
         f"{before}torch.export.load(FILE).module()(images [B, {ch}, H, W] 0..1), {sides}: {_gives(wrapped)}"
     )
-    values = {"outputs": list(wrapped.net.outputs), "least_side": least if free else side, "any_side": free}
-    values["needs"] = needs
+    values = {"outputs": list(wrapped.net.outputs), "least_side": least if free else about["imgsz"]}
+    values |= {"any_side": free, "needs": needs}
     return Exported(path, "pt", difference, sizes, [note], values)
 
 
@@ -107,7 +110,7 @@ def libraries(program: torch.export.ExportedProgram) -> set[str]:
 def export_onnx(net: Any, folder: Path, about: Mapping[str, Any], data: str | None, threads: int) -> Exported:
     import onnx
 
-    wrapped, path, side = deployed(net), folder / "model.onnx", about["imgsz"]
+    wrapped, path, imgsz = deployed(net), folder / "model.onnx", about["imgsz"]
     ch, stride, outputs = about["ch"], net.stride, net.outputs
     free = {"images": {0: "batch", 2: "height", 3: "width"}}
     free |= {name: {0: "batch"} | ({1: "anchors"} if "boxes" in outputs else {}) for name in outputs}
@@ -115,7 +118,7 @@ def export_onnx(net: Any, folder: Path, about: Mapping[str, Any], data: str | No
         # The other exporter needs one more package and takes a side of 1 for a constant.
         torch.onnx.export(
             wrapped,
-            (torch.rand(2, ch, side, side),),
+            (torch.rand(2, ch, *pair(imgsz)),),
             str(path),
             dynamo=False,
             opset_version=OPSET,
@@ -129,13 +132,13 @@ def export_onnx(net: Any, folder: Path, about: Mapping[str, Any], data: str | No
     onnx.save(model, str(path))
 
     run, version = onnx_session(path, threads)
-    sizes = other_sizes(side, stride)
+    sizes = other_sizes(about["imgsz"], stride)
     sizes = [(b, ch, h, w) for b, _, h, w in sizes]
     difference = compare(wrapped, run, sizes)
-    image = torch.rand(1, ch, side, side)
+    image = torch.rand(1, ch, *pair(imgsz))
     ms = median_ms(lambda: run(image))
     notes = [
-        f"onnxruntime: {ms:.2f} ms an image of {side} px (median, CPU, {threads} threads, no NMS)",
+        f"onnxruntime: {ms:.2f} ms an image of {shown(imgsz)} px (median, CPU, {threads} threads, no NMS)",
         f"images [B, {ch}, H, W] 0..1, H and W multiples of {stride}: {_gives(wrapped)}",
     ]
     values = {"onnxruntime_ms": ms, "threads": threads, "onnxruntime": version}

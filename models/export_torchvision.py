@@ -13,7 +13,7 @@ MobileNetV3. They give the backbone's coarsest map. An SSD's file has the whole 
 
 What torchvision's SSD cannot say: it takes scores from a softmax whose first column is the background, so
 those of the option `loss: focal`, a sigmoid a class without a background, are not its own. Boxes and
-`cls_logits` are; `"scores": "sigmoid"` says so. And it stretches all images to the exported side.
+`cls_logits` are; `"scores": "sigmoid"` says so. And it stretches all images to the exported size.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from torchvision.ops import Conv2dNormActivation
 from models.detector import evaluating
 from models.detectors.ssd import SSD as OwnSSD
 from models.exported import TOLERANCE, Exported, ExportFailed, other_sizes
+from utils.sides import pair
 
 
 def export_torchvision(
@@ -153,7 +154,7 @@ def detector(said: Mapping[str, Any], conf: float = 0.01, iou: float = 0.45, max
     built = SSD(
         Maps(features(said), own["taps"], extra),
         boxes,
-        (said["imgsz"], said["imgsz"]),
+        pair(said["imgsz"]),
         own["columns"],
         [0.0] * 3,
         [1.0] * 3,

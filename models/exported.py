@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.sides import Sides, pair
+
 TOLERANCE = 1e-3  # of scores, 0..1, and of boxes as shares of the image side; float32 noise is about 1e-6
 
 
@@ -55,10 +57,11 @@ def median_ms(run: Callable[[], object], seconds: float = 1.0) -> float:
     return 1000 * statistics.median(times)
 
 
-def other_sizes(imgsz: int, stride: int) -> list[tuple[int, ...]]:
-    """Batches that the export did not see: another batch size, larger, smaller and not square."""
-    small = max(stride, imgsz // 2 // stride * stride)
-    return [(2, 3, imgsz + stride, imgsz + stride), (1, 3, small, imgsz + 2 * stride)]
+def other_sizes(imgsz: Sides, stride: int) -> list[tuple[int, ...]]:
+    """Batches that the export did not see: another batch size, larger, smaller and of another shape."""
+    height, width = pair(imgsz)
+    small = max(stride, height // 2 // stride * stride)
+    return [(2, 3, height + stride, width + stride), (1, 3, small, width + 2 * stride)]
 
 
 @contextlib.contextmanager

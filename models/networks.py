@@ -12,6 +12,7 @@ from models.space import Space
 from models.yaml_file import read_mapping
 from models.yolo.space import YoloSpace
 from utils.errors import UserError
+from utils.sides import Sides, both
 
 # The key of a YAML that tells its kind; a YAML with none of them is YOLO's, which says what it lacks.
 SPACES: dict[str, Callable[..., Space]] = {
@@ -38,7 +39,7 @@ def build(space: Space, arch: Mapping[str, Any], names: Sequence[str] | None = N
     return space.build(arch, names)
 
 
-def describe(space: Space, imgsz: int) -> str:
+def describe(space: Space, imgsz: Sides) -> str:
     """The space as a text for people: every choice, how many archs, and what the extremes cost."""
     choices = space.choices
     lines = [f"{space.name}: {space.nc} classes, {space.outline}, {len(choices)} choices"]
@@ -48,7 +49,7 @@ def describe(space: Space, imgsz: int) -> str:
         lines += ["", *(f"  {c:<{wide}}  {'  '.join(map(str, v))}" for c, v in choices.items())]
         raw, distinct = space.size()
         lines += ["", f"archs: {_many(raw)} raw, {_many(distinct)} distinct"]
-    where = "each at its resolution" if "resolution" in choices else f"at {imgsz} x {imgsz}"
+    where = "each at its resolution" if "resolution" in choices else f"at {both(imgsz)}"
     left = max(13, len(where) + 2)
     lines += ["", f"{where:<{left}}params (M)    GFLOPs"]
     kinds = {"smallest": space.smallest(), "default": space.default(), "largest": space.largest()}

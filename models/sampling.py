@@ -18,6 +18,7 @@ import numpy as np
 
 from models.space import Arch, Choice, Space, Take
 from utils.errors import UserError, unknown
+from utils.sides import Sides
 
 Sampler = Callable[[np.random.Generator], Arch]
 TILT = 6.0  # odds of e^6 between a gene's largest and smallest value at the ends of the pool
@@ -162,7 +163,7 @@ class Stratified:
     """
 
     def __init__(
-        self, space: Space, imgsz: int, seed: int = 0, bins: int = 16, pool: int = 2000, key: str = "gflops"
+        self, space: Space, imgsz: Sides, seed: int = 0, bins: int = 16, pool: int = 2000, key: str = "gflops"
     ) -> None:
         if bins < 1 or pool < bins:
             raise UserError(f"stratified sampling needs bins >= 1 and pool >= bins, got {bins=}, {pool=}")
@@ -183,7 +184,7 @@ class Stratified:
         return dict(stratum[int(rng.integers(len(stratum)))])
 
 
-def spread(space: Space, imgsz: int, n: int, seed: int = 0, key: str = "gflops") -> list[Arch]:
+def spread(space: Space, imgsz: Sides, n: int, seed: int = 0, key: str = "gflops") -> list[Arch]:
     """`n` different archs, as evenly over the cost range as the space allows; the smallest and largest first.
 
     More of them begin with the same ones, from 16 on. Fewer come out where the space, or the pool of 4000
@@ -221,7 +222,7 @@ def in_range(
     rng: np.random.Generator,
     low: float,
     high: float,
-    imgsz: int,
+    imgsz: Sides,
     n: int = 1,
     key: str = "gflops",
     tries: int = TRIES,

@@ -19,11 +19,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from utils.errors import UserError, unknown
+from utils.sides import Sides, pair, read_sides, scaled, shown
 
 Value = str | int | float
 Arch = dict[str, Value]
 Genes = dict[str, Value]
-Block = dict[str, Any]  # part, name, kind, channels, side (None: not known), sources, facts
+Block = dict[str, Any]  # part, name, kind, channels, side (as `imgsz`; None: not known), sources, facts
 _KERNEL = re.compile(r"(\d+)x\d+")
 
 
@@ -161,10 +162,11 @@ class Space(Protocol):
     def classifier(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The YAML, without `nc`, of the same backbones as classifiers. UserError where there are none."""
 
-    def side(self, arch: Mapping[str, Any], imgsz: int) -> int:
-        """Pixels of the square images that an arch works on, where the experiment says `imgsz`."""
+    def side(self, arch: Mapping[str, Any], imgsz: Sides) -> Sides:
+        """Pixels of the images that an arch works on, where the experiment says `imgsz`: of that shape, with
+        its `resolution` as the longer side."""
 
-    def cost(self, arch: Mapping[str, Value], imgsz: int) -> dict[str, float]:
+    def cost(self, arch: Mapping[str, Value], imgsz: Sides) -> dict[str, float]:
         """params_m and gflops (2 x MACs of one image), without building anything: 50,000 a second."""
 
     def build(self, arch: Mapping[str, Any], names: Sequence[str] | None = None) -> Any:
@@ -173,7 +175,7 @@ class Space(Protocol):
     def supernet(self) -> Any:
         """One network with the weights of all archs, of elastic layers."""
 
-    def blocks(self, arch: Mapping[str, Any], imgsz: int) -> list[Block]:
+    def blocks(self, arch: Mapping[str, Any], imgsz: Sides) -> list[Block]:
         """The arch from the image to the head, for a drawing; [] where there is none.
 
         A block: `part` (backbone, neck, head); `name`, the same in every arch; `kind`; `channels` that come
@@ -199,6 +201,7 @@ class LabelledSpace:
     """
 
     name: str
+    stride: int
     genes: dict[str, Choice]
     choices: dict[str, list[Value]]
     ordered = layered = False
@@ -293,8 +296,9 @@ class LabelledSpace:
         for label, values in self.choices.items():
             yield from ({**genes, label: value} for value in values if value != genes[label])
 
-    def side(self, arch: Mapping[str, Any], imgsz: int) -> int:
-        return int(arch.get("resolution", imgsz)) if "resolution" in self.choices else imgsz
+    def side(self, arch: Mapping[str, Any], imgsz: Sides) -> Sides:
+        longest = arch.get("resolution") if "resolution" in self.choices else None
+        return imgsz if longest is None else scaled(imgsz, longest, self.stride)
 
     def classifier(self, options: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"{self.name} has no backbone that could be a classifier's; it needs a `network:`")
@@ -308,7 +312,7 @@ class LabelledSpace:
         """How many different networks there are, at one resolution."""
         raise NotImplementedError
 
-    def blocks(self, arch: Mapping[str, Any], imgsz: int) -> list[Block]:
+    def blocks(self, arch: Mapping[str, Any], imgsz: Sides) -> list[Block]:
         return []
 
     def spelled(self, arch: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,11 +341,11 @@ def known_values(arch: Mapping[str, Any], values: Mapping[str, Mapping[Value, Va
     return checked
 
 
-def check_side(side: Any, stride: int) -> None:
-    """Raise UserError unless an image side is a multiple of the network's largest stride."""
-    if isinstance(side, bool) or not isinstance(side, int) or side < 1 or side % stride:
-        near = max(1, round(side / stride)) * stride
-        raise UserError(f"imgsz {side} is not a multiple of the stride {stride}; try {near}")
+def check_side(imgsz: Sides, stride: int) -> None:
+    """Raise UserError unless the sides of images are multiples of the network's largest stride."""
+    if any(type(side) is not int or side < 1 or side % stride for side in pair(imgsz)):
+        near = read_sides([max(1, round(side / stride)) * stride for side in pair(imgsz)])
+        raise UserError(f"imgsz {shown(imgsz)} is not a multiple of the stride {stride}; try {shown(near)}")
 
 
 def pick(arch: Mapping[str, Value], choice: Choice) -> Any:

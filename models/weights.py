@@ -28,6 +28,7 @@ from models.space import Arch, Space
 from models.yolo.stock_yaml import expand
 from utils.errors import UserError
 from utils.files import write_bytes
+from utils.sides import Sides, sides_in
 from utils.training.measure import device_info
 
 FORMAT = "hello_nas weights"
@@ -60,7 +61,7 @@ class WeightFile:
     nc: int | None = None
     ch: int | None = None
     names: list[str] = field(default_factory=list)
-    imgsz: int | None = None
+    imgsz: Sides | None = None
     classes: dict[str, str] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -118,7 +119,7 @@ def save_weights(
     space: Space,
     arch: Mapping[str, Any],
     *,
-    imgsz: int,
+    imgsz: Sides,
     names: Sequence[str] | None = None,
     **meta: Any,
 ) -> None:
@@ -138,7 +139,7 @@ def save_weights(
 
 
 def identity(
-    detector: Any, space: Space, arch: Mapping[str, Any], imgsz: int, names: Sequence[str] | None = None
+    detector: Any, space: Space, arch: Mapping[str, Any], imgsz: Sides, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """What a weight file says about its network, enough to build it again: JSON values only."""
     return {
@@ -148,7 +149,7 @@ def identity(
         "nc": space.nc,
         "ch": space.ch,
         "names": list(detector.names if names is None else names),
-        "imgsz": imgsz,
+        "imgsz": plain(imgsz),
         "versions": {p: v for p, v in device_info().items() if p in ("python", "torch", "ultralytics")},
     }
 
@@ -209,6 +210,7 @@ def read_weights(path: str | Path) -> WeightFile:
     if said.get("renamed"):  # rows were taken apart for Ultralytics; the arch says more than their classes
         state, classes = {said["renamed"].get(k, k): v for k, v in state.items()}, {}
     about = {k: said[k] for k in SAID}
+    about["imgsz"] = sides_in(path, about["imgsz"])
     return WeightFile(path, FORMAT, state, classes=classes, meta=said.get("meta", {}), **about, **pickled)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from utils.errors import UserError, unknown
 from utils.history import Arch
 from utils.rewards import COST_KEYS
+from utils.sides import Sides
 
 _CONDITION = re.compile(r"\s*(<=|>=)\s*(\S+?)??\s*(baseline)?\s*")  # `<= 4`, `<= baseline`, `<= 0.8 baseline`
 
@@ -114,7 +115,7 @@ def steer(
 def check_limits(
     space: Any,
     limits: Sequence[Limit],
-    imgsz: int,
+    imgsz: Sides,
     rng: np.random.Generator,
     *,
     cost: Callable[[Arch], Mapping[str, float]] | None = None,

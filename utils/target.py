@@ -22,6 +22,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.json_text import parse_json
+from utils.sides import Sides, pair
 from utils.timing import WRONG
 
 SCRIPT = Path(__file__).with_name("timing.py")
@@ -48,10 +49,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A target's reference: `reference_ms` by runtime, for images of `side` pixels; what the machine is."""
+    """A target's reference: `reference_ms` by runtime, for images of `side`; what the machine is."""
 
     reference_ms: dict[str, float]
-    side: int
+    side: Sides
     hardware: str
     versions: dict[str, str]
 
@@ -66,7 +67,7 @@ class Latency:
     void: str = ""
 
 
-def calibrate(target: Target, references: Mapping[str, Path], side: int) -> Calibration:
+def calibrate(target: Target, references: Mapping[str, Path], side: Sides) -> Calibration:
     """Find out what the reference network takes on a target. UserError when it does not answer."""
     told = ask(target, references, {}, side, side)
     ms = {runtime: 1000 * statistics.median(seen) for runtime, seen in told["reference"].items()}
@@ -81,11 +82,11 @@ def check_answers(target: Target) -> None:
 def time_files(
     target: Target,
     files: Mapping[str, tuple[Path, str]],
-    side: int,
+    side: Sides,
     references: Mapping[str, Path],
     calibration: Calibration,
 ) -> dict[str, Latency]:
-    """Latency of one image of `side` pixels for each of `files`: name -> (file or folder, runtime).
+    """Latency of one image of `side` for each of `files`: name -> (file or folder, runtime).
 
     UserError when the target does not answer, or cannot run a file.
     """
@@ -112,12 +113,12 @@ def ask(
     target: Target,
     references: Mapping[str, Path],
     files: Mapping[str, tuple[Path, str]],
-    side: int,
-    reference_side: int,
+    side: Sides,
+    reference_side: Sides,
 ) -> dict[str, Any]:
     """The answer of utils/timing.py on a target. UserError, one line, when there is none."""
     with tempfile.TemporaryDirectory(prefix="timing-") as scratch:
-        request: dict[str, Any] = {"side": side, "reference_side": reference_side}
+        request: dict[str, Any] = {"size": pair(side), "reference_size": pair(reference_side)}
         request |= {"threads": target.threads, "seconds": target.seconds}
         sent: dict[str, Path] = {}
 

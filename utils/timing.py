@@ -3,7 +3,7 @@
 It stands alone: Python 3.9, numpy and the runtime (onnxruntime or openvino) are all it needs, so that it can
 be copied to a board. request.json, whose files lie beside it:
 
-    side, reference_side   pixels of the square images of the files and of the reference network
+    size, reference_size   [height, width] of the images of the files and of the reference network
     threads, seconds       of the runtime; for one file
     references             runtime -> file of the reference network
     files                  name -> [file, runtime]
@@ -19,7 +19,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Run = Callable[[], object]
@@ -75,7 +75,7 @@ def cpu_clock(threads: int) -> Clock:
     return clock
 
 
-def onnx_run(file: str, side: int, threads: int) -> Run:
+def onnx_run(file: str, size: Sequence[int], threads: int) -> Run:
     import numpy
     import onnxruntime
 
@@ -84,20 +84,20 @@ def onnx_run(file: str, side: int, threads: int) -> Run:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     image = session.get_inputs()[0]
-    images = numpy.full((1, image.shape[1], side, side), 0.5, numpy.float32)
+    images = numpy.full((1, image.shape[1], *size), 0.5, numpy.float32)
     return lambda: session.run(None, {image.name: images})
 
 
-def openvino_run(file: str, side: int, threads: int) -> Run:
+def openvino_run(file: str, size: Sequence[int], threads: int) -> Run:
     import numpy
     import openvino
 
     model = openvino.Core().read_model(file)
     channels = model.input(0).partial_shape[1].get_length()
-    model.reshape([1, channels, side, side])
+    model.reshape([1, channels, *size])
     how = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     request = openvino.Core().compile_model(model, "CPU", how).create_infer_request()
-    images = numpy.full((1, channels, side, side), 0.5, numpy.float32)
+    images = numpy.full((1, channels, *size), 0.5, numpy.float32)
     return lambda: request.infer([images])
 
 
@@ -121,11 +121,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     standards, versions = {}, {"python": platform.python_version(), "system": platform.platform()}
     for runtime, file in request["references"].items():
         package, load = RUNTIMES[runtime]
-        standards[runtime] = load(file, request["reference_side"], threads)
+        standards[runtime] = load(file, request["reference_size"], threads)
         versions[package] = sys.modules[package].__version__
     timed = {}
     for name, (file, runtime) in request["files"].items():
-        candidate = RUNTIMES[runtime][1](file, request["side"], threads)
+        candidate = RUNTIMES[runtime][1](file, request["size"], threads)
         ratios, seen = alternate(candidate, standards[runtime], clock, seconds)
         timed[name] = {"ratios": ratios, "seconds": seen}
     reference = {} if timed else {name: alone(run, clock, seconds) for name, run in standards.items()}

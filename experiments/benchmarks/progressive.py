@@ -36,6 +36,7 @@ from models.networks import open_any_space  # noqa: E402
 from models.sampling import Narrowed, Phases, subnets  # noqa: E402
 from models.space import Space  # noqa: E402
 from models.supernet import Supernet  # noqa: E402
+from utils.sides import longer  # noqa: E402
 from utils.training.sandwich import Pupil, sandwich_step  # noqa: E402
 from utils.training.settings import Distil  # noqa: E402
 
@@ -60,7 +61,7 @@ def main() -> None:
     exp = load_experiment(args.experiment)
     assert exp.supernet is not None, f"{args.experiment} trains no supernet"
     supernet = Supernet(open_any_space(exp.space, nc=CLASSES).model, CLASSES)
-    net, batch = ready(supernet.net, CPU), objects(exp.imgsz, args.batch, CPU)
+    net, batch = ready(supernet.net, CPU), objects(longer(exp.imgsz), args.batch, CPU)
     phases = Phases(
         supernet.space,
         {k: (p.boundary, p.value) for k, p in exp.supernet.schedule.items()},

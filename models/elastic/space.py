@@ -29,6 +29,7 @@ from models.elastic.ranges import read_part, read_resolution
 from models.space import Arch, Block, Choice, LabelledSpace, Take, Value, check_side, known_values
 from models.yaml_file import check_numbers, positive, read_mapping
 from utils.errors import UserError, unknown
+from utils.sides import Sides, longer, pair
 
 SPELLINGS: dict[str, Any] = {"genotype": genotype, "mutable_cfg": mmrazor}
 KEYS = ("name", "network", "nc", "ch", "resolution", "options")
@@ -43,7 +44,7 @@ class ElasticSpace(LabelledSpace):
 
     Attributes:
         parts: name -> Part, whose dims the network is built from.
-        resolution: the choice of the image side, or None where the YAML leaves it to the experiment.
+        resolution: the choice of the longer side of images, or None where the YAML has none.
         options: settings of the network that are not searched.
         choices: label -> what it may be, in the order of the network, the default first.
             Labels read `backbone.depth.2` (stage 2), `backbone.kernel_size.2.0` (its first block),
@@ -182,17 +183,16 @@ class ElasticSpace(LabelledSpace):
             arch.setdefault("resolution", self.choices["resolution"][0])
         return self.canonical(arch)
 
-    def cost(self, arch: Mapping[str, Value], imgsz: int | tuple[int, int]) -> dict[str, float]:
+    def cost(self, arch: Mapping[str, Value], imgsz: Sides) -> dict[str, float]:
         """Parameters in millions and GFLOPs (2 x MACs of convolutions and linear layers, one image).
 
-        imgsz: side, or (height, width); an arch with a `resolution` is priced at that instead. Look-ups and
-        sums after the first call, which builds the network without memory on torch's meta device. Equal to
+        imgsz: side, or (height, width); a `resolution` is the longer side in its place. Look-ups and sums
+        after the first call, which builds the network without memory on torch's meta device. Equal to
         `torch.utils.flop_counter` on the extracted network.
         """
         if arch.keys() - self._values.keys():
             self.canonical(arch)  # says what is wrong
-        size = arch.get("resolution", imgsz) if self.resolution else imgsz
-        return self._costs(size)(arch)
+        return self._costs(self.side(arch, imgsz))(arch)
 
     def classifier(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The YAML, without `nc`, of the same backbones as classifiers, for images of any one size."""
@@ -224,7 +224,7 @@ class ElasticSpace(LabelledSpace):
         """The network, as its file builds it: elastic, or plain under NNI's `model_context`."""
         return self.composed.build(self.parts, self.nc, self.ch, self.options, self)
 
-    def blocks(self, arch: Mapping[str, Any], imgsz: int) -> list[Block]:
+    def blocks(self, arch: Mapping[str, Any], imgsz: Sides) -> list[Block]:
         return blocks_of(self.parts, self.complete(arch))
 
     def exporters(self) -> Mapping[str, Callable[..., Any]]:
@@ -238,7 +238,7 @@ class ElasticSpace(LabelledSpace):
 
     def read_spelled(self, record: Mapping[str, Any]) -> Arch | None:
         """The arch of a file's `subnet_settings`, or of what others call theirs; where the resolution is
-        searched and they do not say it, it is the `imgsz`."""
+        searched and they do not say it, it is the longer side of `imgsz`."""
         readers: dict[str, Callable[[Any], Arch]] = {"subnet_settings": self.from_settings}
         if (own := self.composed.spelling) is not None:
             readers[own] = lambda said: SPELLINGS[own].read(self, said)
@@ -255,21 +255,19 @@ class ElasticSpace(LabelledSpace):
     def _at_side(self, arch: Arch, record: Mapping[str, Any]) -> Arch:
         if "resolution" not in arch or "image_size" in str(record.get("genotype")):
             return arch
-        side = record.get("arch", {}).get("resolution", record["imgsz"])
+        side = record.get("arch", {}).get("resolution", record["imgsz"] and longer(record["imgsz"]))
         return self.canonical(arch | {"resolution": side})
 
-    def _costs(self, size: Any) -> Callable[[Mapping[str, Value]], dict[str, float]]:
-        sides = size if isinstance(size, tuple) else (size, size)
-        for side in sides:
-            check_side(side, self.stride)
-        if sides not in self._tables:
+    def _costs(self, imgsz: Sides) -> Callable[[Mapping[str, Value]], dict[str, float]]:
+        if imgsz not in self._tables:
             from models.elastic.costs import CostTable
 
-            self._tables[sides] = CostTable(self._skeleton, (self.ch, *sides))
-        return self._tables[sides]
+            check_side(imgsz, self.stride)
+            self._tables[imgsz] = CostTable(self._skeleton, (self.ch, *pair(imgsz)))
+        return self._tables[imgsz]
 
     @cached_property
-    def _tables(self) -> dict[tuple[int, int], Any]:
+    def _tables(self) -> dict[Sides, Any]:
         return {}
 
     @cached_property

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.elastic.dims import Dim, fixed
 from models.serial.code import Code
+from utils.sides import Sides, Size, area, pair
 
 
 class Maps(nn.Module):
@@ -28,42 +29,43 @@ class Maps(nn.Module):
 
 
 @lru_cache(maxsize=65_536)
-def backbone_cost(code: Code, ch: int, base: int, own: bool, imgsz: int) -> tuple[int, int]:
-    """(parameters, MACs of convolutions for one square image) of a code's backbone.
+def backbone_cost(code: Code, ch: int, base: int, own: bool, imgsz: Sides) -> tuple[int, int]:
+    """(parameters, MACs of convolutions for one image) of a code's backbone.
 
     own: extra streams have weights of their own.
     """
-    side = _half(imgsz)
-    params, macs = 49 * ch * base + 2 * base, 49 * ch * base * side**2
-    side, width, wide = _half(side), base, 1 if code.kind == "b" else 4
+    size = _half(pair(imgsz))
+    params, macs = 49 * ch * base + 2 * base, 49 * ch * base * area(size)
+    size, width, wide = _half(size), base, 1 if code.kind == "b" else 4
     for stage, k in zip(code.shapes(base), code.streams, strict=True):
-        entry, inputs, weights, work = side, width, 0, 0
+        entry, inputs, weights, work = size, width, 0, 0
         for planes, stride in stage:
-            out = side if stride == 1 else _half(side)
-            p, m = _block(code, width, planes, planes * wide, side, out, stride)
+            out = size if stride == 1 else _half(size)
+            p, m = _block(code, width, planes, planes * wide, size, out, stride)
             weights, work = weights + p, work + m
-            side, width = out, planes * wide
+            size, width = out, planes * wide
         params += weights * (1 + k * own) + k * (width * inputs + 2 * inputs)
-        macs += work * (1 + k) + k * width * inputs * side**2
-        assert side <= entry
+        macs += work * (1 + k) + k * width * inputs * area(size)
+        assert size <= entry
     return params, macs
 
 
-def _half(side: int) -> int:
+def _half(size: Size) -> Size:
     """Of a convolution or pooling of stride 2 that keeps the size otherwise."""
-    return (side - 1) // 2 + 1
+    height, width = size
+    return (height - 1) // 2 + 1, (width - 1) // 2 + 1
 
 
 def _block(
-    code: Code, inputs: int, planes: int, outputs: int, side: int, out: int, stride: int
+    code: Code, inputs: int, planes: int, outputs: int, size: Size, out: Size, stride: int
 ) -> tuple[int, int]:
-    """(parameters, MACs) of one block between maps of side x side and out x out."""
+    """(parameters, MACs) of one block between maps of these sizes."""
     if code.kind == "b":
         layers = [(9 * inputs * planes, planes, out), (9 * planes * planes, planes, out)]
     else:
         inner = int(planes * (code.group_width / 64)) * code.groups
         layers = [
-            (inputs * inner, inner, side),
+            (inputs * inner, inner, size),
             (9 * inner * inner // code.groups, inner, out),
             (inner * outputs, outputs, out),
         ]
@@ -71,5 +73,5 @@ def _block(
         layers.append((inputs * outputs, outputs, out))
     return (
         sum(weights + 2 * channels for weights, channels, _ in layers),
-        sum(weights * at**2 for weights, _, at in layers),
+        sum(weights * area(at) for weights, _, at in layers),
     )

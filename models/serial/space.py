@@ -46,6 +46,7 @@ from models.space import Arch, Choice, Genes, Take, Value, check_side
 from models.space import Block as Drawn
 from models.yaml_file import check_numbers, positive, read_mapping
 from utils.errors import UserError, unknown
+from utils.sides import Sides, pair, read_sides
 
 KEYS = {
     **dict.fromkeys(("name", "nc", "ch", "code", "options", "rates")),
@@ -339,21 +340,21 @@ class SerialSpace:
 
     # Costs and networks.
 
-    def side(self, arch: Mapping[str, Any], imgsz: int) -> int:
+    def side(self, arch: Mapping[str, Any], imgsz: Sides) -> Sides:
         return imgsz
 
-    def cost(self, arch: Mapping[str, Value], imgsz: int) -> dict[str, float]:
+    def cost(self, arch: Mapping[str, Value], imgsz: Sides) -> dict[str, float]:
         check_side(imgsz, self.stride)
         code = self.code(arch) if "code" in arch else self.code(self.repair(arch))
         params, macs = self._rest(code, imgsz) + self._backbone_cost(code, imgsz)
         return {"params_m": round(params) / 1e6, "gflops": 2 * round(macs) / 1e9}
 
-    def _backbone_cost(self, code: Code, imgsz: int) -> tuple[int, int]:
+    def _backbone_cost(self, code: Code, imgsz: Sides) -> tuple[int, int]:
         from models.serial.costs import backbone_cost
 
         return backbone_cost(code, self.ch, self.planes, bool(self.options["own_streams"]), imgsz)
 
-    def _rest(self, code: Code, imgsz: int) -> np.ndarray:
+    def _rest(self, code: Code, imgsz: Sides) -> np.ndarray:
         """[parameters, MACs] of all but the backbone. They hang on its maps alone, and each lateral layer on
         the width of its map: a constant, and so much for each channel of each map."""
         from models.backbones.serial import maps
@@ -370,14 +371,14 @@ class SerialSpace:
         least, each = self._known_rests[at, imgsz]
         return least + (np.array([channels for channels, _ in found]) - 8) @ each
 
-    def _measured(self, code: Code, maps: Sequence[tuple[int, int]], imgsz: int) -> np.ndarray:
+    def _measured(self, code: Code, maps: Sequence[tuple[int, int]], imgsz: Sides) -> np.ndarray:
         import torch
 
         from models.elastic.costs import CostTable
         from models.serial.costs import Maps
 
         with torch.device("meta"):
-            cost = CostTable(self._around(Maps(maps), code), (self.ch, imgsz, imgsz))({})
+            cost = CostTable(self._around(Maps(maps), code), (self.ch, *pair(imgsz)))({})
         return np.array([cost["params_m"] * 1e6, cost["gflops"] * 1e9 / 2])
 
     @cached_property
@@ -430,15 +431,15 @@ class SerialSpace:
             f"{self.name} is a space of serial codes: its networks share no supernet; drop `supernet:`"
         )
 
-    def blocks(self, arch: Mapping[str, Any], imgsz: int) -> list[Drawn]:
+    def blocks(self, arch: Mapping[str, Any], imgsz: Sides) -> list[Drawn]:
         from models.backbones.serial import BLOCKS
         from models.elastic.outline import blocks_of
 
-        code, side, found = self.code(arch), imgsz // 4, []
-        kind, wide = BLOCKS[code.kind]
+        code, (height, width), found = self.code(arch), pair(imgsz), []
+        (kind, wide), shrunk = BLOCKS[code.kind], 4
         for i, stage in enumerate(code.shapes(self.planes)):
             for _, stride in stage:
-                side //= stride
+                shrunk *= stride
             facts: dict[str, Any] = {"blocks": len(stage), "code": _text(code, i)}
             if code.streams[i]:
                 facts["extra streams"] = code.streams[i]
@@ -448,7 +449,7 @@ class SerialSpace:
                     "name": f"stage {i}",
                     "kind": kind.__name__,
                     "channels": stage[-1][0] * wide,
-                    "side": side,
+                    "side": read_sides([height // shrunk, width // shrunk]),
                     "sources": [],
                     "facts": facts,
                 }

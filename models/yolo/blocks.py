@@ -1,7 +1,7 @@
 """What each module of a detector YAML does to a feature map and what it costs, without torch.
 
-Every block below is written like its stock forward pass and returns (channels, side) of what comes out. FLOPs
-are 2 x MACs of the convolutions for one square image in inference mode, which is exactly what
+Every block below is written like its stock forward pass and returns (channels, size) of what comes out. FLOPs
+are 2 x MACs of the convolutions for one image in inference mode, which is exactly what
 `torch.utils.flop_counter` counts, and of the matrix products of attention; parameters include BatchNorm's two
 and the head's fixed DFL kernel.
 """
@@ -15,9 +15,10 @@ from inspect import Parameter, signature
 from math import gcd
 
 from utils.errors import UserError
+from utils.sides import Size, area, both
 
 Kernel = int | tuple[int, int]
-Shape = tuple[int, int]  # channels, side of the square feature map
+Shape = tuple[int, Size]  # channels, (height, width) of the feature map
 Signed = int  # may be below 0
 
 
@@ -47,7 +48,7 @@ class Tally:
         self,
         c1: int,
         c2: int,
-        side: int,
+        size: Size,
         k: Kernel = 1,
         s: int = 1,
         p: int | None = None,
@@ -55,20 +56,20 @@ class Tally:
         d: int = 1,
         bn: bool = True,
         bias: bool = False,
-    ) -> int:
-        """Count Conv2d (+ BatchNorm2d) on a `side` x `side` map; returns the side of the result."""
+    ) -> Size:
+        """Count Conv2d (+ BatchNorm2d) on a map of this `size`; returns that of the result."""
         kh, kw = k if isinstance(k, tuple) else (k, k)
         if min(c1, c2, kh, kw, s, g, d) < 1 or (p is not None and p < 0):
             raise UserError(f"a convolution cannot have {c1} -> {c2} channels, k={k}, s={s}, p={p}, g={g}")
         if c1 % g or c2 % g:
             raise UserError(f"{g} groups do not divide {c1} -> {c2} channels")
-        out = (side + 2 * pad(kh, p, d) - d * (kh - 1) - 1) // s + 1
-        if out < 1:
-            raise UserError(f"nothing is left of a {side} x {side} map after k={k}, s={s}, p={p}")
+        height, width = ((side + 2 * pad(kh, p, d) - d * (kh - 1) - 1) // s + 1 for side in size)
+        if height < 1 or width < 1:
+            raise UserError(f"nothing is left of a {both(size)} map after k={k}, s={s}, p={p}")
         weights = c2 * (c1 // g) * kh * kw
         self.params += weights + 2 * c2 * bn + c2 * bias
-        self.flops += 2 * weights * out * out
-        return out
+        self.flops += 2 * weights * height * width
+        return height, width
 
     def products(self, positions: int, channels: int, batch: int = 1) -> None:
         """Count the two matrix products of attention over `positions`: keys and values have so many
@@ -99,9 +100,10 @@ def dwconv(t: Tally, x: Shape, c2: int, k: int = 1, s: int = 1, d: int = 1) -> S
 
 
 def focus(t: Tally, x: Shape, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1) -> Shape:
-    if x[1] % 2:
-        raise UserError(f"Focus needs an even map, got {x[1]} x {x[1]}")
-    return conv(t, (4 * x[0], x[1] // 2), c2, k, s, p, g)
+    height, width = x[1]
+    if height % 2 or width % 2:
+        raise UserError(f"Focus needs an even map, got {both(x[1])}")
+    return conv(t, (4 * x[0], (height // 2, width // 2)), c2, k, s, p, g)
 
 
 def ghost_conv(t: Tally, x: Shape, c2: int, k: int = 1, s: int = 1, g: int = 1) -> Shape:
@@ -240,12 +242,12 @@ def a2c2f(
     return conv(t, ((1 + n) * h, x[1]), c2)
 
 
-def _area_block(t: Tally, x: Shape, mlp_ratio: float, area: int) -> None:
-    dim, side = x
-    if side * side % max(area, 1):
-        raise UserError(f"{area} areas do not divide a {side} x {side} map")
+def _area_block(t: Tally, x: Shape, mlp_ratio: float, areas: int) -> None:
+    dim, size = x
+    if area(size) % max(areas, 1):
+        raise UserError(f"{areas} areas do not divide a {both(size)} map")
     conv(t, x, 3 * dim)
-    t.products(side * side // max(area, 1), 2 * dim, max(area, 1))
+    t.products(area(size) // max(areas, 1), 2 * dim, max(areas, 1))
     conv(t, x, dim, 7, g=dim)
     conv(t, x, dim)
     conv(t, conv(t, x, int(dim * mlp_ratio)), dim)
@@ -267,13 +269,13 @@ def c2psa(t: Tally, x: Shape, c2: int, n: int = 1, e: float = 0.5) -> Shape:
 
 def psa_block(t: Tally, x: Shape) -> Shape:
     """Attention of heads of 64 channels, keys of half of them, and a feed-forward pair."""
-    c, side = x
+    c, size = x
     heads = max(c // 64, 1)
     if c % heads:
         raise UserError(f"{heads} heads of attention do not divide {c} channels")
     keys = c // heads // 2 * heads
     conv(t, x, c + 2 * keys)
-    t.products(side * side, c + keys)
+    t.products(area(size), c + keys)
     conv(t, x, c, 3, g=c)
     conv(t, x, c)
     conv(t, conv(t, x, 2 * c), c)
@@ -295,17 +297,20 @@ def sppf(t: Tally, x: Shape, c2: int, k: int = 5, n: int = 3, shortcut: bool = F
 
 
 def upsample(t: Tally, x: Shape, size: None = None, scale_factor: int = 2, mode: str = "nearest") -> Shape:
-    return x[0], x[1] * scale_factor
+    height, width = x[1]
+    return x[0], (height * scale_factor, width * scale_factor)
 
 
 def max_pool(t: Tally, x: Shape, k: int, s: int | None = None, p: int = 0) -> Shape:
-    return x[0], (x[1] + 2 * p - k) // (s or k) + 1
+    height, width = ((side + 2 * p - k) // (s or k) + 1 for side in x[1])
+    return x[0], (height, width)
 
 
 def zero_pad(t: Tally, x: Shape, sides: Sequence) -> Shape:
     if len(sides) != 4 or sides[0] + sides[1] != sides[2] + sides[3]:
         raise UserError(f"ZeroPad2d takes [left, right, top, bottom] that keep a square map, got {sides}")
-    return x[0], x[1] + sides[0] + sides[1]
+    height, width = x[1]
+    return x[0], (height + sides[2] + sides[3], width + sides[0] + sides[1])
 
 
 def identity(t: Tally, x: Shape) -> Shape:
@@ -315,8 +320,8 @@ def identity(t: Tally, x: Shape) -> Shape:
 def concat(t: Tally, xs: list[Shape], dimension: int = 1) -> Shape:
     if dimension != 1:
         raise UserError(f"Concat joins channels, dimension 1, got {dimension}")
-    if len({side for _, side in xs}) > 1:
-        raise UserError(f"the inputs have different sizes: {', '.join(f'{s} x {s}' for _, s in xs)}")
+    if len({size for _, size in xs}) > 1:
+        raise UserError(f"the inputs have different sizes: {', '.join(both(size) for _, size in xs)}")
     return sum(c for c, _ in xs), xs[0][1]
 
 
@@ -335,7 +340,7 @@ def detect(t: Tally, xs: list[Shape], nc: int, head: Head = Head()) -> Shape:
         t.conv(cls, nc, x[1], bn=False, bias=True)
     if reg_max > 1:  # the distribution's mean is a frozen 1x1 convolution over 4 x anchors positions
         t.params += reg_max
-        t.flops += 2 * reg_max * 4 * sum(side * side for _, side in xs)
+        t.flops += 2 * reg_max * 4 * sum(area(size) for _, size in xs)
     return nc + 4 * reg_max, xs[0][1]
 
 

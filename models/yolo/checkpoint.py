@@ -20,6 +20,7 @@ from models.yolo.blocks import VARIES, arguments
 from models.yolo.parse import KEYS, Network, parse
 from models.yolo.rows import StockOptions
 from utils.errors import UserError
+from utils.sides import Sides, longer, pair, read_sides
 
 # What may become of a row, its own value first: factors of its channels out and of its hidden share, repeats.
 SMALLER: dict[str, Any] = {"width": [1.0, 0.75, 0.5], "depth": "1..n", "e": [1.0, 0.75, 0.5]}
@@ -28,10 +29,10 @@ LEAST_SIDE = 2  # of the largest stride
 ATTENTION = ("PSA", "C2PSA", "A2C2f")
 
 
-def space_around(path: str | Path, imgsz: int | None = None) -> tuple[str, WeightFile]:
+def space_around(path: str | Path, imgsz: Sides | None = None) -> tuple[str, WeightFile]:
     """(YAML of a space around the network in a checkpoint, the checkpoint).
 
-    imgsz: side of the images, pixels; by default that of the training. Sides are a choice where it is known.
+    imgsz: of the images, pixels; by default that of the training. Sides are a choice where it is known.
 
     Raises UserError for what is no whole file, holds no network, or holds one that is no detector.
     """
@@ -68,10 +69,13 @@ def _towers(file: WeightFile) -> int:
     return widths[0] if widths[0] > max(widths[1], min(len(file.names), 100)) else 0
 
 
-def side_of(file: WeightFile) -> int | None:
-    """Pixels of the square images that a checkpoint was trained on; None where it does not say."""
-    side = file.settings.get("imgsz")
-    return side if isinstance(side, int) and not isinstance(side, bool) and side > 0 else None
+def side_of(file: WeightFile) -> Sides | None:
+    """Pixels of the images that a checkpoint was trained on; None where it does not say."""
+    try:
+        imgsz = read_sides(file.settings.get("imgsz"))
+    except ValueError:
+        return None
+    return imgsz if min(pair(imgsz)) > 0 else None
 
 
 def _choices(network: Network) -> dict[str, dict[str, Any]]:
@@ -107,10 +111,11 @@ def _held(model: dict[str, Any]) -> dict[str, Any]:
     return model | held
 
 
-def _sides(side: int | None, stride: int) -> list[int]:
-    """Image sides, the largest first; [] where none is known or fits the stride."""
-    if side is None or side % stride:
+def _sides(imgsz: Sides | None, stride: int) -> list[int]:
+    """Longer sides of images, the largest first; [] where none is known or fits the stride."""
+    if imgsz is None or any(side % stride for side in pair(imgsz)):
         return []
+    side = longer(imgsz)
     found = [max(LEAST_SIDE, round(side * share / stride)) * stride for share in SIDES]
     return [s for s in dict.fromkeys(found) if s <= side]
 

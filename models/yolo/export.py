@@ -29,6 +29,7 @@ from models.yolo.stock_yaml import expand
 from utils.errors import UserError
 from utils.offline import quiet_ultralytics
 from utils.report.model_card import ULTRALYTICS_VAL
+from utils.sides import area, both, pair, shown
 
 STOCK = ("torch.", "ultralytics.", "collections.OrderedDict", "__builtin__.set")
 
@@ -151,18 +152,16 @@ def _measured(
     versions: dict[str, str],
 ) -> Exported:
     """What `run` gives beside torch, and how long it takes."""
-    side = about["imgsz"]
-    sizes = other_sizes(side, detector.stride)
+    imgsz = about["imgsz"]
+    sizes = other_sizes(imgsz, detector.stride)
     if not detector.nms:  # its best points are counted when it is exported: smaller images have too few
-        sizes = [size for size in sizes if size[2] * size[3] >= side * side]
+        sizes = [size for size in sizes if size[2] * size[3] >= area(imgsz)]
     difference = _difference(detector, run, sizes)
-    image = torch.rand(1, 3, side, side)
+    image = torch.rand(1, 3, *pair(imgsz))
     ms = median_ms(lambda: run(image))
-    notes = [f"{runtime}: {ms:.2f} ms an image of {side} px (median, CPU, {threads} threads, no NMS)"]
+    notes = [f"{runtime}: {ms:.2f} ms an image of {shown(imgsz)} px (median, CPU, {threads} threads, no NMS)"]
     if not detector.nms:
-        notes.append(
-            f"it needs no NMS: [n, 6] of x1 y1 x2 y2, score, class; images of {side} x {side} or more"
-        )
+        notes.append(f"it needs no NMS: [n, 6] of x1 y1 x2 y2, score, class; images of {both(imgsz)} or more")
     values = {f"{runtime.lower()}_ms": ms, "threads": threads, **versions}
     return Exported(path, format, difference, sizes, notes, values)
 

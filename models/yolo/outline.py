@@ -9,6 +9,7 @@ from models.space import Arch, Block, pick
 from models.yolo.blocks import HEADS, Head, Shape, Tally
 from models.yolo.parse import C3Options, ConvOptions, Row, count
 from models.yolo.reach import sources_of
+from utils.sides import read_sides, shown
 
 
 def blocks_of(
@@ -23,7 +24,7 @@ def blocks_of(
         if row.index in dead:
             continue
         sources, last = sources_of(row.index, row.source), row.module in HEADS
-        channels, side = count(row, xs, Tally(), head)
+        channels, size = count(row, xs, Tally(), head)
         before = int(blocks[-1]["name"]) if blocks else -1
         blocks.append(
             {
@@ -31,7 +32,7 @@ def blocks_of(
                 "name": str(row.index),
                 "kind": row.module.removeprefix("NAS").removeprefix("nn."),
                 "channels": None if last else channels,
-                "side": None if last else side,
+                "side": None if last else read_sides(size),
                 "sources": [] if sources == [before] else [str(j) for j in sources],
                 "facts": _facts(row, arch, xs),
             }
@@ -53,4 +54,4 @@ def _facts(row: Row, arch: Arch, read: list[Shape]) -> dict[str, Any]:
             "cv1": f"{pick(arch, options.cv1_kernel)} {pick(arch, options.cv1_act)}",
             "cv2": f"{pick(arch, options.cv2_kernel)} {pick(arch, options.cv2_act)}",
         }
-    return {"maps": ", ".join(str(side) for _, side in read)} if row.module in HEADS else {}
+    return {"maps": ", ".join(shown(size) for _, size in read)} if row.module in HEADS else {}

@@ -45,6 +45,7 @@ from models.yolo.values import (
     stock_first,
 )
 from utils.errors import UserError, unknown
+from utils.sides import Size
 
 # Heads of Ultralytics' that are no detector's here -> what they are for.
 OTHER_HEADS = {
@@ -58,6 +59,7 @@ OTHER_HEADS = {
 }
 ACTIVATIONS = ("SiLU", "Identity", "ReLU", "ReLU6", "LeakyReLU", "Hardswish", "GELU", "Mish")
 PROBE = 256  # side of the image with which shapes and strides are worked out, as Ultralytics does
+PROBED = PROBE, PROBE
 
 FREE = ("Concat", "nn.Upsample", "nn.MaxPool2d", "nn.ZeroPad2d", "nn.Identity")  # rows that cost nothing
 FOLDERS = ("v5", "v8", "v10", "11", "12", "26")  # of Ultralytics' own files
@@ -255,17 +257,17 @@ def parse(model: dict[str, Any], nc: int | None = None, ch: int | None = None) -
         raise UserError(
             "nms: false needs a head that is one to one with objects: end2end: true, or v10Detect"
         )
-    rows, shapes, fixed = _rows(model, raws, (ch, PROBE), nc, head, _multiples(model, notices))
+    rows, shapes, fixed = _rows(model, raws, (ch, PROBED), nc, head, _multiples(model, notices))
     if [r.index for r in rows if r.module in HEADS] != [len(rows) - 1]:
         raise UserError(f"not a detector: the last row, and only it, must be Detect, got {rows[-1].module}")
-    seen = inputs(rows[-1], (ch, PROBE), shapes[:-1])
+    seen = inputs(rows[-1], (ch, PROBED), shapes[:-1])
     return Network(
         name=str(model.get("name") or "detector"),
         nc=nc,
         ch=ch,
         rows=tuple(rows),
-        strides=tuple(PROBE // side for _, side in seen),
-        max_stride=max(1, *(PROBE // side for _, side in shapes)),
+        strides=tuple(PROBE // side for _, (side, _) in seen),
+        max_stride=max(1, *(PROBE // side for _, (side, _) in shapes)),
         activation=activation,
         head=head,
         nms=nms,
@@ -320,7 +322,7 @@ def _rows(
                 row = replace(row, options=_choices(row, read[0][0], own, stock_act))
                 vary.widths[-1] = _channels_out(row, vary.widths[:-1])
             elif row.module in HEADS and given:
-                row = replace(row, options=read_levels(given, [PROBE // side for _, side in read]))
+                row = replace(row, options=read_levels(given, [PROBE // side for _, (side, _) in read]))
             elif found is not None:
                 row = replace(row, options=found)
         rows.append(row)
@@ -371,12 +373,12 @@ def count(row: Row, xs: list[Shape], tally: Tally, head: Head) -> Shape:
     return y
 
 
-def _fitting(row: Row, side: int, head: Head) -> Fits:
+def _fitting(row: Row, size: Size, head: Head) -> Fits:
     """Whether a row with other args, reading other channels, is one that can be built."""
 
     def fits(args: list[Any], c1: int) -> bool:
         try:
-            count(replace(row, args=args), [(c1, side)], Tally(), head)
+            count(replace(row, args=args), [(c1, size)], Tally(), head)
         except UserError:
             return False
         return True

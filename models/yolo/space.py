@@ -50,6 +50,7 @@ from models.yolo.parse import (
 from models.yolo.reach import LevelOptions, dead_rows, sources_of
 from models.yolo.rows import StockOptions
 from utils.errors import UserError
+from utils.sides import Sides, Size, pair
 
 Cost = tuple[int, int]  # params, FLOPs
 
@@ -72,7 +73,7 @@ class YoloSpace(LabelledSpace):
             Labels are made of the row's number: `nasconv_0` (kernel), `nasconv_0_act`, `c3_2_width`,
             `c3_2_cv1`, `c3_2_cv1_act`, `c3_2_depth`, `c3_2_m0` (width of the first bottleneck); of stock rows
             `c3k2_2_width` (channels out), `c3k2_2_depth` (repeats), `c3k2_2_e` (inner ratio). Last comes
-            `resolution`, the side of the images, where the YAML lists some.
+            `resolution`, the longer side of the images, where the YAML lists some.
         The others are those of every space (models/space.py).
 
     Raises:
@@ -103,7 +104,7 @@ class YoloSpace(LabelledSpace):
         self._dead = dead_rows(self.rows, head) if isinstance(head, LevelOptions) else {}
         self._sizes = np.array([len(values) for values in self.choices.values()], dtype=np.int64)
         self._searched = [_Searched(row) for row in self.rows if row.options and row is not self.rows[-1]]
-        self._tables: dict[int, _Table] = {}
+        self._tables: dict[Sides, _Table] = {}
         self._priced: dict[Value | None, list[tuple[int, Callable[[Genes], Any]]]] = {}
         self._defaults = {label: values[0] for label, values in self.choices.items()}
 
@@ -158,14 +159,14 @@ class YoloSpace(LabelledSpace):
         """Numbers of the rows that nothing reads in an arch."""
         return self._dead[pick(arch, self._levels)] if self._levels else frozenset()
 
-    def cost(self, arch: Mapping[str, Value], imgsz: int) -> dict[str, float]:
-        """Parameters in millions and GFLOPs (2 x MACs of one imgsz x imgsz image), without building anything.
+    def cost(self, arch: Mapping[str, Value], imgsz: Sides) -> dict[str, float]:
+        """Parameters in millions and GFLOPs (2 x MACs of one image of imgsz), without building anything.
 
         Table look-ups and sums, tens of thousands per second; equal to the built network's parameters and to
         `torch.utils.flop_counter` in inference mode. Raises UserError for an unknown label or value, and for
-        an imgsz that is not a multiple of the largest stride. An arch with a `resolution` is priced at that.
+        an imgsz that is not a multiple of the largest stride. A `resolution` is the longer side in its place.
         """
-        imgsz = arch.get("resolution", imgsz) if "resolution" in self.choices else imgsz  # type: ignore[assignment]
+        imgsz = self.side(arch, imgsz)
         if self._moving:
             return self._summed(arch, imgsz)
         table = self._tables.get(imgsz) or self._table(imgsz)
@@ -203,7 +204,7 @@ class YoloSpace(LabelledSpace):
             arch = self._canonical(self.complete(arch) | {self._levels.label: self._levels.largest})
         return with_elastic_rows(self.build(arch), self.rows, self._dead, self._levels)
 
-    def blocks(self, arch: Mapping[str, Any], imgsz: int) -> list[Block]:
+    def blocks(self, arch: Mapping[str, Any], imgsz: Sides) -> list[Block]:
         genes, backbone = self.complete(arch), len(self.model["backbone"])
         rows = list(self.along(genes, self.side(genes, imgsz)))
         return blocks_of(rows, backbone, self._dead_in(genes), genes, self.network.head)
@@ -241,7 +242,7 @@ class YoloSpace(LabelledSpace):
             found["activation"] = self.network.activation
         return {**found, "backbone": rows[:backbone], "head": rows[backbone:]}
 
-    def along(self, arch: Mapping[str, Value], imgsz: int) -> Iterator[tuple[Row, list[Shape]]]:
+    def along(self, arch: Mapping[str, Value], imgsz: Sides) -> Iterator[tuple[Row, list[Shape]]]:
         """Each row as it is in an arch, its args and repeats settled, and the shapes that it reads.
 
         A row that nothing reads in this arch is an `nn.Identity`: the others keep their numbers.
@@ -253,13 +254,13 @@ class YoloSpace(LabelledSpace):
                 row = Row(row.index, -1, 1, "nn.Identity", [])
             if isinstance(row.options, LevelOptions):
                 row = replace(row, source=row.source[: row.options.read(arch)])  # type: ignore[index]
-            xs = inputs(row, (self.ch, imgsz), shapes)
+            xs = inputs(row, (self.ch, pair(imgsz)), shapes)
             settled = _settled(row, arch, xs[0][0])
             yield settled, xs
             with naming(row.index, row.module):
                 shapes.append(count(settled, xs, Tally(), self.network.head))
 
-    def _summed(self, arch: Mapping[str, Value], imgsz: int) -> dict[str, float]:
+    def _summed(self, arch: Mapping[str, Value], imgsz: Sides) -> dict[str, float]:
         """`cost`, row after row; what a row costs is worked out once for all that decides it."""
         try:
             for label, value in arch.items():
@@ -304,7 +305,9 @@ class YoloSpace(LabelledSpace):
             out.append(read if follows or not (o or scales_width(row.module)) else mine)
         return found
 
-    def _counted(self, index: int, arch: Mapping[str, Value], imgsz: int) -> tuple[int, int, _C3Cost | None]:
+    def _counted(
+        self, index: int, arch: Mapping[str, Value], imgsz: Sides
+    ) -> tuple[int, int, _C3Cost | None]:
         """(parameters, FLOPs, tables of what is still to be added) of a row."""
         check_side(imgsz, self.stride)
         row, xs = next((row, xs) for row, xs in self.along(arch, imgsz) if row.index == index)
@@ -333,17 +336,17 @@ class YoloSpace(LabelledSpace):
             found["resolution"] = arch["resolution"]
         return found
 
-    def _table(self, imgsz: int) -> _Table:
+    def _table(self, imgsz: Sides) -> _Table:
         """Costs of every part that may vary, and of the rest together, at one image size."""
         check_side(imgsz, self.stride)
         fixed, table = Tally(), _Table((0, 0), [], [])
-        shapes: list[Shape] = []
+        image, shapes = (self.ch, pair(imgsz)), list[Shape]()
         for row in self.rows:
-            source = inputs(row, (self.ch, imgsz), shapes)[0]
+            source = inputs(row, image, shapes)[0]
             o = row.options
             tally = fixed if o is None else Tally()
             with naming(row.index, row.module):
-                shapes.append(run(row, (self.ch, imgsz), shapes, tally, self.network.head))
+                shapes.append(run(row, image, shapes, tally, self.network.head))
             if isinstance(o, ConvOptions):
                 table.convs.append((o.kernel.label, o.kernel.values[0], _conv_costs(o, source[1])))
             elif isinstance(o, C3Options):
@@ -414,12 +417,12 @@ class _Table:
     c3s: list[_C3Cost]
 
 
-def _conv_costs(o: ConvOptions, side: int) -> dict[Value, Cost]:
+def _conv_costs(o: ConvOptions, size: Size) -> dict[Value, Cost]:
     found: dict[Value, Cost] = {}
     for name in o.kernel.values:
         k, p = o.kernel_padding(name)
         t = Tally()
-        t.conv(o.c1, o.c2, side, k, o.s, p, o.g)
+        t.conv(o.c1, o.c2, size, k, o.s, p, o.g)
         found[name] = t.params, t.flops
     return found
 
@@ -427,20 +430,20 @@ def _conv_costs(o: ConvOptions, side: int) -> dict[Value, Cost]:
 class _C3Cost:
     """Costs of one NASC3 at one image size: tables per width, because everything inside depends on it."""
 
-    def __init__(self, o: C3Options, side: int) -> None:
+    def __init__(self, o: C3Options, size: Size) -> None:
         self.o = o
         self.tables = {}
         for w in o.width.values:
             h = o.hidden(w)
             last = Tally()
-            last.conv(2 * h, o.c2, side)
+            last.conv(2 * h, o.c2, size)
             inner = {
-                f: _bottleneck_cost(h, o.bottleneck_hidden(w, f), o.g, side) for f in o.bottlenecks[0].values
+                f: _bottleneck_cost(h, o.bottleneck_hidden(w, f), o.g, size) for f in o.bottlenecks[0].values
             }
             self.tables[w] = (
                 (last.params, last.flops),
-                _conv_costs(o.cv("cv1", w), side),
-                _conv_costs(o.cv("cv2", w), side),
+                _conv_costs(o.cv("cv1", w), size),
+                _conv_costs(o.cv("cv2", w), size),
                 inner,
             )
 
@@ -457,8 +460,8 @@ class _C3Cost:
         return params, flops
 
 
-def _bottleneck_cost(h: int, hidden: int, g: int, side: int) -> Cost:
+def _bottleneck_cost(h: int, hidden: int, g: int, size: Size) -> Cost:
     t = Tally()
-    t.conv(h, hidden, side)
-    t.conv(hidden, h, side, 3, g=g)
+    t.conv(h, hidden, size)
+    t.conv(hidden, h, size, 3, g=g)
     return t.params, t.flops

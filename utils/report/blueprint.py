@@ -11,6 +11,7 @@ from typing import Any
 from utils.report.drawing import is_number
 from utils.report.runs import Run, read_json
 from utils.run_files import Files
+from utils.sides import both, told
 
 LEAST = 18.0  # percent of the width that a narrow block takes at least
 
@@ -39,13 +40,13 @@ class Box:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """parts: name -> its boxes, in the order of the network; imgsz: side of the images; before: that of the
+    """parts: name -> its boxes, in the order of the network; imgsz: size of the images; before: that of the
     unsearched network."""
 
     trial: int
     parts: dict[str, list[Box]]
-    imgsz: int | None
-    before: int | None
+    imgsz: str | None
+    before: str | None
 
     @property
     def changed(self) -> int:
@@ -70,8 +71,8 @@ def blueprint_info(trial: int, ours: dict[str, Any], theirs: dict[str, Any]) -> 
         block, before = blocks.get(name), base.get(name)
         box = _box(block, before, widest, compared=bool(base))
         parts.setdefault(str((block or before or {}).get("part", "")), []).append(box)
-    sides = [n.get("imgsz") if is_number(n.get("imgsz")) else None for n in (ours, theirs)]
-    return Blueprint(trial, parts, *sides)
+    sizes = [told(n["imgsz"]) if n.get("imgsz") else None for n in (ours, theirs)]
+    return Blueprint(trial, parts, *sizes)
 
 
 def _blocks(network: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -93,9 +94,8 @@ def _box(block: dict[str, Any] | None, before: dict[str, Any] | None, widest: fl
     if compared and (block is None or before is None):
         state = "removed" if block is None else "added"
     old = before["channels"] if block and before and before["channels"] != block["channels"] else None
-    side = shown.get("side")
     size = [f"{shown['channels']} channels"] if shown["channels"] else []
-    size += [f"{side} x {side}"] if is_number(side) else []
+    size += [told(shown["side"], both)] if shown.get("side") else []
     reads = shown.get("sources")
     return Box(
         name=str(shown["name"]),

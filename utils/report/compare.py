@@ -23,12 +23,13 @@ from utils.report.progress import device_cost, search_spent
 from utils.report.runs import Run, device_hours, duration, read_run
 from utils.report.summary import mapping, value_cell, verdict_of
 from utils.rewards import COST_KEYS
+from utils.sides import told
 
 LINES = [ACCENT, BASE, OTHER, "#c2417a", "#7a5bd0", "#8a7a22", "#4aa3c7", "#b5534a", "#5e9c4b", "#6b7280"]
 # Where runs differ in one of these, their scores are not of the same thing. label -> how a run says it
 SAME: dict[str, Callable[[Run], Any]] = {
     "data": lambda run: Path(str(run.experiment.get("data") or "")).name,
-    "image size": lambda run: run.experiment.get("imgsz"),
+    "image size": lambda run: told(run.experiment.get("imgsz")),
     "seed of the split": lambda run: run.experiment.get("seed"),
     "epochs of a trial": lambda run: mapping(run.experiment.get("train")).get("epochs"),
     "start": lambda run: mapping(run.meta.get("start")).get("from", "scratch"),

@@ -18,6 +18,7 @@ from utils.report.results import forecast_lines, gain, load_arch_file, percent
 from utils.report.runs import Run, device_hours, duration, read_json, read_run, read_yaml
 from utils.report.summary import mapping, number
 from utils.run_files import Files
+from utils.sides import both, pair
 
 # Measured on one network at 96 px.
 ULTRALYTICS_VAL = (
@@ -226,7 +227,7 @@ def _data(run: Run, record: dict[str, Any]) -> str:
     if data.get("source"):
         lines.append(f"- source: {data['source']}")
     lines.append(f"- licence of the data: {data.get('licence') or 'not recorded'}")
-    lines.append(f"- input: RGB, {record['imgsz']} x {record['imgsz']} pixels")
+    lines.append(f"- input: RGB, {both(record['imgsz'])} pixels")
     if isinstance(names, list) and names:
         shown = ", ".join(map(str, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         lines.append(f"- {len(names)} classes: {shown}")
@@ -263,7 +264,7 @@ def _use(run: Run, n: int, record: dict[str, Any]) -> str:
     code = f"""```python
 from ultralytics import YOLO
 model = YOLO("{n}.pt")
-for result in model.predict("picture.jpg", imgsz={record["imgsz"]}):
+for result in model.predict("picture.jpg", imgsz={json.dumps(record["imgsz"])}):
     print(result.boxes.xyxy, result.boxes.cls, result.boxes.conf)
     result.save("out.jpg")
 ```
@@ -278,7 +279,7 @@ for result in model.predict("picture.jpg", imgsz={record["imgsz"]}):
 def _use_here(run: Run, record: dict[str, Any]) -> str:
     """For a network of this package: how to build it, load it and run it."""
     weights = _weight_file(run, record)
-    side = record["imgsz"]
+    height, width = pair(record["imgsz"])
     if run.task == "classify":
         result = (
             f"probabilities = net.predict(images)  # [B, {len(run.meta.get('names') or []) or 'classes'}]"
@@ -293,7 +294,7 @@ from models.weights import load_weights, read_weights
 file = read_weights("{weights}")
 net = build(open_any_space(file.space, file.nc, file.ch), file.arch, file.names)
 load_weights(net, file, whole=True)
-images = ...  # float32 [B, 3, {side}, {side}], RGB, 0..1
+images = ...  # float32 [B, 3, {height}, {width}], RGB, 0..1
 {result}
 ```
 """

@@ -94,6 +94,7 @@ from utils.report.supernet_report import (
 )
 from utils.rewards import COST_KEYS
 from utils.run_files import Files
+from utils.sides import told
 
 CAUTION = (
     "Every architecture was trained once, so the spread between seeds is unknown; small gains may be chance."
@@ -333,7 +334,7 @@ def _facts(run: Run) -> list[str]:
     if run.experiment.get("data"):
         facts.append(f"data {Path(str(run.experiment['data'])).name}")
     if run.experiment.get("imgsz"):
-        facts.append(f"{run.experiment['imgsz']} px")
+        facts.append(f"{told(run.experiment['imgsz'])} px")
     strategy = run.search.get("strategy")
     name = strategy.get("name") if isinstance(strategy, dict) else strategy
     if name:

@@ -48,6 +48,7 @@ from utils.report.runs import (
 from utils.report.supernet_report import rank_report
 from utils.rewards import COST_KEYS
 from utils.run_files import Files
+from utils.sides import Sides, sides_in
 from utils.steps import steps_line
 from utils.yaml_text import parse_yaml, short
 
@@ -173,7 +174,7 @@ def write_top(
     *,
     space: str,
     data: str,
-    imgsz: int,
+    imgsz: Sides,
     versions: Mapping[str, str] | None = None,
     front: Objectives | None = None,
 ) -> list[Path]:
@@ -293,12 +294,10 @@ def load_arch_file(path: str | Path, space: str | None = None) -> dict[str, Any]
     _check(name, "space", record["space"], str, "a text")
     if arch != "genotype":
         _check(name, arch, record[arch], dict, "an object of label: value")
-    _check(name, "imgsz", record["imgsz"], int, "a whole number of pixels")
-    if record["imgsz"] <= 0:
-        raise UserError(f"{name!r} has imgsz {record['imgsz']}; it must be above 0")
+    imgsz = sides_in(name, record["imgsz"])
     _check_arch(name, record.get("arch", {}))
     empty: dict[str, Any] = {"metrics": {}, "reward": None, "trial": None, "data": None, "versions": {}}
-    record = empty | record
+    record = empty | record | {"imgsz": imgsz}
     _check(name, "metrics", record["metrics"], dict, "an object of name: number")
     return record
 

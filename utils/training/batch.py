@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.sides import Sides, pair
 
-def resized(batch: Mapping[str, Any], side: int) -> dict[str, Any]:
-    """The batch with its float images [B, 3, H, W] at `side` x `side`; boxes, shares of the image, stay."""
+
+def resized(batch: Mapping[str, Any], imgsz: Sides | None) -> dict[str, Any]:
+    """The batch with its float images [B, 3, H, W] at `imgsz`, None: as they are; boxes, shares of the image,
+    stay."""
     images = batch["img"]
-    if images.shape[-2:] != (side, side):
-        images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+    if imgsz is not None and images.shape[-2:] != pair(imgsz):
+        images = F.interpolate(images, size=pair(imgsz), mode="bilinear", antialias=True)
     return {**batch, "img": images}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from utils.training.batch import resized
 from utils.training.optimize import Orders
-from utils.training.sandwich import Arch, Pupil, sandwich_step
+from utils.training.sandwich import Arch, Pupil, Seen, sandwich_step, searched
 from utils.training.settings import Distil
 
 Losses = dict[str, Tensor]
@@ -81,6 +81,7 @@ class SandwichLesson:
     direct: a context for each step, in which slices add their gradients in place
             (models/elastic/gradients.py); not used with DDP, which waits for hooks.
     begin:  what happens before an epoch, as of `Lesson`.
+    seen:   as of `sandwich_step`.
     """
 
     def __init__(
@@ -93,11 +94,12 @@ class SandwichLesson:
         teachers: Mapping[str, nn.Module] | None = None,
         direct: AbstractContextManager[Any] | None = None,
         begin: Callable[[int], Orders] = lambda epoch: {},
+        seen: Seen = searched,
     ) -> None:
         self.module = Pupil(net, distil, teachers or {})
         self.set_arch, self.kinds, self.archs = set_arch, kinds, archs
         self.direct = direct or nullcontext()
-        self.before, self.epoch = begin, 1
+        self.before, self.seen, self.epoch = begin, seen, 1
 
     def begin(self, epoch: int) -> Orders:
         self.epoch = epoch
@@ -109,7 +111,7 @@ class SandwichLesson:
         @torch.no_grad()
         def score(arch: Arch) -> float:
             self.set_arch(arch)
-            sized = resized(batch, arch["resolution"]) if "resolution" in arch else batch
+            sized = resized(batch, self.seen(arch))
             losses = self.module.net.loss(sized)  # type: ignore[operator]
             return float(fabric.all_reduce(torch.stack(list(losses.values())).sum()))  # type: ignore[arg-type]
 
@@ -127,6 +129,7 @@ class SandwichLesson:
                 touch=not alone,
                 step=step,
                 teaches=self.kinds[0] == "max",
+                seen=self.seen,
             )
         loss = torch.stack([torch.stack(list(losses.values())).sum() for losses in found]).mean()
         parts: dict[str, list[Tensor]] = {}

@@ -23,6 +23,7 @@ from utils.cores import cores
 from utils.errors import UserError
 from utils.files import write_text
 from utils.json_text import parse_json
+from utils.sides import Sides, pair, read_sides
 from utils.timing import Clock, Run, alone, alternate
 from utils.training.precision import has_bf16
 
@@ -53,8 +54,8 @@ def count_params(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def count_flops(net: nn.Module, imgsz: int, ch: int = 3) -> int:
-    """FLOPs of convolutions and matrix products (2 x multiply-adds) of one square image, batch 1.
+def count_flops(net: nn.Module, imgsz: Sides, ch: int = 3) -> int:
+    """FLOPs of convolutions and matrix products (2 x multiply-adds) of one image, batch 1.
 
     Counted by torch on tensors without content, so nothing is computed and `net` is not touched.
     """
@@ -67,7 +68,7 @@ def count_flops(net: nn.Module, imgsz: int, ch: int = 3) -> int:
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        ghost(torch.empty(1, ch, imgsz, imgsz, device="meta"))
+        ghost(torch.empty(1, ch, *pair(imgsz), device="meta"))
     return counter.get_total_flops()
 
 
@@ -113,7 +114,7 @@ class LatencyReference:
     """What the reference network takes on this machine; one for all trials of a run, so that they compare."""
 
     reference_ms: float
-    imgsz: int
+    imgsz: Sides
     batch: int
     threads: int
     device: str
@@ -125,13 +126,14 @@ class LatencyReference:
     @classmethod
     def load(cls, path: Path) -> LatencyReference:
         try:
-            made = cls(**parse_json(path.read_bytes()))
+            told = parse_json(path.read_bytes())
+            made = cls(**told | {"imgsz": read_sides(told["imgsz"])})
             if not isinstance(made.reference_ms, int | float) or not made.reference_ms > 0:
                 raise ValueError(f"reference_ms is {made.reference_ms!r}")
-            if not all(type(n) is int and n > 0 for n in (made.imgsz, made.batch, made.threads)):
+            if not all(type(n) is int and n > 0 for n in (*pair(made.imgsz), made.batch, made.threads)):
                 raise ValueError("imgsz, batch and threads are whole numbers")
             torch.device(made.device)
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path} is not a latency calibration: {reason}") from error
         return made
@@ -149,7 +151,7 @@ def reference_net() -> nn.Module:
 
 
 def measure_reference(
-    imgsz: int, device: str | torch.device = "cpu", threads: int = 1, batch: int = 1, seconds: float = 2.0
+    imgsz: Sides, device: str | torch.device = "cpu", threads: int = 1, batch: int = 1, seconds: float = 2.0
 ) -> LatencyReference:
     """Time the reference network on this machine: median over blocks, see `latency`."""
     device = torch.device(device)
@@ -162,7 +164,7 @@ def measure_reference(
 
 def latency(
     net: nn.Module,
-    imgsz: int,
+    imgsz: Sides,
     device: str | torch.device = "cpu",
     threads: int = 1,
     batch: int = 1,
@@ -170,7 +172,7 @@ def latency(
     reference: LatencyReference | None = None,
     seconds: float = 4.0,
 ) -> dict[str, float]:
-    """Milliseconds of one forward pass (no NMS) of a batch of square images, fp32.
+    """Milliseconds of one forward pass (no NMS) of a batch of images, fp32.
 
     A copy with folded batch norms is timed (channels_last), warmed up, in short blocks that alternate with
     blocks of a fixed reference network; what is reported is the median ratio of the two, times what the
@@ -197,9 +199,9 @@ def latency(
     return {"latency_ms": middle * ms, "latency_ms_spread": (high - low) * ms}
 
 
-def _runner(net: nn.Module, imgsz: int, device: torch.device, batch: int) -> Run:
+def _runner(net: nn.Module, imgsz: Sides, device: torch.device, batch: int) -> Run:
     net = net.to(device).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = torch.full((batch, 3, imgsz, imgsz), 0.5, device=device).to(memory_format=torch.channels_last)
+    images = torch.full((batch, 3, *pair(imgsz)), 0.5, device=device).to(memory_format=torch.channels_last)
 
     def run() -> Tensor:
         with torch.inference_mode():

@@ -11,6 +11,7 @@ from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 
 from utils.errors import UserError
+from utils.sides import Sides, area
 
 
 class Autocast(MixedPrecision):
@@ -50,16 +51,16 @@ def has_bf16(device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-# Millions of parameters x (imgsz / 64)^2 from which bf16 was seen to pay on a CPU with AMX: 1.1 to 1.9 times
-# faster training from here on, nothing gained below, where the overhead of single operations rules.
+# Millions of parameters x pixels of an image / 64^2 from which bf16 was seen to pay on a CPU with AMX: 1.1 to
+# 1.9 times faster training from here on, nothing gained below, where the overhead of single operations rules.
 BF16_PAYS = 2.0
 
 
-def choose_precision(wanted: str, device: torch.device, detector: nn.Module, imgsz: int) -> str:
+def choose_precision(wanted: str, device: torch.device, detector: nn.Module, imgsz: Sides) -> str:
     """fp32, bf16 or fp16 for `train.precision`, of which `auto` is decided here."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if has_bf16(device) else "fp16"
-    work = sum(p.numel() for p in detector.parameters()) / 1e6 * (imgsz / 64) ** 2
+    work = sum(p.numel() for p in detector.parameters()) / 1e6 * area(imgsz) / 64**2
     return "bf16" if has_bf16(device) and work >= BF16_PAYS else "fp32"

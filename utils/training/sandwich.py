@@ -24,6 +24,7 @@ from typing import Any, Protocol, TypedDict
 import torch
 from torch import Tensor, nn
 
+from utils.sides import Sides
 from utils.training.batch import resized
 from utils.training.mimic import Features, check, features, mapped, mimic_loss, options_of
 from utils.training.settings import MAX, Distil
@@ -133,6 +134,14 @@ def _add(losses: dict[str, Tensor], name: str, loss: Tensor) -> None:
     losses[name] = losses[name] + loss if name in losses else loss
 
 
+Seen = Callable[[Arch], Sides | None]  # the size at which an arch sees images; None: as they are
+
+
+def searched(arch: Arch) -> int | None:
+    """The side of the square images that an arch says it sees."""
+    return arch.get("resolution")
+
+
 def sandwich_step(
     model: nn.Module,
     set_arch: Callable[[Arch], Any],
@@ -144,15 +153,17 @@ def sandwich_step(
     touch: bool = False,
     step: int = 0,
     teaches: bool = True,
+    seen: Seen = searched,
 ) -> list[dict[str, Tensor]]:
     """Add the gradients of the mean over `archs` of their losses to `.grad`; returns the losses, detached.
 
     model:    a `Pupil`, or DDP around one. archs[0], the largest, teaches the others on this batch.
-    set_arch: makes the network inside run an arch. An arch with a `resolution` sees the images at that size.
+    set_arch: makes the network inside run an arch.
     backward: e.g. Fabric's. Called once for each arch, so that only one graph is alive at a time.
     no_sync:  e.g. DDP's. Around all passes but the last: gradients are exchanged once.
     touch:    with DDP, count the parameters that the last arch does not use as used.
     step:     optimizer steps done so far, for weights that grow at first.
+    seen:     the size at which an arch sees the images; by default its `resolution`, where it has one.
     teaches:  False where archs[0] is not the largest: each then learns by itself, as the largest would.
     """
     taught: Mapping[str, Answer] | None = None
@@ -163,7 +174,7 @@ def sandwich_step(
             set_arch(arch)
             last = k + 1 == len(archs)
             with nullcontext() if last else no_sync():
-                sized = resized(batch, arch["resolution"]) if "resolution" in arch else batch
+                sized = resized(batch, seen(arch))
                 losses, answers = model(sized, taught, touch and last, step)
                 backward(torch.stack(list(losses.values())).sum() / len(archs))
             found.append({name: v.detach() for name, v in losses.items() if name != "touch"})

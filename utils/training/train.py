@@ -83,9 +83,9 @@ def train(
     if len(train_loader) == 0:
         raise UserError("there are no training images")
     if fabric is None:
-        imgsz = next(iter(train_loader))["img"].shape[-1]
+        height, width = next(iter(train_loader))["img"].shape[-2:]
         device = torch.device(device)
-        fabric = make_fabric(device, choose_precision(settings.precision, device, detector, imgsz))
+        fabric = make_fabric(device, choose_precision(settings.precision, device, detector, (height, width)))
     seed_everything(seed)
     works, state = _set_up(detector, train_loader, settings, seed, fabric, checkpoint, lesson, about or {})
     silent = None if progress is None else not progress  # None: tqdm shows the bar only on a terminal
