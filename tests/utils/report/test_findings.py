@@ -195,7 +195,7 @@ def drawn(*ours: dict[str, Any], theirs: list[dict[str, Any]] = BLOCKS) -> Any:
 def test_the_drawing_says_what_changed_in_each_block() -> None:
     deeper = BLOCKS[1] | {"channels": 16, "facts": {"bottlenecks": 1, "hidden channels": 32}}
     info = drawn(BLOCKS[0], deeper, BLOCKS[2])
-    assert (list(info.parts), info.imgsz, info.before, info.changed) == (["backbone", "head"], 64, 32, 1)
+    assert (list(info.parts), info.imgsz, info.before, info.changed) == (["backbone", "head"], "64", "32", 1)
     first, second = info.parts["backbone"]
     assert (first.kind, first.size, first.state, first.changes) == (
         "Conv 6x6 SiLU",
