@@ -35,7 +35,7 @@ def test_the_price_of_an_arch_is_that_of_the_built_network(name):
     for size, cost in found.items():
         assert cost["gflops"] == pytest.approx(count_flops(net, size) / 1e9, rel=1e-9), size
         assert cost["params_m"] == pytest.approx(count_params(net) / 1e6, rel=1e-9)
-    assert found[64, 128] == space.cost(arch, (64, 128)) and space.cost(arch, (64, 64)) == space.cost(arch, 64)
+    assert space.cost(arch, (64, 64)) == space.cost(arch, 64)
     with pytest.raises(UserError, match=r"imgsz 64x101 is not a multiple of the stride \d+; try 64x"):
         space.cost(arch, (64, 101))
 
