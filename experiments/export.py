@@ -62,16 +62,13 @@ def export_arch(
     if file.meta.get("supernet"):
         if not (data or found.settings().get("data")):
             raise UserError(NEEDS_IMAGES.format(source))
-        overrides = [f"data={json.dumps(data)}"] if data else []
-        exp = handover_experiment(
-            found, [*overrides, *([f"imgsz={shown(imgsz)}"] if imgsz else [])], name="export"
-        )
+        overrides = [f"data={json.dumps(data)}"] * bool(data)
+        overrides += [f"imgsz={shown(imgsz)}"] if imgsz else []
+        exp = handover_experiment(found, overrides, name="export")
         around = found, exp, data_of(found, exp)
     size = imgsz or found.settings().get("imgsz") or file.imgsz
     if size is None:
-        raise UserError(
-            f"neither {arch_file} nor its weights say the image size; give --imgsz PIXELS or HEIGHTxWIDTH"
-        )
+        raise UserError(f"neither {arch_file} nor its weights say the image size; give --imgsz PIXELS or HxW")
     names = around[2].names if around else file.names or _names_of_data(found)
     space = open_any_space(found.space, nc=file.nc or len(names))
     detector, _ = trained(space, found.arch, source, names, around)
