@@ -38,8 +38,7 @@ def export_arch(
     """Write a trained architecture for other tools; see models/export.py for the formats and what is checked.
 
     weights: by default those of its trial. out: by default beside the architecture file.
-    data: where the weights are a supernet's, what the slice's batch norm is re-estimated on; by default what
-    the file says it is for.
+    data: of the slice's batch norm, where the weights are a supernet's; by default the file's.
     UserError when `out` exists, or when the weights are of another network.
     """
     found = open_arch_file(arch_file, space_file)
