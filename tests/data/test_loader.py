@@ -3,6 +3,7 @@
 import os
 import random
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from data.hyp import load_hyp
 from data.images import fingerprint
 from data.loader import make_loader
 from data.pixels import Pixels, decode
+from data.sample import Sample
 from data.yolo_export import export_yolo
 from tests.data.make import image, voc_xml, yolo_set
 from utils.offline import quiet_ultralytics
@@ -210,3 +212,52 @@ def test_no_training_batch_holds_a_single_image(odd):
     loader = make_loader(samples, odd.names, 64, n - 1, train=True, hyp=EVERYTHING, pixels=Pixels())
     first, last = loader
     assert last["im_file"][1] == first["im_file"][0]
+
+
+def picture(path, width=100, height=50, box=(20, 5, 60, 25)):
+    """A white rectangle `box`, xyxy, on black, and its sample."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    x1, y1, x2, y2 = box
+    pixels[y1:y2, x1:x2] = 255
+    cv2.imwrite(str(path), pixels)
+    xywh = np.array([[(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]])
+    return Sample(path, xywh.astype(np.float32), np.array([0]), (height, width))
+
+
+def test_an_image_is_letterboxed_into_height_and_width(tmp_path):
+    """100 x 50 shrinks by .96, the lesser of 96 / 100 and 64 / 50, to 96 x 48: 8 grey rows on each side."""
+    sample = picture(tmp_path / "a.png", box=(20, 5, 60, 25))
+    (batch,) = make_loader([sample], ["a"], (64, 96), 1, train=False, pixels=Pixels())
+    image = batch["img"][0]
+    assert image.shape == (3, 64, 96)
+    assert (image[:, :8] == 114).all() and (image[:, -8:] == 114).all() and not (image[:, 8:56] == 114).any()
+    # x (20 + 60) / 2 * .96 = 38.4 of 96, y (5 + 25) / 2 * .96 + 8 = 22.4 of 64, 38.4 wide, 19.2 high
+    assert batch["bboxes"][0].tolist() == pytest.approx([0.4, 0.35, 0.4, 0.3])
+    assert batch["ratio_pad"] == (((0.96, 0.96), (0, 8)),)
+    tall = make_loader([sample], ["a"], (96, 64), 1, train=False, pixels=Pixels())
+    assert next(iter(tall))["ratio_pad"] == (((0.64, 0.64), (0, 32)),)
+
+
+def test_boxes_stay_on_their_objects_where_images_are_not_square(tmp_path):
+    """White objects on black: what a box holds is white, and what is white is in a box."""
+    samples = [picture(tmp_path / f"{i}.png", 90 + 9 * i, 60, (10 + i, 8, 70, 40)) for i in range(6)]
+    hyp = {"mosaic": 0.6, "scale": 0.4, "translate": 0.1, "fliplr": 0.5, "flipud": 0.5}
+    seen, centres = 0, []
+    for size in ((64, 128), (128, 64)):
+        loader = make_loader(samples, ["a"], size, 3, train=True, hyp=hyp, epochs=20, pixels=Pixels())
+        for epoch in range(3):
+            loader.set_epoch(epoch)
+            for batch in loader:
+                assert batch["img"].shape[2:] == size
+                left = batch["img"].float().amin(1).gt(200)
+                scale = torch.tensor([size[1], size[0]] * 2)
+                for i, (x, y, w, h) in zip(batch["batch_idx"].int(), batch["bboxes"] * scale, strict=True):
+                    x1, x2 = (round(float(v)) for v in (x - w / 2, x + w / 2))
+                    y1, y2 = (round(float(v)) for v in (y - h / 2, y + h / 2))
+                    inside = left[i, y1 + 1 : y2 - 1, x1 + 1 : x2 - 1]
+                    assert inside.all() or min(w, h) < 4
+                    left[i, max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] = False
+                    seen += 1
+                    centres.append(float(y / size[0]))
+                assert left.float().mean() < 0.01  # slivers at the edge are no objects
+    assert seen > 60 and min(centres) < 0.3 and max(centres) > 0.7

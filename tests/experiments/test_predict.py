@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from data.dataset import open_dataset
 from experiments import predict as module
@@ -119,3 +120,18 @@ def test_a_classifiers_answer(
     images = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
     assert images[0]["objects"] == [{"label": 1, "name": "dog", "score": 0.875}]
     assert "nothing found in 1 of them" in capsys.readouterr().out
+
+
+def test_boxes_come_back_from_a_network_that_is_not_square() -> None:
+    """100 x 50 is 96 x 48 in images of 64 x 96, below 8 grey rows: a box there is 1 / .96 as large here."""
+    seen = []
+
+    class Net(torch.nn.Linear):
+        def predict(self, images: torch.Tensor, **how: float) -> list[dict[str, torch.Tensor]]:
+            seen.append(images.shape)
+            box = torch.tensor([[19.2, 12.8, 57.6, 32.0], [0.0, 0.0, 96.0, 64.0]])
+            return [{"boxes": box, "scores": torch.ones(2), "labels": torch.zeros(2).long()}]
+
+    found = module.find_objects(Net(1, 1), np.zeros((50, 100, 3), np.uint8), (64, 96), 0.25, 0.7)
+    assert seen == [(1, 3, 64, 96)]
+    assert found["boxes"] == pytest.approx(np.array([[20, 5, 60, 25], [0, 0, 100, 50]]), abs=1e-4)
