@@ -269,7 +269,7 @@ def export(
         weights: default those of its trial.
         format: onnx, openvino, or pt: for stock Ultralytics, of other networks a .pt2 for plain torch.
         out: a new file; default beside ARCH.
-        imgsz: default that of its search.
+        imgsz: side, or HEIGHTxWIDTH; default that of its search.
         data: for batch norm, where the weights are a supernet's; default those of its search.
         threads: of the runtime whose latency is printed.
         space: detector YAML, where ARCH is the bare dict that NNI exports.
@@ -305,7 +305,7 @@ def predict(
         out: a new folder.
         conf: least score of a box that is drawn.
         iou: overlap above which the weaker of two boxes is dropped.
-        imgsz: default that of the training.
+        imgsz: side, or HEIGHTxWIDTH; default that of the training.
         device: auto, cpu, cuda, cuda:1.
         save: what to write, any of pictures, json, txt.
     """

@@ -1,8 +1,8 @@
 """How large images are: the side of a square in pixels, 640, or (height, width) where they are not square.
 
-Files and people write 640, [384, 640] or 384x640. `read_sides` and `parse_sides` are the
-doors; inside, a square is always its side alone, so that it is written and named as it always was, and `pair`
-gives both where they are needed.
+Files and people write 640, [384, 640] or 384x640. `read_sides` and `parse_sides` are the doors; inside, a
+square is always its side alone, so that it is written and named as it always was, and `pair` gives both where
+they are needed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def parse_sides(text: str) -> Sides:
 
 
 def pair(sides: Sides) -> Size:
-    """(height, width)"""
+    """(height, width), pixels, also of what was a list in a file."""
     height, width = sides if isinstance(sides, tuple | list) else (sides, sides)
     return height, width
 
@@ -73,6 +73,7 @@ def told(given: Any, say: Callable[[Sides], str] = shown) -> str:
 
 
 def longer(sides: Sides) -> int:
+    """Pixels of the longer side."""
     return max(pair(sides))
 
 
