@@ -53,8 +53,9 @@ class ArchFile:
         said = {k: self.record[k] for k in ("data", "imgsz") if self.record.get(k)}
         found = said | known
         if imgsz := found.get("imgsz", self.arch.get("resolution")):
-            space = open_any_space(self.space, nc=1)
-            found["imgsz"] = space.side(self.arch, sides_in(self.path, imgsz))
+            found["imgsz"] = sides_in(self.path, imgsz)
+        if "resolution" in self.arch:
+            found["imgsz"] = open_any_space(self.space, nc=1).side(self.arch, found["imgsz"])
         return found
 
     @property
@@ -142,7 +143,8 @@ def handover_experiment(
     if "imgsz" not in raw and not any(item.startswith("imgsz=") for item in overrides):
         raise UserError(f"{found.path} does not say its image size; give imgsz=PIXELS")
     exp = check_experiment(apply_overrides(raw, overrides), source=str(found.path))
-    if open_any_space(exp.space, nc=1).side(found.arch, exp.imgsz) != exp.imgsz:
+    searched = "resolution" in found.arch
+    if searched and open_any_space(exp.space, nc=1).side(found.arch, exp.imgsz) != exp.imgsz:
         raise UserError(
             f"imgsz={shown(exp.imgsz)} contradicts the arch of {found.path}, whose resolution is "
             f"{found.arch['resolution']}"

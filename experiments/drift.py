@@ -7,6 +7,7 @@ training images, is what a training has to win back (models/refit.py).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from models.inherit import inherit
 from models.networks import build
 from models.refit import Maps, drift, maps, refit
 from models.space import Arch, Space
+from utils.history import arch_key
 from utils.sides import Sides, area
 from utils.training.batch import to_device
+from utils.training.measure import torch_threads
 
 IMAGES = 32  # that an arch is fitted to; as many others show its drift
 PIXELS = 2**20  # of either
@@ -35,20 +38,28 @@ class Look:
     def __init__(self, exp: Experiment, space: Space, dataset: Dataset) -> None:
         self.exp, self.space, self.dataset = exp, space, dataset
         self.source = source(Path(str(exp.weights)), space)
-        torch.set_num_threads(1)  # a process whose threads have worked cannot be forked for a trial
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(exp.seed)
-            self.teacher = build(space, space.default(), dataset.names)
-            inherit(self.teacher, self.source)
+        self.teacher = self.cut(space.default())
+        self.known: dict[str, float] = {}
         self.batches: dict[Sides, list[tuple[Tensor, Maps]]] = {}
 
-    def drift(self, arch: Arch) -> float:
-        """A share of the variance of the maps: 0 for the network as it is, above 1 where nothing is left."""
-        fitting, showing = self.pictures(self.space.side(arch, self.exp.imgsz))
+    def cut(self, arch: Arch) -> Any:
+        """The network of an arch with what it has of the weights; takes no random numbers from anybody."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.exp.seed)
             net = build(self.space, arch, self.dataset.names)
             inherit(net, self.source)
+        return net
+
+    def drift(self, arch: Arch) -> float:
+        """A share of the variance of the maps: 0 for the network as it is, above 1 where nothing is left."""
+        if (key := arch_key(arch)) not in self.known:
+            with torch_threads(1):  # a process whose threads have worked cannot be forked for a trial
+                self.known[key] = self.measured(arch)
+        return self.known[key]
+
+    def measured(self, arch: Arch) -> float:
+        fitting, showing = self.pictures(self.space.side(arch, self.exp.imgsz))
+        net = self.cut(arch)
         if self.exp.refit:
             refit(net, self.teacher, *fitting)
         return drift(net, self.teacher, *showing)

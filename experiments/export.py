@@ -38,13 +38,14 @@ def export_arch(
     """Write a trained architecture for other tools; see models/export.py for the formats and what is checked.
 
     weights: by default those of its trial. out: by default beside the architecture file.
-    data: of the slice's batch norm, where the weights are a supernet's; by default the file's.
+    data: where the weights are a supernet's, what the slice's batch norm is re-estimated on; by default what
+    the file says it is for.
     UserError when `out` exists, or when the weights are of another network.
     """
     found = open_arch_file(arch_file, space_file)
     source = weights or found.weights()
-    if out is not None and out.exists():
-        raise UserError(f"{out} exists and is never overwritten; give another name by --out")
+    if out is not None:
+        _check_new(out)
 
     from experiments.trained import NEEDS_IMAGES, trained
     from models.export import check_format, export, file_name
@@ -55,13 +56,12 @@ def export_arch(
     if imgsz is not None:
         space.cost(found.arch, imgsz)  # says which sizes its strides allow
     path = out or arch_file.with_name(file_name(arch_file.stem, format, space))
-    if path.exists():
-        raise UserError(f"{path} exists and is never overwritten; give another name by --out")
+    _check_new(path)
     file, around = read_weights(source), None
     if file.meta.get("supernet"):
         if not (data or found.settings().get("data")):
             raise UserError(NEEDS_IMAGES.format(source))
-        overrides = [f"data={json.dumps(data)}"] * bool(data)
+        overrides = [f"data={json.dumps(data)}"] if data else []
         overrides += [f"imgsz={shown(imgsz)}"] if imgsz else []
         exp = handover_experiment(found, overrides, name="export")
         around = found, exp, data_of(found, exp)
@@ -84,6 +84,11 @@ def export_arch(
     )
     print(exported)
     return exported
+
+
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{path} exists and is never overwritten; give another name by --out")
 
 
 def _names_of_data(found: ArchFile) -> list[str]:

@@ -67,6 +67,7 @@ def run_experiment(
     if not resume:
         RunFolder.check_free(folder)
         check_inputs(experiment, cache_beside(folder), ui)
+        check_target(experiment)
         run = RunFolder.create(folder, experiment)
         run.ui = ui
         with locked(run):
@@ -182,16 +183,13 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
 
 
 def check_machines(exp: Experiment, ui: WebUi) -> None:
-    """Port, other machines, the target, processes, device and GPUs. Raises UserError."""
+    """Port, other machines, processes, device and GPUs. Raises UserError."""
     started = os.environ.get("LOCAL_WORLD_SIZE", "1")
     if started != "1":
         raise UserError(
             f"torchrun started this {started} times, but a run starts its own processes: start it once, with "
             f"supernet.devices={started}"
         )
-    target = exp.search.target
-    if target.host is not None and {kind.ms for kind in KINDS} & wanted_metrics(exp):
-        check_answers(Target(target.host, target.python))
     service = exp.search.training_service or {}
     if "search" in exp.steps and exp.search.engine == "nni":
         if ui.port is not None:
@@ -204,6 +202,14 @@ def check_machines(exp: Experiment, ui: WebUi) -> None:
 
     if resolve_device(exp.device).type == "cuda" or indices is not None:
         gpus_to_share(exp.device, indices)
+
+
+def check_target(exp: Experiment) -> None:
+    """UserError where files are to be timed on another machine that does not answer. Of new runs only: one
+    that is resumed may have timed all that it needs."""
+    target = exp.search.target
+    if target.host is not None and {kind.ms for kind in KINDS} & wanted_metrics(exp):
+        check_answers(Target(target.host, target.python))
 
 
 def report(run: RunFolder) -> None:

@@ -61,12 +61,7 @@ def _screen(job: Job) -> list[dict[str, Any]]:
     least for what they save are taken together, as long as that saves more.
     """
     exp, space, look = job.exp, job.space, job.look
-    limits = [
-        limit
-        for limit in parse_limits(exp.search.limits, baseline_costs(job))
-        if limit.key in (*COSTS, DRIFT)
-    ]
-    of_cost = [limit for limit in limits if limit.key in COSTS]
+    limits = parse_limits(exp.search.limits, baseline_costs(job))  # those on what is measured say nothing yet
     default = space.complete(space.default())
     bar = tqdm(desc="screen", unit="arch", leave=False, disable=None)
 
@@ -98,7 +93,7 @@ def _screen(job: Job) -> list[dict[str, Any]]:
         if not further or gflops(taken | further) >= gflops(taken) or (share is None and len(path) == wanted):
             continue
         taken |= further
-        if violation(of_cost, space.cost(space.canonical(taken), exp.imgsz)) == 0:
+        if violation(limits, space.cost(space.canonical(taken), exp.imgsz)) == 0:
             path.append(dict(taken))
     if share is not None:
         path = _spread(default, path, space.choices.get(SIDE, [None])[1:], gflops, share * full, full, wanted)
@@ -138,4 +133,3 @@ def _spread(
 
 
 SIDE = "resolution"
-COSTS = ("gflops", "params_m")  # that are known without measuring

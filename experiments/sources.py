@@ -14,6 +14,7 @@ from models.networks import open_any_space
 from models.space import Space
 from models.weights import WeightFile, read_weights
 from utils.errors import UserError
+from utils.training.measure import torch_threads
 
 
 def source(path: Path | WeightFile, space: Space) -> Source | WeightFile:
@@ -36,12 +37,8 @@ def _sorted(file: WeightFile, model: str, nc: int, ch: int) -> Source | WeightFi
     like = _like(model, nc, ch)
     if like is None:
         return file
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a process whose threads have worked cannot be forked for a trial
-    try:
+    with torch_threads(1):  # a process whose threads have worked cannot be forked for a trial
         return Source(file, like)
-    finally:
-        torch.set_num_threads(threads)
 
 
 @functools.lru_cache(maxsize=4)

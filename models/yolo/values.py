@@ -11,9 +11,11 @@ MOST_BLOCKS = 1000  # of a row; a slip of the finger should not fill the memory
 
 
 def read_depths(given: Any, n: int) -> tuple[int, ...]:
-    found = [relative("depth", item, "n", n) for item in items("depth", given, n)]
-    if max(found, default=0) > MOST_BLOCKS:
-        raise UserError(f"depth should be {MOST_BLOCKS} at most, got {max(found)}")
+    found = []
+    for item in items("depth", given, n):  # one after the other: a range may go on to a million
+        found.append(relative("depth", item, "n", n))
+        if found[-1] > MOST_BLOCKS:
+            raise UserError(f"depth should be {MOST_BLOCKS} at most, got {short(given)}")
     return tuple(stock_first("depth", [d for d in found if d >= 1], n, given))
 
 

@@ -118,4 +118,4 @@ def test_a_slip_of_the_finger_does_not_fill_the_memory(name, path, value):
     started = time.process_time()
     with pytest.raises(UserError, match="at most|should be|too many"):
         open_any_space(changed(SPACES[name], path, value), 3)
-    assert time.process_time() - started < 20  # a list of a billion takes minutes, and all memory
+    assert time.process_time() - started < 2

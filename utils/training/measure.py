@@ -155,7 +155,7 @@ def measure_reference(
 ) -> LatencyReference:
     """Time the reference network on this machine: median over blocks, see `latency`."""
     device = torch.device(device)
-    with _threads(threads):
+    with torch_threads(threads):
         run = _runner(reference_net(), imgsz, device, batch)
         clock = _clock(device, threads)
         ms = 1000 * statistics.median(alone(run, clock, seconds))
@@ -189,7 +189,7 @@ def latency(
     made = (reference.batch, reference.threads, torch.device(reference.device).type)
     if asked != made:
         raise UserError(f"latency asked for (batch, threads, device) = {asked}, calibrated for {made}")
-    with _threads(threads):
+    with torch_threads(threads):
         clock = _clock(device, threads)
         candidate = _runner(fused_copy(net), imgsz, device, batch)
         standard = _runner(reference_net(), reference.imgsz, device, batch)
@@ -232,7 +232,8 @@ def _clock(device: torch.device, threads: int) -> Clock:
 
 
 @contextmanager
-def _threads(n: int) -> Iterator[None]:
+def torch_threads(n: int) -> Iterator[None]:
+    """Within: torch computes with so many CPU threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
