@@ -308,6 +308,10 @@ def _shells_only(names: list[str]) -> Iterator[None]:
 
 
 def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        begins = file.read(2)
+    if begins != b"PK" and begins[:1] != b"\x80":  # a zip, or the pickle that torch wrote before 1.6
+        raise UserError(f"{path} is no weight file; expected one that torch, Ultralytics or we have written")
     try:
         with _shells_only([]):
             named = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))

@@ -106,7 +106,7 @@ def test_mistakes(tiny, own, capsys):
 
     assert "space: 'bset.pt' does not exist; did you mean 'best.pt'?" in said("space=bset.pt")
     (tiny.parent / "text.pt").write_text("nothing")
-    assert "text.pt cannot be read as weights only" in said("space=text.pt", "data=digits.yaml", "imgsz=64")
+    assert "text.pt is no weight file" in said("space=text.pt", "data=digits.yaml", "imgsz=64")
     assert "imgsz 100 is not a multiple of the stride 32" in said("space=best.pt", "imgsz=100")
     (tiny.parent / "yolo").rename(tiny.parent / "moved")
     assert "the data that best.pt was trained on" in said("space=best.pt")

@@ -214,7 +214,7 @@ def test_files_that_hold_no_network(tmp_path):
     with pytest.raises(UserError, match="weights without the network that they are of; give space=DETECTOR"):
         space_around(tmp_path / "state.pt")
     (tmp_path / "text.pt").write_text("no checkpoint")
-    with pytest.raises(UserError, match="text.pt cannot be read as weights only"):
+    with pytest.raises(UserError, match="text.pt is no weight file"):
         space_around(tmp_path / "text.pt")
     space, _ = made(save(net, tmp_path / "best.pt"))
     ours = space.build(space.default(), NAMES)

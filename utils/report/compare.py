@@ -20,7 +20,7 @@ from utils.report.outcomes import alike, says_of
 from utils.report.page import render
 from utils.report.plots import Point, describe, scatter
 from utils.report.progress import device_cost, search_spent
-from utils.report.runs import Run, device_hours, duration, read_run
+from utils.report.runs import Run, device_hours, duration, read_search
 from utils.report.summary import mapping, value_cell, verdict_of
 from utils.rewards import COST_KEYS
 from utils.sides import told
@@ -168,7 +168,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: Path | None = None) ->
 
     UserError for a folder that is no run, runs that cannot be compared, and an `out` that exists.
     """
-    runs = [read_run(folder) for folder in run_dirs]
+    runs = [read_search(folder) for folder in run_dirs]
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise UserError("a run is given twice; give each folder once")
     if out is not None and out.exists():

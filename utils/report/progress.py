@@ -120,13 +120,17 @@ class TrialProgress:
 
     def line(self, quality: str) -> str:
         """`trial 3: epoch 4/6, loss 1.93, mAP50-95 .31, 12 s left`."""
+        return f"trial {self.number}: {self.said(quality)}"
+
+    def said(self, quality: str) -> str:
+        """The same without its number."""
         if not self.epoch:
-            return f"trial {self.number}: begun"
+            return "begun"
         parts = [f"epoch {self.epoch}" + (f"/{self.of}" if self.of else "")]
         parts += [f"loss {self.loss:.3g}"] if self.loss is not None else []
         parts += [f"{title(quality)} {self.score:.4f}"] if self.score is not None else []
-        parts += [f"{duration(self.left)} left"] if self.left is not None else []
-        return f"trial {self.number}: {', '.join(parts)}"
+        parts += [f"{duration(self.left)} left"] if self.left else []
+        return ", ".join(parts)
 
 
 def in_flight(run: Run) -> list[int]:
@@ -145,17 +149,23 @@ def running_trials(run: Run) -> list[TrialProgress]:
     """How far each trial without a line of history has come."""
     ours = run.search.get("evaluator") is None and not run.shares_weights
     of = count(run, "train", "epochs") if ours else None
-    found = []
-    for number in in_flight(run):
-        rows = [r for r in _log(Files(run.folder).of_trial("trials", number) / "log.csv") if "epoch" in r]
-        if not rows:
-            found.append(TrialProgress(number, 0, of))
-            continue
-        last = rows[-1]
-        score = next((r[run.quality] for r in reversed(rows) if run.quality in r), None)
-        seconds = last.get("seconds", 0.0)
-        found.append(TrialProgress(number, int(last["epoch"]), of, last.get("loss"), score, seconds))
-    return found
+    return [_trained(Files(run.folder).of_trial("trials", n), n, of, run.quality) for n in in_flight(run)]
+
+
+def retraining(run: Run) -> TrialProgress | None:
+    """How far a folder that `retrain` made has come; None for that of a search."""
+    if not run.is_retraining:
+        return None
+    return _trained(run.folder, 0, count(run, "train", "epochs"), run.quality)
+
+
+def _trained(folder: Path, number: int, of: int | None, quality: str) -> TrialProgress:
+    rows = [r for r in _log(folder / "log.csv") if "epoch" in r]
+    if not rows:
+        return TrialProgress(number, 0, of)
+    last = rows[-1]
+    score = next((r[quality] for r in reversed(rows) if quality in r), None)
+    return TrialProgress(number, int(last["epoch"]), of, last.get("loss"), score, last.get("seconds", 0.0))
 
 
 def search_left(run: Run, running: Sequence[TrialProgress]) -> float | None:

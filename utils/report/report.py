@@ -58,6 +58,7 @@ from utils.report.runs import (
     front_of,
     read_json,
     read_run,
+    read_search,
     run_state,
     sampled,
     search_cost,
@@ -111,7 +112,7 @@ def write_report(
         trials; by default `baselines.jsonl` in the run folder, when there is one.
     Raises UserError when `run_dir` holds no history.
     """
-    run = read_run(run_dir)
+    run = read_search(run_dir)
     others = _others(run, baselines)
     write_csv(run.folder, [*run.trials, *run.infeasible])
     if png:

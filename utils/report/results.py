@@ -22,7 +22,9 @@ from utils.report.outcomes import on_val
 from utils.report.progress import (
     KINDS,
     SupernetInfo,
+    TrialProgress,
     count,
+    retraining,
     running_trials,
     search_left,
     search_spent,
@@ -32,6 +34,7 @@ from utils.report.progress import (
 from utils.report.rank import warning
 from utils.report.runs import (
     Objectives,
+    Run,
     baseline_of,
     best_of,
     duration,
@@ -333,19 +336,35 @@ def _dumps(value: Any) -> str:
 
 
 def status(run_dir: str | Path) -> str:
-    """One screen on a live, finished or killed run: state, steps, trials of the budget, time, best so far."""
+    """One screen on a live, finished or killed run: state, steps, trials of the budget, time, best so far.
+    On the folder of a retraining: state, epochs, score."""
     run = read_run(run_dir)
-    failed = [t for t in run.trials if t.state == "failed"]
-    running = running_trials(run)
-    alive = process_alive(run.meta)
-    cost = search_cost(run.trials)
+    progress = retraining(run)
+    return "\n".join([*_state(run), *(_search(run) if progress is None else _retraining(run, progress))])
+
+
+def _state(run: Run) -> list[str]:
     state = run_state(run) or "unknown (no run.json)"
     if state == "running":
         state += f", process {run.meta.get('pid')}"
     if state == "killed":
         command = str(run.meta.get("command") or f"--run-dir {run.folder}").removesuffix(" --resume")
         state += f", process {run.meta.get('pid')} is gone; go on with: {command} --resume"
-    lines = [f"run         {run.name}  ({run.folder})", f"state       {state}"]
+    return [f"run         {run.name}  ({run.folder})", f"state       {state}"]
+
+
+def _retraining(run: Run, progress: TrialProgress) -> list[str]:
+    scores = read_json(run.folder / "result.json").get("metrics")
+    val = [f"on val      {metrics_line(scores)}"] if isinstance(scores, dict) else []
+    return [f"training    {progress.said(run.quality)}", *val]
+
+
+def _search(run: Run) -> list[str]:
+    failed = [t for t in run.trials if t.state == "failed"]
+    running = running_trials(run)
+    alive = process_alive(run.meta)
+    cost = search_cost(run.trials)
+    lines = []
     steps = steps_line(run)
     if steps:
         lines.append(f"steps       {steps}")
@@ -385,7 +404,7 @@ def status(run_dir: str | Path) -> str:
     lines += ["", *beaten.lines()] if beaten else []
     if failed:
         lines += ["", "failed"] + [f"{t.number:>5}  {t.reason or 'no reason given'}" for t in failed[-5:]]
-    return "\n".join(lines)
+    return lines
 
 
 DOING = (

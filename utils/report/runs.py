@@ -76,6 +76,11 @@ class Run:
         return isinstance(self.experiment.get("supernet"), dict)
 
     @property
+    def is_retraining(self) -> bool:
+        """Is it the folder of the command `retrain`, which searches nothing?"""
+        return (self.folder / "plan.json").is_file()
+
+    @property
     def complete(self) -> list[Trial]:
         return completed(self.trials)
 
@@ -109,6 +114,17 @@ def read_run(run_dir: str | Path) -> Run:
         meta=_supernet_facts(folder) | read_json(folder / "meta.json") | read_json(folder / "run.json"),
         has_baseline=search.get("baseline") is not False,
     )
+
+
+def read_search(run_dir: str | Path) -> Run:
+    """`read_run`, of a run that searches. UserError for the folder of a retraining as well."""
+    run = read_run(run_dir)
+    if run.is_retraining:
+        raise UserError(
+            f"{str(run.folder)!r} is a retraining: its scores are in its result.json and in `status`; "
+            "a report is of the run that its architecture comes from"
+        )
+    return run
 
 
 def _supernet_facts(folder: Path) -> dict[str, Any]:

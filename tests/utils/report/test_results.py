@@ -16,6 +16,8 @@ import pytest
 from tests.utils.synthetic import make_run, make_trials
 from utils.errors import UserError
 from utils.history import History, Trial
+from utils.report.compare import write_comparison
+from utils.report.report import write_report
 from utils.report.results import extend_top, load_arch_file, results_table, status, write_csv, write_top
 from utils.report.runs import device_hours, duration, read_run, search_cost, top_trials
 
@@ -256,6 +258,18 @@ def test_status_before_the_first_trial_and_of_a_foreign_run(tmp_path: Path) -> N
     assert "0 of 24: 0 complete" in status(run)
     bare = make_run(tmp_path / "bare", make_trials(3), bare=True)
     assert "unknown (no run.json)" in status(bare)
+
+
+def test_a_retraining_says_how_far_it_is_and_is_no_run_to_report(tmp_path: Path) -> None:
+    (tmp_path / "experiment.yaml").write_text("name: mine-1\ntrain: {epochs: 4}\n")
+    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "log.csv").write_text("epoch,loss,map50_95,seconds\n1,2.5,0.125,3\n2,1.5,0.25,6\n")
+    assert "training    epoch 2/4, loss 1.5, mAP50-95 0.2500, 6.0 s left" in status(tmp_path).splitlines()
+    (tmp_path / "result.json").write_text('{"metrics": {"map50_95": 0.375, "gflops": 0.5}}')
+    assert status(tmp_path).splitlines()[-1] == "on val      map50_95 0.375, gflops 0.5"
+    for write in (write_report, lambda folder: write_comparison([folder, folder])):
+        with pytest.raises(UserError, match="is a retraining: its scores are in its result.json"):
+            write(tmp_path)
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
