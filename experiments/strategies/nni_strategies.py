@@ -135,6 +135,7 @@ def seeded_rl(
         raise UserError(
             "strategy 'rl' needs tianshou 0.5.1: pip install tianshou==0.5.1 gym==0.26.2"
         ) from None
+    _interpreted()
     private = PrivateRandom(seed)
     make_policy = strategy.policy_fn
 
@@ -163,6 +164,16 @@ def seeded_rl(
 
     strategy.policy_fn = seeded_policy
     return strategy
+
+
+def _interpreted() -> None:
+    """Let tianshou's loops over an episode run as they are written: numba takes longer to compile them, again
+    in each process, than a search of thousands of trials spends in them."""
+    from tianshou.policy import base
+
+    for name in ("_gae_return", "_nstep_return"):
+        loop = getattr(base, name)
+        setattr(base, name, getattr(loop, "py_func", loop))
 
 
 class PrivateRandom:
