@@ -29,6 +29,7 @@ from utils.history import Arch, Trial, arch_key
 from utils.limits import violation
 from utils.pareto import as_costs, check_objectives, sort_fronts
 from utils.report.drawing import title
+from utils.rewards import DRIFT
 
 if TYPE_CHECKING:
     from experiments.strategies.contract import Setup
@@ -154,9 +155,15 @@ class Predictor:
         return new
 
     def _draw(self) -> Arch:
-        """Random, leaning to small and large in turn."""
+        """Random, leaning to small and large in turn. Where drift is limited, near one that was within the
+        limits: of all others one in a hundred is."""
         self._drawn += 1
-        arch = self.space.biased(self._rng, leaning(self._drawn))
+        within = [t.arch for t in self._measured.values() if t.state == "complete"]
+        if DRIFT in self._limited and within:
+            genes = self.space.complete(within[int(self._rng.integers(len(within)))])
+            arch = self.space.repair(self.space.mutate(genes, self._rng, 1 / len(self.space.choices)))
+        else:
+            arch = self.space.biased(self._rng, leaning(self._drawn))
         return self.setup.within_limits(arch, self._rng)
 
     # What is predicted.

@@ -6,6 +6,12 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def quick_clocks(monkeypatch):
+    """A latency takes a tenth of a second instead of four: nobody asks whether it is right here."""
+    monkeypatch.setattr("utils.timing.BLOCK", 0.001)
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A search that takes seconds: 32 small scenes, a thin network, one epoch, in process. Gives its file."""

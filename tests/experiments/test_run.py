@@ -34,10 +34,10 @@ def run(*arguments):
 def test_a_search_leaves_everything_behind_and_the_metrics_are_those_of_the_arch(tiny, capsys):
     card = tiny.parent / "digits.yaml"
     card.write_text(card.read_text().replace("search_train: 24", "search_train: 160"))
-    assert run(tiny, "train.epochs=5", "search.max_trials=3", "loggers=[tensorboard]") == 0
+    assert run(tiny, "train.epochs=5", "search.max_trials=2", "loggers=[tensorboard]") == 0
     folder = tiny.parent / "runs" / "tiny"
     trials = History(folder / "history.jsonl").load()
-    assert [t.number for t in trials] == [0, 1, 2]
+    assert [t.number for t in trials] == [0, 1]
     assert all(t.state == "complete" for t in trials)
     job = job_of(str(folder))
     assert trials[0].arch == job.space.default()
@@ -53,7 +53,7 @@ def test_a_search_leaves_everything_behind_and_the_metrics_are_those_of_the_arch
         0,
         best.number,
     }
-    assert (folder / "results.csv").read_text().count("\n") == 4
+    assert (folder / "results.csv").read_text().count("\n") == 3
     assert (folder / "trials" / "0001" / "log.csv").read_text().count("\n") == 6  # a header, five epochs
     assert list((folder / "trials" / "0001" / "tensorboard").glob("events*"))
     assert "baseline" in capsys.readouterr().out
@@ -144,8 +144,7 @@ def test_a_baseline_that_breaks_a_limit_is_measured_but_never_a_winner(tiny, mon
 def test_the_image_size_may_be_searched(tiny):
     space = yaml.safe_load((tiny.parent / "thin_nas.yaml").read_text())
     (tiny.parent / "sizes.yaml").write_text(yaml.safe_dump(space | {"resolution": [32, 64]}))
-    steps = ("--steps", "search,evaluate,export,report")
-    assert run(tiny, "space=sizes.yaml", "search.max_trials=3", *steps) == 0
+    assert run(tiny, "space=sizes.yaml", "search.max_trials=3", "--steps", "search,evaluate") == 0
     folder = tiny.parent / "runs/tiny"
     trials, job = History(folder / "history.jsonl").load(), job_of(str(folder))
     assert trials[0].arch["resolution"] == 64 and {t.arch["resolution"] for t in trials} == {32, 64}
@@ -155,7 +154,6 @@ def test_the_image_size_may_be_searched(tiny):
     side = best.arch["resolution"]
     assert read_weights(folder / f"trials/{best.record['trial']:04d}/weights.pt").imgsz == side
     assert best.record["evaluated"]["metrics"]["latency_ms"] > 0
-    assert f" {side} px" in (folder / "log.txt").read_text()
 
 
 MISTAKES = {

@@ -50,6 +50,16 @@ def test_genes_as_numbers():
     assert rows == pytest.approx(np.array([[0, 1, 1, 1, 0, 5], [1, 0, 0, 0.25, 0.25, 2]]))
 
 
+def test_a_search_that_limits_drift_draws_near_what_was_within():
+    given = setup(limits=parse_limits({"drift": "<= 0.3"}))
+    first = given.space.default()
+    found = predictor(given)
+    found.tell(Trial(0, first, {**scored(first)[0], "drift": 0.0}, 0.5))
+    drawn = [found.ask() for _ in range(10)]
+    differ = [sum(arch[label] != first[label] for label in first) for arch in drawn]
+    assert max(differ) <= 0.3 * len(first)  # a random one differs in most
+
+
 def test_a_stopped_trial_counts_as_the_worst_that_ended():
     found = predictor(setup())
     for number, (score, state) in enumerate([(0.5, "complete"), (0.3, "complete"), (0.1, "stopped")]):

@@ -41,6 +41,7 @@ def behind_proxies(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "intern.example")
 
 
+@pytest.mark.slow
 def test_a_search_beside_a_clone_of_yolov5_and_behind_proxies(tiny, clone, behind_proxies, monkeypatch):
     """In its folder, with it on PYTHONPATH; the manager, the warm process and the trials see both too."""
     experiment = yaml.safe_load(tiny.read_text())
