@@ -161,11 +161,13 @@ def check_inputs(exp: Experiment, cache: Path, ui: WebUi) -> None:
     dataset = open_data(exp, cache)
     check_box_sizes(exp, dataset)
     space = open_space(exp, dataset)
-    limits = parse_limits(exp.search.limits, space.cost(space.default(), exp.imgsz))
+    costs = space.cost(space.default(), exp.imgsz)
+    limits = parse_limits(exp.search.limits, costs)
     share = check_limits(space, limits, exp.imgsz, default_rng(exp.seed))
-    if limits:
-        said = ", ".join(f"{limit.key} {limit}" for limit in limits)
-        print(f"limits: {share:.1%} of random architectures meet {said}")
+    if known := [f"{limit.key} {limit}" for limit in limits if limit.key in costs]:
+        print(f"limits: {share:.1%} of random architectures meet {', '.join(known)}")
+    if unknown := [f"{key} {said}" for key, said in exp.search.limits.items() if key not in costs]:
+        print(f"limits: {', '.join(unknown)}, which is measured of each architecture")
     for step in exp.steps:
         wanted = {"sample": exp.sample, "sample_accuracy": exp.sample_accuracy}.get(step)
         if wanted is not None and wanted.gflops is not None:

@@ -84,7 +84,7 @@ def test_a_limit_of_drift_keeps_a_search_near_the_weights(tiny, trained, capsys)
     assert all(0 <= t.metrics["drift"] <= 0.3 for t in trials[1:])  # what only grows stays as it was
     refused = [t.reason for t in run.history.load() if t.state == "infeasible"]
     assert any(reason.startswith("drift ") and reason.endswith("breaks <= 0.3") for reason in refused)
-    capsys.readouterr()
+    assert "limits: drift <= 0.3, which is measured of each architecture" in capsys.readouterr().out
     assert main(["run", str(tiny), "--run-dir", "s", "--no-ui", limit, *said]) == 2
     assert "there are none: give weights=FILE" in capsys.readouterr().err
 
