@@ -52,6 +52,7 @@ def test_an_evaluator_may_ask_for_the_arch_alone_and_return_what_it_likes(tiny):
         assert trial.metrics["mine"] == 7 and trial.metrics["gflops"] > 0
 
 
+@pytest.mark.slow
 def test_it_runs_in_trial_processes_too_and_a_resumed_run_keeps_its_copy(tiny, capsys):
     mine, folder = tiny.parent / "mine.py", tiny.parent / "runs" / "tiny"
     mine.write_text(BY_ARCH)

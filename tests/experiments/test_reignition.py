@@ -176,6 +176,7 @@ def test_an_interrupted_retraining_knows_weights_that_were_moved(codes, stalled,
     assert json.loads(Path("out/result.json").read_text())["start"] == "weights"
 
 
+@pytest.mark.slow
 def test_retraining_from_trials_from_reignited_ones_and_from_scratch(codes):
     """What a retraining began with, its result says; another start is another training."""
     options = ("--steps", "search,retrain", "search.max_trials=1", "train.epochs=1")
