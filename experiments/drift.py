@@ -38,7 +38,8 @@ class Look:
     def __init__(self, exp: Experiment, space: Space, dataset: Dataset) -> None:
         self.exp, self.space, self.dataset = exp, space, dataset
         self.source = source(Path(str(exp.weights)), space)
-        self.teacher = self.cut(space.default())
+        with torch_threads(1):  # a process whose threads have worked cannot be forked for a trial
+            self.teacher = self.cut(space.default())
         self.known: dict[str, float] = {}
         self.batches: dict[Sides, list[tuple[Tensor, Maps]]] = {}
 
@@ -53,7 +54,7 @@ class Look:
     def drift(self, arch: Arch) -> float:
         """A share of the variance of the maps: 0 for the network as it is, above 1 where nothing is left."""
         if (key := arch_key(arch)) not in self.known:
-            with torch_threads(1):  # a process whose threads have worked cannot be forked for a trial
+            with torch_threads(1):
                 self.known[key] = self.measured(arch)
         return self.known[key]
 

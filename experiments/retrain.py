@@ -142,7 +142,7 @@ def _train(
     plan["split_seed"] = split_seed
     if resume:
         run = RunFolder.open(folder)
-        before = own_json(folder / "plan.json")
+        before = own_json(Files(folder).plan)
         if not before:
             raise UserError(
                 f"cannot resume {folder}: it has no readable plan.json, which says what it trains"
@@ -156,7 +156,7 @@ def _train(
         RunFolder.check_free(folder, ANOTHER_OUT)
         open_splits(exp, cache_beside(folder), split_seed)  # mistakes are answered before there is a folder
         run = RunFolder.create(folder, exp, ANOTHER_OUT)
-        write_text(folder / "plan.json", json.dumps(plan, indent=2) + "\n")
+        write_text(Files(folder).plan, json.dumps(plan, indent=2) + "\n")
     finished = own_json(folder / "result.json", is_result)
     if finished:
         print(f"{folder} is finished already")

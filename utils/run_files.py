@@ -23,6 +23,11 @@ class Files:
     folder: Path
 
     @property
+    def plan(self) -> Path:
+        """What the folder of the command `retrain` trains; no other folder has it."""
+        return self.folder / "plan.json"
+
+    @property
     def pretrain(self) -> Path:
         """The folder of the step `pretrain`."""
         return self.folder / "pretrain"

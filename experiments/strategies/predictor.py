@@ -156,7 +156,7 @@ class Predictor:
 
     def _draw(self) -> Arch:
         """Random, leaning to small and large in turn. Where drift is limited, near one that was within the
-        limits: of all others one in a hundred is."""
+        limits: what is drawn from the whole space hardly ever is."""
         self._drawn += 1
         within = [t.arch for t in self._measured.values() if t.state == "complete"]
         if DRIFT in self._limited and within:

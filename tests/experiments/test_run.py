@@ -144,7 +144,8 @@ def test_a_baseline_that_breaks_a_limit_is_measured_but_never_a_winner(tiny, mon
 def test_the_image_size_may_be_searched(tiny):
     space = yaml.safe_load((tiny.parent / "thin_nas.yaml").read_text())
     (tiny.parent / "sizes.yaml").write_text(yaml.safe_dump(space | {"resolution": [32, 64]}))
-    assert run(tiny, "space=sizes.yaml", "search.max_trials=3", "--steps", "search,evaluate") == 0
+    steps = ("--steps", "search,evaluate,export,report")
+    assert run(tiny, "space=sizes.yaml", "search.max_trials=3", *steps) == 0
     folder = tiny.parent / "runs/tiny"
     trials, job = History(folder / "history.jsonl").load(), job_of(str(folder))
     assert trials[0].arch["resolution"] == 64 and {t.arch["resolution"] for t in trials} == {32, 64}
@@ -154,6 +155,7 @@ def test_the_image_size_may_be_searched(tiny):
     side = best.arch["resolution"]
     assert read_weights(folder / f"trials/{best.record['trial']:04d}/weights.pt").imgsz == side
     assert best.record["evaluated"]["metrics"]["latency_ms"] > 0
+    assert f" {side} px" in (folder / "log.txt").read_text()
 
 
 MISTAKES = {

@@ -164,7 +164,7 @@ def test_a_classifier_learns_at_several_resolutions_from_the_best_of_a_few(share
     sizes = set()
     monkeypatch.setattr("experiments.supernet.calibrate", seen := Seen(supernet.calibrate, sizes))
     changes = ["space=regnet.yaml", "supernet.sampling={name: best_of, k: 2}", "supernet.distil.labels=0"]
-    assert run(shared, *changes, "--steps", "supernet,search,finetune") == 0
+    assert run(shared, *changes, "--steps", "supernet,search,evaluate,finetune") == 0
     assert seen.sizes == {32, 64}
     folder = shared.parent / "runs" / "shared"
     exp = yaml.safe_load((folder / "experiment.yaml").read_text())

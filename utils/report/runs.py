@@ -78,7 +78,7 @@ class Run:
     @property
     def is_retraining(self) -> bool:
         """Is it the folder of the command `retrain`, which searches nothing?"""
-        return (self.folder / "plan.json").is_file()
+        return Files(self.folder).plan.is_file()
 
     @property
     def complete(self) -> list[Trial]:
