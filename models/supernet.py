@@ -23,7 +23,7 @@ from nni.nas.space import current_model
 from torch import Tensor, nn
 
 from models.channels import watch
-from models.elastic.layers import Elastic, ElasticConv2d, ModelSpace, PathChoice, choices, frozen, running
+from models.elastic.layers import Elastic, ModelSpace, PathChoice, choices, frozen, running
 from models.inherit import LEAST, Account, inherit
 from models.networks import open_any_space
 from models.space import Arch, Space, Value
@@ -172,10 +172,11 @@ def importance(
     """
     channels, state = watch(net, paths(net, space)), net.state_dict()
     wanted = set()
-    for name, conv in net.named_modules():
-        made = channels.of.get(f"{name}.weight", (None,))[0]
-        if isinstance(conv, ElasticConv2d) and made is not None and sorts(conv.shape.out.labels):
-            wanted |= {segment.axis.whole() for segment in made}
+    for name, layer in net.named_modules():
+        for weight, labels in layer.makes() if isinstance(layer, Elastic) else ():
+            made = channels.of.get(f"{name}.{weight}", (None,))[0]
+            if made is not None and sorts(labels):
+                wanted |= {segment.axis.whole() for segment in made}
     orders = channels.order({key: tensor.cpu() for key, tensor in state.items()})
     orders = {axis: order for axis, order in orders.items() if axis in wanted}
     return channels.places(orders, {key: tuple(tensor.shape) for key, tensor in state.items()})

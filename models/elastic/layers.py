@@ -104,6 +104,10 @@ class Elastic(MutableModule):
         """(parameters, MACs for one position of the output) of this layer alone, once extracted."""
         return 0, 0
 
+    def makes(self) -> Iterator[tuple[str, list[str]]]:
+        """(name here of a convolution's weight, labels of the choices that its number of filters hangs on)."""
+        return iter(())
+
     def write(self, **attributes: Any) -> None:
         """Set attributes that are no parameters or modules, ten times as fast as `nn.Module` does."""
         self.__dict__.update(attributes)
@@ -183,6 +187,9 @@ class ElasticConv2d(Elastic, nn.Conv2d):
 
     def running(self, arch: Mapping[str, Any]) -> tuple[nn.Module, ...]:
         return ()  # its matrices are part of the weight
+
+    def makes(self) -> Iterator[tuple[str, list[str]]]:
+        yield "weight", self.shape.out.labels
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self._cached(x.size(1)) if self.may_reuse() else self._cut(x.size(1))

@@ -8,7 +8,7 @@ be written in YAML, and the loss wants settings on the model that only the stock
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from torchvision.ops import nms
 from models.detector import Batch, Detections, Network
 from models.foreign_names import ClassRows
 from models.space import Arch, pick
+from models.yolo.blocks import repeats_inside
 from models.yolo.parse import C3Options, ConvOptions, Row
 from utils.errors import UserError
 from utils.offline import quiet_ultralytics
@@ -27,6 +28,7 @@ from utils.training.distill import confidence, soft_scores, weighted
 
 quiet_ultralytics()
 
+import ultralytics.nn.modules  # noqa: E402
 from ultralytics.nn.modules import C3, SPPF, Bottleneck, Conv, Detect  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel, parse_model  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG  # noqa: E402
@@ -35,6 +37,7 @@ from ultralytics.utils.ops import xywh2xyxy  # noqa: E402
 from ultralytics.utils.tal import dist2bbox, make_anchors  # noqa: E402
 from ultralytics.utils.torch_utils import initialize_weights  # noqa: E402
 
+STAMPS = ("i", "f", "type")
 CLASSES_APART = 7680  # pixels between the boxes of one class and the next, so that one NMS does for all
 
 
@@ -217,17 +220,22 @@ def widened(model: DetectionModel) -> DetectionModel:
     """
     head, towers = model.model[-1], int(model.yaml.get("towers") or 0)
     if towers > head.nc:
-        ch = [tower[0].conv.in_channels for tower in head.cv2]
-        wide = type(head)(towers, ch=ch).cv3
-        for tower in wide:
-            tower[-1] = nn.Conv2d(tower[-1].in_channels, head.nc, 1)
-        head.cv3 = wide
-        if hasattr(head, "one2one_cv3"):
-            head.one2one_cv3 = copy.deepcopy(wide)
+        widen(head, towers)
         initialize_weights(head)  # BatchNorm's eps and momentum
         head.bias_init()
         head.np = sum(p.numel() for p in head.parameters())
     return model
+
+
+def widen(head: Detect, towers: int) -> None:
+    """Class towers for `towers` classes in place of its own."""
+    ch = [tower[0].conv.in_channels for tower in head.cv2]
+    wide = type(head)(towers, ch=ch).cv3
+    for tower in wide:
+        tower[-1] = nn.Conv2d(tower[-1].in_channels, head.nc, 1)
+    head.cv3 = wide
+    if hasattr(head, "one2one_cv3"):
+        head.one2one_cv3 = copy.deepcopy(wide)
 
 
 def layers(stock: dict[str, Any], ch: int) -> nn.Sequential:
@@ -268,6 +276,39 @@ def stock_c3(options: C3Options, arch: Mapping[str, Any]) -> C3:
     return block
 
 
+def stock_block(module: str, c1: int, number: int, args: Sequence[Any]) -> nn.Module:
+    """A stock row's block that reads `c1` channels, with `args` as models/yolo/parse.py resolves them."""
+    kind: Any = getattr(ultralytics.nn.modules, module)
+    if repeats_inside(module):
+        block = kind(c1, args[0], number, *args[1:])
+    elif number > 1:
+        block = nn.Sequential(*(kind(c1, *args) for _ in range(number)))
+    else:
+        block = kind(c1, *args)
+    initialize_weights(block)
+    return block
+
+
+def heads_like(head: Detect, towers: int) -> Callable[[Sequence[int]], Detect]:
+    """What makes heads of the same kind that read other channels; their strides and biases are not set.
+
+    towers: classes that the class towers are made for, 0: those that there are.
+    """
+    kind, nc, legacy = type(head), head.nc, isinstance(head.cv3[0][0], Conv)
+    given = {"reg_max": head.reg_max, "end2end": hasattr(head, "one2one_cv2")} if kind is Detect else {}
+
+    def make(channels: Sequence[int]) -> Detect:
+        with class_state_kept():
+            Detect.legacy = legacy
+            made = kind(nc, ch=list(channels), **given)
+            if towers > nc:
+                widen(made, towers)
+        initialize_weights(made)
+        return made
+
+    return make
+
+
 def stock_sppf(c1: int, c2: int, k: int, n: int) -> SPPF:
     """A stock SPPF, whose activations the parser of a whole network may have changed."""
     return SPPF(c1, c2, k, n)
@@ -288,6 +329,15 @@ def bottleneck(h: int, hidden: int, options: C3Options) -> Bottleneck:
 def activation(name: str) -> nn.Module:
     """A fresh activation of its own: stock convolutions share one object, which must never be changed."""
     return getattr(nn, name)()
+
+
+def stamped(module: Any, like: Any) -> Any:
+    """The module with what Ultralytics writes on a row's module to find its inputs."""
+    for name in STAMPS:
+        if hasattr(like, name):
+            setattr(module, name, getattr(like, name))
+    module.np = sum(p.numel() for p in module.parameters())
+    return module
 
 
 def _float(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,21 @@
-"""The YOLO space as a supernet: `NASConv` and `NASC3` rows with one set of weights for all their choices.
+"""The YOLO space as a supernet: rows with one set of weights for all their choices.
 
 Around them the detector is the stock one, and extracted it is so throughout: `extract(arch)` has the modules
-of `space.build(arch)`, with the supernet's weights.
+of `space.build(arch)`, with the supernet's weights. What `NASConv` and `NASC3` rows may be, kernels and
+activations too, is written here; stock rows that vary are models/yolo/elastic_stock.py's.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Container, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.channels import Axis, watch
 from models.elastic.dims import Dim, as_dim, combine, gene, lookup
 from models.elastic.layers import (
     Elastic,
@@ -25,24 +28,26 @@ from models.elastic.layers import (
     Sizes,
     frozen,
 )
-from models.space import Choice, Value
-from models.yolo.blocks import scales_width
+from models.space import Choice, Genes, Value
+from models.yolo.blocks import HEADS, scales_width
 from models.yolo.detector import (
     Conv,
     Detect,
     YoloDetector,
     activation,
+    heads_like,
+    stamped,
+    stock_block,
     stock_c3,
     stock_conv,
     stock_head,
     stock_sppf,
 )
+from models.yolo.elastic_stock import ElasticStock, Shares
 from models.yolo.parse import FREE, C3Options, ConvOptions, Row
 from models.yolo.reach import LevelOptions, sources_of
+from models.yolo.rows import StockOptions
 from utils.errors import UserError
-
-STAMPS = ("i", "f", "type")  # what Ultralytics writes on a row's module to find its inputs
-
 
 def with_elastic_rows(
     detector: YoloDetector,
@@ -51,21 +56,97 @@ def with_elastic_rows(
     levels: Choice | None = None,
 ) -> YoloDetector:
     """The stock detector, which has all rows, with its searched rows elastic, and those that read channels
-    that vary.
+    that vary. Where stock rows vary, it has to be the largest one.
 
     dead: value of the choice `levels` -> numbers of the rows that do not run then.
     """
+    stock_rows = StockRows(detector) if any(isinstance(r.options, StockOptions) for r in rows) else None
     made: list[list[Size]] = []  # channels out of each row: the parts of a concat, else one
     for row in rows:
         stock = detector.model.model[row.index]
-        elastic, out = _elastic_row(row, stock, [made[j] for j in sources_of(row.index, row.source)])
+        maps = [made[j] for j in sources_of(row.index, row.source)]
+        if stock_rows is not None and not isinstance(row.options, ConvOptions | C3Options):
+            elastic, out = stock_rows.elastic(row, stock, maps, made)
+        else:
+            elastic, out = _elastic_row(row, stock, maps)
         made.append(out)
         running = {value: row.index not in rest for value, rest in dead.items()}
         if levels is not None and not all(running.values()):
             elastic = Resting(elastic or stock, levels, running)
         if elastic is not None:
-            detector.model.model[row.index] = _stamp(elastic, stock)
+            detector.model.model[row.index] = stamped(elastic, stock)
     return detector
+
+
+class StockRows:
+    """Makes stock rows elastic, of the largest detector: those that vary, and those that read what does."""
+
+    def __init__(self, detector: YoloDetector) -> None:
+        self.channels = watch(detector)
+        self.head = detector.model.model[-1]
+        self.colours: int = detector.model.yaml["ch"]
+        towers = int(detector.model.yaml.get("towers") or 0)
+        self.heads = lru_cache(maxsize=1)(heads_like(self.head, towers))
+        self.makers: dict[Axis, int] = {}  # the first row that makes a set of channels
+        for name, dims in self.channels.of.items():
+            for segment in dims[0] or ():
+                self.makers.setdefault(segment.axis.whole(), row_of(name))
+
+    def elastic(
+        self, row: Row, stock: Any, maps: list[list[Size]], made: list[list[Size]]
+    ) -> tuple[Elastic | None, list[Size]]:
+        """As `_elastic_row`. made: channels out of all rows before it."""
+        read = [as_dim(c) for parts in maps for c in parts]
+        o, vary = row.options, any(dim.labels for dim in read)
+        if row.module in FREE:
+            return None, [c for parts in maps for c in parts]
+        if isinstance(o, LevelOptions):
+            return _elastic_head(row, stock, maps), []
+        if row.module in HEADS:
+            if vary:
+                self._towers(row, [_sum(parts) for parts in maps], made)
+            return None, []
+        o = o if isinstance(o, StockOptions) else None
+        own = [gene(choice) for choice in row.choices()]
+        out: list[Size] = [row.args[0]] if scales_width(row.module) else list(maps[0])
+        if o is not None:
+            out = list(maps[0]) if o.follows else [gene(o.width)]
+        if not own and not vary:
+            return None, out
+        c1 = _sum([c for parts in maps for c in parts] or self.colours)
+
+        def make(arch: Genes) -> nn.Module:
+            number, args = o.settled(arch, c1(arch)) if o is not None else (row.number, row.args)
+            return stock_block(row.module, c1(arch), number, args)
+
+        shares = self._shares(row, stock, f"model.model.{row.index}.", made)
+        return ElasticStock(stock, make, own, read, shares), out
+
+    def _towers(self, row: Row, read: list[Dim], made: list[list[Size]]) -> None:
+        """Make the head's towers elastic, in place: apart from them nothing in it depends on channels."""
+        for name in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
+            for i, tower in enumerate(getattr(self.head, name, ())):
+                shares = self._shares(row, tower, f"model.model.{row.index}.{name}.{i}.", made)
+
+                def make(arch: Genes, name: str = name, i: int = i) -> nn.Module:
+                    return copy.deepcopy(getattr(self.heads(tuple(c(arch) for c in read)), name)[i])
+
+                getattr(self.head, name)[i] = ElasticStock(tower, make, [], read, shares)
+
+    def _shares(self, row: Row, stock: nn.Module, name: str, made: list[list[Size]]) -> Shares:
+        foreign = {}
+        for key, dims in self.channels.of.items():
+            for segment in dims[1] or () if key.startswith(name) and len(dims) > 1 else ():
+                axis = segment.axis.whole()
+                maker = self.makers.get(axis, row.index)
+                if maker != row.index:
+                    foreign[axis] = _sum(made[maker])
+        return Shares(stock, name, self.channels, foreign)
+
+
+def row_of(name: str) -> int:
+    """The row that a tensor `model.model.ROW....` of the detector is in."""
+    return int(name.split(".")[2])
 
 
 def _elastic_row(row: Row, stock: Any, maps: list[list[Size]]) -> tuple[Elastic | None, list[Size]]:
@@ -152,7 +233,7 @@ class ElasticNASConv(Elastic):
         self.require(sample)
         with torch.device("meta"):  # all weights are put in next
             stock = stock_conv(self.options.settled(sample, self.options.c1), sample)
-        return _stamp(self.filled(stock, sample), self)
+        return stamped(self.filled(stock, sample), self)
 
     def filled(self, stock: Any, sample: Mapping[str, Any]) -> Any:
         self.block.fill(stock, sample)
@@ -210,7 +291,7 @@ class ElasticNASC3(Elastic):
         for elastic, block in zip(self.bottlenecks, stock.m, strict=False):  # as many as the depth
             elastic.cv1.fill(block.cv1, sample)
             elastic.cv2.fill(block.cv2, sample)
-        return _stamp(stock.train(self.training), self)
+        return stamped(stock.train(self.training), self)
 
     @classmethod
     def create_fixed_module(
@@ -270,7 +351,7 @@ class ElasticSPPF(Elastic):
         for elastic, plain in ((self.cv1, stock.cv1), (self.cv2, stock.cv2)):
             elastic.fill(plain, sample)
             plain.act = copy.deepcopy(elastic.act)
-        return _stamp(stock.train(self.training), self)
+        return stamped(stock.train(self.training), self)
 
 
 class ElasticDetect(Elastic, Detect):
@@ -330,7 +411,7 @@ class ElasticDetect(Elastic, Detect):
         stock.dfl = copy.deepcopy(self.dfl)
         stock.stride = torch.tensor(self.strides_of[:n], device=self.stride.device)
         stock.inplace = getattr(self, "inplace", True)
-        _stamp(stock.train(self.training), self)
+        stamped(stock.train(self.training), self)
         stock.f = list(self.f[:n])
         return stock
 
@@ -361,8 +442,8 @@ class Resting(Elastic):
     def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
         self.require(sample)
         if self.runs(sample):
-            return _stamp(frozen(self.row, sample), self)
-        rest: Any = _stamp(nn.Identity(), self)
+            return stamped(frozen(self.row, sample), self)
+        rest: Any = stamped(nn.Identity(), self)
         rest.f, rest.type = -1, "torch.nn.modules.linear.Identity"
         return rest.train(self.training)
 
@@ -376,11 +457,3 @@ def choice_of_activations(choice: Choice) -> nn.Module:
     """The activation, or a path choice where there are several."""
     acts = {name: activation(str(name)) for name in choice.values}
     return PathChoice(choice, acts) if len(acts) > 1 else acts[choice.values[0]]
-
-
-def _stamp(module: Any, like: Any) -> Any:
-    for name in STAMPS:
-        if hasattr(like, name):
-            setattr(module, name, getattr(like, name))
-    module.np = sum(p.numel() for p in module.parameters())
-    return module

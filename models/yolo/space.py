@@ -195,11 +195,10 @@ class YoloSpace(LabelledSpace):
 
     def supernet(self) -> Any:
         """The stock detector with its searched rows elastic."""
-        if any(isinstance(row.options, StockOptions) for row in self.rows):
-            raise UserError(f"{self.name} has no supernet: its stock rows vary; only NAS rows are elastic")
         from models.yolo.elastic import with_elastic_rows
 
-        arch = self.default()
+        largest = any(isinstance(row.options, StockOptions) for row in self.rows)
+        arch = self.largest() if largest else self.default()
         if self._levels:  # with all rows
             arch = self._canonical(self.complete(arch) | {self._levels.label: self._levels.largest})
         return with_elastic_rows(self.build(arch), self.rows, self._dead, self._levels)
