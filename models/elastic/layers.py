@@ -105,7 +105,7 @@ class Elastic(MutableModule):
         return 0, 0
 
     def makes(self) -> Iterator[tuple[str, list[str]]]:
-        """(name here of a convolution's weight, labels of the choices that its number of filters hangs on)."""
+        """(name here of a convolution's weight, labels of the choices that its filters hang on)."""
         return iter(())
 
     def write(self, **attributes: Any) -> None:

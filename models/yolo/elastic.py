@@ -49,6 +49,7 @@ from models.yolo.reach import LevelOptions, sources_of
 from models.yolo.rows import StockOptions
 from utils.errors import UserError
 
+
 def with_elastic_rows(
     detector: YoloDetector,
     rows: Sequence[Row],

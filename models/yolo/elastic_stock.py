@@ -1,8 +1,8 @@
 """Stock rows that vary as a supernet: the largest block of Ultralytics' own holds the weights of all.
 
-An arch runs as the stock block that it is, built once without weights, on its share of the largest one's. Which
-share that is nobody writes down for each kind of block: the channels that belong together are those that a
-forward pass shows (models/channels.py), and of each set of them an arch has the first.
+An arch runs as the stock block that it is, built once without weights, on its share of the largest one's.
+Which share that is nobody writes down for each kind of block: the channels that belong together are those
+that a forward pass shows (models/channels.py), and of each set of them an arch has the first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models.elastic.layers import Elastic
 from models.space import Genes
 from models.yolo.detector import stamped
 
-READY = 32  # blocks of each layer that are kept, without weights
+READY = 256  # blocks of each layer that are kept, without weights; some 70 kB each
 
 
 class Shares:
@@ -31,9 +31,7 @@ class Shares:
     but for their own names. read: of sets of channels that other rows make, how many an arch has.
     """
 
-    def __init__(
-        self, stock: nn.Module, name: str, channels: Channels, read: Mapping[Axis, Dim]
-    ) -> None:
+    def __init__(self, stock: nn.Module, name: str, channels: Channels, read: Mapping[Axis, Dim]) -> None:
         own = {key.removeprefix(name): dims for key, dims in channels.of.items() if key.startswith(name)}
         self.channels = Channels(own, {key.removeprefix(name) for key in channels.grouped})
         self.shapes = {key: tuple(tensor.shape) for key, tensor in stock.state_dict().items()}
@@ -59,9 +57,7 @@ class Shares:
         return found
 
 
-def _firsts(
-    segments: Segments | None, n: int, most: int, widths: Mapping[Axis, int]
-) -> Tensor | None:
+def _firsts(segments: Segments | None, n: int, most: int, widths: Mapping[Axis, int]) -> Tensor | None:
     """The places along a dimension of `most` of those `n` that hold the first channels of each segment.
 
     Fewer segments make it up where a chain of blocks is shorter (C2f reads them all, one beside the other).

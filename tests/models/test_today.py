@@ -188,11 +188,6 @@ def test_other_tasks_are_named(name, message):
         YoloSpace(f"{name}.yaml")
 
 
-def test_a_space_without_nas_rows_says_that_it_has_no_supernet():
-    with pytest.raises(UserError, match="yolo11n has no supernet"):
-        YoloSpace("yolo11n.yaml").supernet()
-
-
 def test_files_are_written_as_they_are_read(tmp_path):
     """Somebody's own copy, by name and by scale."""
     model = yaml.safe_load((STOCK / "11/yolo11.yaml").read_text())
