@@ -393,11 +393,27 @@ def named(
     shapes: of all tensors of the network, by our names. A tensor that has none keeps its own.
     """
     naming = max(_namings(file, net, shapes), key=lambda naming: _hits(file.state, naming, shapes))
-    here = {name: type(module).__name__ for name, module in net.named_modules(remove_duplicate=False)}
+    here = _classes(net)
     told = {k: v for k, v in file.classes.items() if _moves_along(k, file.state, naming)}
     classes = {naming(f"{k}.")[:-1]: v for k, v in told.items()}
     both = {k: (v, here[k]) for k, v in classes.items() if k in here}
     return {naming(k): v for k, v in file.state.items()}, both
+
+
+def _classes(net: nn.Module) -> dict[str, str]:
+    """Class of each module by its name, both as they are once the network is plain: what an elastic layer
+    stands for, and not layers that are gone then."""
+    found: dict[str, str] = {}
+
+    def walk(module: nn.Module, name: str) -> None:
+        vanishes = getattr(module, "vanishes", False)
+        if not vanishes:
+            found[name] = getattr(module, "stands_for", type(module).__name__)
+        for key, child in module.named_children():
+            walk(child, name if vanishes else f"{name}.{key}" if name else key)
+
+    walk(net, "")
+    return found
 
 
 def _moves_along(module: str, state: Mapping[str, Tensor], naming: Naming) -> bool:

@@ -52,6 +52,7 @@ class Elastic(MutableModule):
 
     dims: tuple[Dim, ...] = ()
     vanishes: bool = False  # extracted, its only running child stands in its place
+    stands_for: str  # name of the class of what it is, extracted
     cache: dict[Any, Any] | None = None  # the last slices, inside `cached_slices` and `direct_gradients`
     direct: bool = False  # inside `direct_gradients`
 
@@ -144,6 +145,8 @@ class ElasticConv2d(Elastic, nn.Conv2d):
 
     Raises UserError for sizes that no convolution can have.
     """
+
+    stands_for = "Conv2d"
 
     def __init__(
         self,
@@ -338,6 +341,8 @@ class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
     and variance of a training step are those of all ranks' batches together, on any device.
     """
 
+    stands_for = "BatchNorm2d"
+
     def __init__(
         self, channels: Sizes, eps: float = 1e-5, momentum: float | None = 0.1, synchronised: bool = False
     ) -> None:
@@ -440,6 +445,8 @@ class ElasticBatchNorm2d(Elastic, nn.BatchNorm2d):
 class ElasticLinear(Elastic, nn.Linear):
     """Linear whose output width may vary; the input width is read from the input."""
 
+    stands_for = "Linear"
+
     def __init__(self, inputs: Size, out: Size, bias: bool = True) -> None:
         self_in, self_out = as_dim(inputs), as_dim(out)
         super(MutableModule, self).__init__(self_in.largest, self_out.largest, bias)
@@ -485,6 +492,8 @@ class ElasticLinear(Elastic, nn.Linear):
 
 class ElasticDepth(Elastic, nn.Sequential):
     """The first `depth` of its blocks, one after the other."""
+
+    stands_for = "Sequential"
 
     any_may_be_last = True
 

@@ -187,6 +187,8 @@ def _elastic_head(row: Row, stock: Any, maps: list[list[Size]]) -> ElasticDetect
 class _Conv(nn.Module):
     """Convolution, norm and activation under the names of a stock `Conv`."""
 
+    stands_for = "Conv"
+
     def __init__(self, inputs: Sizes, out: Size, act: nn.Module, **conv: Any) -> None:
         super().__init__()
         self.conv = ElasticConv2d(inputs, out, **conv)
@@ -259,6 +261,8 @@ class ElasticNASC3(Elastic):
     Bottlenecks that add their input start as the identity (zero gamma).
     """
 
+    stands_for = "C3"
+
     def __init__(
         self, options: C3Options, act: nn.Module, out: Size | None = None, read: Sizes | None = None
     ) -> None:
@@ -310,6 +314,8 @@ class ElasticNASC3(Elastic):
 class _Bottleneck(nn.Module):
     """A C3's bottleneck: 1x1, 3x3, and the input added."""
 
+    stands_for = "Bottleneck"
+
     def __init__(self, o: C3Options, hidden: Dim, factor: Choice, act: nn.Module) -> None:
         super().__init__()
         inner = combine(o.bottleneck_hidden, gene(o.width), gene(factor))
@@ -326,6 +332,8 @@ class _Bottleneck(nn.Module):
 
 class ElasticSPPF(Elastic):
     """An SPPF that reads channels that vary: half of them are pooled, as many come out as always."""
+
+    stands_for = "SPPF"
 
     def __init__(self, read: Sizes, stock: Any) -> None:
         super().__init__()
@@ -360,6 +368,8 @@ class ElasticDetect(Elastic, Detect):
 
     Its class towers are as wide as the first level's map, as in the stock head.
     """
+
+    stands_for = "Detect"
 
     def __init__(self, stock: Any, maps: Sequence[Sizes], options: LevelOptions | None) -> None:
         c1 = [tower[0].conv.in_channels for tower in stock.cv2]

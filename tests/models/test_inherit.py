@@ -51,8 +51,10 @@ def trained(space, arch, seed=0):
 
 
 def as_file(net, names=None, state=None):
+    classes = {} if state else {name: type(module).__name__ for name, module in net.named_modules()}
     state = {k: v.clone() for k, v in (state or net.state_dict()).items()}
-    return WeightFile(Path("net.pt"), "state dict", state, names=list(names or getattr(net, "names", [])))
+    names = list(names or getattr(net, "names", []))
+    return WeightFile(Path("net.pt"), "pickled network", state, names=names, classes=classes)
 
 
 def outputs(net, train=False, side=64, images=None):
