@@ -91,6 +91,23 @@ def test_the_family_of_a_detector_from_search_to_stock(own):
     )
 
 
+@pytest.mark.slow
+def test_the_family_in_one_training(own):
+    """The largest slice begins as the detector; slices are cut out, fine-tuned and loaded by stock YOLO."""
+    said = [f"space={own}", "threads=1", "train.epochs=1", "train.batch=12", "device=cpu", "search.top_k=2"]
+    said += ["search.max_trials=5", "finetune.epochs=1", "steps=[supernet,search,finetune,export]"]
+    run = run_experiment(ROOT / "experiments" / "slim_supernet.yaml", said)
+    account = json.loads((run.path / "supernet" / "start.json").read_text())
+    assert account["share"] == 1.0 and set(account["layers"].values()) == {"exact"}
+    trials = run.history.load()
+    assert len(trials) == 5 and len({t.metrics["gflops"] for t in trials}) == 5
+    top = sorted((run.path / "top").glob("*.pt"))
+    body = "import numpy as np\n"
+    body += "found = [YOLO(p).predict(np.zeros((96, 96, 3), 'uint8'), device='cpu', verbose=False) for p in "
+    body += f"{[str(p) for p in top]!r}]\nprint(json.dumps(len(found)))"
+    assert isolated(body, own.parent) == len(top) >= 1
+
+
 def test_a_member_of_the_family_may_be_a_checkpoint(tiny, own):
     exp = load_experiment(tiny, [f"family=[{own}]", "imgsz=96"])
     assert exp.family[0].weights == str(own) and exp.family[0].space.endswith("best.yaml")
