@@ -141,6 +141,7 @@ def test_a_baseline_that_breaks_a_limit_is_measured_but_never_a_winner(tiny, mon
     assert json.loads((folder / "top/1.json").read_text())["trial"] == best.number != 0
 
 
+@pytest.mark.slow
 def test_the_image_size_may_be_searched(tiny):
     space = yaml.safe_load((tiny.parent / "thin_nas.yaml").read_text())
     (tiny.parent / "sizes.yaml").write_text(yaml.safe_dump(space | {"resolution": [32, 64]}))

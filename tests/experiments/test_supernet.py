@@ -119,6 +119,7 @@ def test_a_resumed_supernet_has_the_same_bits(shared, monkeypatch):
     assert "loss/min_distil_cls" in result["curve"][0] and "loss/max_distil_cls" not in result["curve"][0]
 
 
+@pytest.mark.slow
 def test_rank_compares_slices_with_trainings_from_scratch(shared, capsys):
     assert run(shared, "--steps", "supernet,rank") == 0
     folder = shared.parent / "runs" / "shared" / "rank"
@@ -159,6 +160,7 @@ REGNET = {
 }
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_at_several_resolutions_from_the_best_of_a_few(shared, monkeypatch):
     (shared.parent / "regnet.yaml").write_text(yaml.safe_dump(REGNET))
     sizes = set()

@@ -117,7 +117,7 @@ def test_detectors_and_backbones_go_together_as_one_likes(detector, backbone):
     "model",
     [
         pytest.param(CLASSIFIER, id="classifier", marks=pytest.mark.slow),
-        pytest.param(RETINANET, id="retinanet"),
+        pytest.param(RETINANET, id="retinanet", marks=pytest.mark.slow),
     ],
 )
 def test_it_is_trained_searched_exported_and_loaded_by_plain_torch(model, tmp_path):
