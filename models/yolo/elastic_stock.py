@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.channels import Axis, Channels, Segments
 from models.elastic.dims import Dim
 from models.elastic.layers import Elastic
+from models.elastic.slicing import leaf_of
 from models.space import Genes
 from models.yolo.detector import stamped
 
@@ -75,6 +76,13 @@ def _firsts(segments: Segments | None, n: int, most: int, widths: Mapping[Axis, 
     return torch.arange(n) if left else torch.cat(parts)
 
 
+def _counted(places: Sequence[Tensor | None], shape: Sequence[int]) -> tuple[int, ...] | None:
+    """How many places there are along each dimension, if they are the first ones."""
+    counts = [n if p is None else len(p) for p, n in zip(places, shape, strict=False)]
+    first = all(p is None or bool((p == torch.arange(len(p))).all()) for p in places)
+    return tuple(counts) if first else None
+
+
 def _heads(block: nn.Module) -> Iterator[tuple[str, list[Tensor]]]:
     """(name of the convolution that makes queries, keys and values, numbers of its filters for each of them).
 
@@ -116,21 +124,39 @@ class Slot:
     """A tensor of a block without weights: where it belongs, and where its numbers are.
 
     here, there: what holds it, in this block and in the largest, both under `key`.
-    places: numbers along its first dimensions; () where it has all.
+    places: numbers along its first dimensions; () where it has all. firsts: how many there are along each,
+    where they are the first ones.
     """
 
     here: dict[str, Any]
     there: dict[str, Any]
     key: str
     places: tuple[Tensor | None, ...]
+    firsts: tuple[int, ...] | None
     trained: bool
 
-    def cut(self) -> Tensor:
-        """A copy of the share; the tensor itself where that is all of it."""
+    def cut(self, direct: bool = False) -> Tensor:
+        """The share: a copy, of statistics a view where that is possible; the tensor itself if that is all.
+
+        direct: its gradient is added right into its place in the largest block's, if that is one piece.
+        """
         whole: Tensor = self.there[self.key]
         if not self.places:
             return whole
+        if self.firsts is not None and not self.trained:
+            return self._view(whole)[0]
+        if self.firsts is not None and direct:
+            return cast(Tensor, leaf_of(whole, self._view, axis=int(whole.dim() > 1)))
         return _Pick.apply(whole, *self.places) if self.trained else whole[self.places[0]]
+
+    def _view(self, whole: Tensor) -> list[Tensor]:
+        assert self.firsts is not None
+        return [whole[tuple(slice(n) for n in self.firsts)]]
+
+    def write_back(self, tensor: Tensor) -> None:
+        """Statistics that have changed in a copy."""
+        if self.places and not self.trained and self.firsts is None:
+            self.there[self.key].index_copy_(0, self.places[0], tensor)
 
 
 @dataclass
@@ -189,7 +215,7 @@ class ElasticStock(Elastic):
             cut.block.train(modes[1])
             cut.modes, cut.block.training = modes, modes[0]
         if self.direct or not self.may_reuse():
-            tensors = [slot.cut() for slot in cut.slots]
+            tensors = [slot.cut(self.direct and torch.is_grad_enabled()) for slot in cut.slots]
         else:
             tensors = self.reused(id(cut), lambda: [slot.cut() for slot in cut.slots])
         for slot, tensor in zip(cut.slots, tensors, strict=True):
@@ -199,8 +225,8 @@ class ElasticStock(Elastic):
         finally:
             for slot, tensor in zip(cut.slots, tensors, strict=True):
                 slot.here[slot.key] = None
-                if modes[1] and slot.places and not slot.trained:  # statistics that changed
-                    slot.there[slot.key].index_copy_(0, slot.places[0], tensor)
+                if modes[1]:
+                    slot.write_back(tensor)
 
     def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
         self.require(sample)
@@ -235,9 +261,13 @@ class ElasticStock(Elastic):
                 here, there = getattr(module, kind), getattr(like, kind)
                 for key in (key for key, tensor in here.items() if tensor is not None):
                     at = places[f"{name}.{key}" if name else key]
-                    moved = tuple(None if p is None else p.to(device) for p in at)
-                    whole = all(p is None for p in moved)
-                    slots.append(Slot(here, there, key, () if whole else moved, kind == "_parameters"))
+                    moved = (
+                        ()
+                        if all(p is None for p in at)
+                        else tuple(p if p is None else p.to(device) for p in at)
+                    )
+                    firsts = _counted(at, there[key].shape)
+                    slots.append(Slot(here, there, key, moved, firsts, kind == "_parameters"))
         for slot in slots:
             slot.here[slot.key] = None
         return Cut(block, slots)
