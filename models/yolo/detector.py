@@ -29,7 +29,7 @@ from utils.training.distill import confidence, soft_scores, weighted
 quiet_ultralytics()
 
 import ultralytics.nn.modules  # noqa: E402
-from ultralytics.nn.modules import C3, SPPF, Bottleneck, Conv, Detect  # noqa: E402
+from ultralytics.nn.modules import C3, Bottleneck, Conv, Detect  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel, parse_model  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG  # noqa: E402
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss  # noqa: E402
@@ -307,11 +307,6 @@ def heads_like(head: Detect, towers: int) -> Callable[[Sequence[int]], Detect]:
         return made
 
     return make
-
-
-def stock_sppf(c1: int, c2: int, k: int, n: int) -> SPPF:
-    """A stock SPPF, whose activations the parser of a whole network may have changed."""
-    return SPPF(c1, c2, k, n)
 
 
 def stock_head(nc: int, reg_max: int, channels: Sequence[int]) -> Detect:

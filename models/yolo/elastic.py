@@ -41,7 +41,6 @@ from models.yolo.detector import (
     stock_c3,
     stock_conv,
     stock_head,
-    stock_sppf,
 )
 from models.yolo.elastic_stock import ElasticStock, Shares
 from models.yolo.parse import FREE, C3Options, ConvOptions, Row
@@ -55,21 +54,26 @@ def with_elastic_rows(
     rows: Sequence[Row],
     dead: Mapping[Value, Container[int]] = {},
     levels: Choice | None = None,
+    moving: bool = True,
 ) -> YoloDetector:
     """The stock detector, which has all rows, with its searched rows elastic, and those that read channels
-    that vary. Where stock rows vary, it has to be the largest one.
+    that vary.
 
-    dead: value of the choice `levels` -> numbers of the rows that do not run then.
+    dead: value of the choice `levels` -> numbers of the rows that do not run then. moving: whether channels
+    out of rows vary; the detector has to be the largest one then.
     """
-    stock_rows = StockRows(detector) if any(isinstance(r.options, StockOptions) for r in rows) else None
+    others = StockRows(detector) if moving else None
     made: list[list[Size]] = []  # channels out of each row: the parts of a concat, else one
     for row in rows:
         stock = detector.model.model[row.index]
         maps = [made[j] for j in sources_of(row.index, row.source)]
-        if stock_rows is not None and not isinstance(row.options, ConvOptions | C3Options):
-            elastic, out = stock_rows.elastic(row, stock, maps, made)
+        elastic: Elastic | None = None
+        if isinstance(row.options, ConvOptions | C3Options):
+            elastic, out = _elastic_row(row, stock, [c for parts in maps for c in parts])
+        elif others is not None:
+            elastic, out = others.elastic(row, stock, maps, made)
         else:
-            elastic, out = _elastic_row(row, stock, maps)
+            out = [row.args[0]] if scales_width(row.module) else [c for parts in maps for c in parts]
         made.append(out)
         running = {value: row.index not in rest for value, rest in dead.items()}
         if levels is not None and not all(running.values()):
@@ -96,11 +100,16 @@ class StockRows:
     def elastic(
         self, row: Row, stock: Any, maps: list[list[Size]], made: list[list[Size]]
     ) -> tuple[Elastic | None, list[Size]]:
-        """As `_elastic_row`. made: channels out of all rows before it."""
-        read = [as_dim(c) for parts in maps for c in parts]
+        """(the row's elastic module; None where it stays as it is, channels out).
+
+        maps: channels of each map that it reads, those of a concat one by one. made: the same of all rows
+        before it.
+        """
+        parts = [c for parts in maps for c in parts]
+        read = [as_dim(c) for c in parts]
         o, vary = row.options, any(dim.labels for dim in read)
         if row.module in FREE:
-            return None, [c for parts in maps for c in parts]
+            return None, parts
         if isinstance(o, LevelOptions):
             return _elastic_head(row, stock, maps), []
         if row.module in HEADS:
@@ -109,12 +118,12 @@ class StockRows:
             return None, []
         o = o if isinstance(o, StockOptions) else None
         own = [gene(choice) for choice in row.choices()]
-        out: list[Size] = [row.args[0]] if scales_width(row.module) else list(maps[0])
+        out: list[Size] = [row.args[0]] if scales_width(row.module) else parts
         if o is not None:
-            out = list(maps[0]) if o.follows else [gene(o.width)]
+            out = parts if o.follows else [gene(o.width)]
         if not own and not vary:
             return None, out
-        c1 = _sum([c for parts in maps for c in parts] or self.colours)
+        c1 = _sum(parts or self.colours)
 
         def make(arch: Genes) -> nn.Module:
             number, args = o.settled(arch, c1(arch)) if o is not None else (row.number, row.args)
@@ -150,28 +159,19 @@ def row_of(name: str) -> int:
     return int(name.split(".")[2])
 
 
-def _elastic_row(row: Row, stock: Any, maps: list[list[Size]]) -> tuple[Elastic | None, list[Size]]:
-    """(the row's elastic module; None where it stays as it is, channels out).
+def _elastic_row(row: Row, stock: Any, read: list[Size]) -> tuple[Elastic, list[Size]]:
+    """(the elastic module of a NAS row, channels out).
 
-    maps: channels of each map that it reads.
+    read: channels of each part of what it reads.
     """
-    read = [c for parts in maps for c in parts]
-    o, vary = row.options, any(isinstance(c, Dim) for c in read)
+    varied = read if any(isinstance(c, Dim) for c in read) else None
+    o = row.options
     if isinstance(o, ConvOptions):
         out = _channels(o.width, o.c2)
-        return ElasticNASConv(o, out, read if vary else None), [out]
-    if isinstance(o, C3Options):
-        out = _channels(o.out, o.c2)
-        return ElasticNASC3(o, stock.cv3.act, out, read if vary else None), [out]
-    if isinstance(o, LevelOptions) or (vary and row.module == "Detect"):
-        return _elastic_head(row, stock, maps), []
-    if row.module in FREE:  # also a concat's: side by side
-        return None, read
-    if vary and row.module == "SPPF":
-        return ElasticSPPF(read, stock), [row.args[0]]
-    if vary:
-        raise UserError(f"row {row.index}, {row.module}: reads channels that vary; in a supernet it cannot")
-    return None, [row.args[0]] if scales_width(row.module) else []
+        return ElasticNASConv(o, out, varied), [out]
+    assert isinstance(o, C3Options)
+    out = _channels(o.out, o.c2)
+    return ElasticNASC3(o, stock.cv3.act, out, varied), [out]
 
 
 def _channels(choice: Choice | None, own: int) -> Size:
@@ -328,39 +328,6 @@ class _Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.cv2(self.cv1(x))
         return x + y if self.add else y
-
-
-class ElasticSPPF(Elastic):
-    """An SPPF that reads channels that vary: half of them are pooled, as many come out as always."""
-
-    stands_for = "SPPF"
-
-    def __init__(self, read: Sizes, stock: Any) -> None:
-        super().__init__()
-        pooled = combine(lambda c1: c1 // 2, _sum(read))
-        self.read, self.c2 = _sum(read), stock.cv2.conv.out_channels
-        self.cv1 = _Conv(read, pooled, stock.cv1.act)
-        self.cv2 = _Conv([pooled] * (stock.n + 1), self.c2, stock.cv2.act)
-        self.m, self.n, self.add = stock.m, stock.n, stock.add
-        assert not self.add, "an SPPF with a shortcut reads what it gives"
-
-    def set_arch(self, arch: Mapping[str, Any]) -> None:
-        """Nothing of its own: the layers inside vary."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps = [self.cv1(x)]
-        for _ in range(self.n):
-            maps.append(self.m(maps[-1]))
-        return self.cv2(torch.cat(maps, 1))
-
-    def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
-        self.require(sample)
-        with torch.device("meta"):  # all weights are put in next
-            stock: Any = stock_sppf(self.read(sample), self.c2, self.m.kernel_size, self.n)
-        for elastic, plain in ((self.cv1, stock.cv1), (self.cv2, stock.cv2)):
-            elastic.fill(plain, sample)
-            plain.act = copy.deepcopy(elastic.act)
-        return stamped(stock.train(self.training), self)
 
 
 class ElasticDetect(Elastic, Detect):

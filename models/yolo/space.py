@@ -197,11 +197,10 @@ class YoloSpace(LabelledSpace):
         """The stock detector with its searched rows elastic."""
         from models.yolo.elastic import with_elastic_rows
 
-        largest = any(isinstance(row.options, StockOptions) for row in self.rows)
-        arch = self.largest() if largest else self.default()
+        arch = self.largest() if self._moving else self.default()
         if self._levels:  # with all rows
             arch = self._canonical(self.complete(arch) | {self._levels.label: self._levels.largest})
-        return with_elastic_rows(self.build(arch), self.rows, self._dead, self._levels)
+        return with_elastic_rows(self.build(arch), self.rows, self._dead, self._levels, self._moving)
 
     def blocks(self, arch: Mapping[str, Any], imgsz: Sides) -> list[Block]:
         genes, backbone = self.complete(arch), len(self.model["backbone"])
