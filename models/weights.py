@@ -409,8 +409,9 @@ def _classes(net: nn.Module) -> dict[str, str]:
         vanishes = getattr(module, "vanishes", False)
         if not vanishes:
             found[name] = getattr(module, "stands_for", type(module).__name__)
-        for key, child in module.named_children():
-            walk(child, name if vanishes else f"{name}.{key}" if name else key)
+        for key, child in module._modules.items():  # also one that is there twice
+            if child is not None:
+                walk(child, name if vanishes else f"{name}.{key}" if name else key)
 
     walk(net, "")
     return found

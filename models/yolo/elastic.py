@@ -111,7 +111,7 @@ class StockRows:
         if row.module in FREE:
             return None, parts
         if isinstance(o, LevelOptions):
-            return _elastic_head(row, stock, maps), []
+            return _elastic_head(row, stock, maps, o), []
         if row.module in HEADS:
             if vary:
                 self._towers(row, [_sum(parts) for parts in maps], made)
@@ -178,10 +178,10 @@ def _channels(choice: Choice | None, own: int) -> Size:
     return lookup(choice, choice.values) if choice and choice.values != (own,) else own
 
 
-def _elastic_head(row: Row, stock: Any, maps: list[list[Size]]) -> ElasticDetect:
+def _elastic_head(row: Row, stock: Any, maps: list[list[Size]], options: LevelOptions) -> ElasticDetect:
     if type(stock) is not Detect or hasattr(stock, "one2one_cv2") or not isinstance(stock.cv3[0][0], Conv):
         raise UserError(f"row {row.index}, {row.module}: in a supernet this head cannot vary")
-    return ElasticDetect(stock, maps, row.options if isinstance(row.options, LevelOptions) else None)
+    return ElasticDetect(stock, maps, options)
 
 
 class _Conv(nn.Module):
@@ -331,14 +331,14 @@ class _Bottleneck(nn.Module):
 
 
 class ElasticDetect(Elastic, Detect):
-    """A head that reads channels that vary, or not all of its levels: then the first of them.
+    """A head that may read fewer levels: the first of them, whose channels may vary.
 
     Its class towers are as wide as the first level's map, as in the stock head.
     """
 
     stands_for = "Detect"
 
-    def __init__(self, stock: Any, maps: Sequence[Sizes], options: LevelOptions | None) -> None:
+    def __init__(self, stock: Any, maps: Sequence[Sizes], options: LevelOptions) -> None:
         c1 = [tower[0].conv.in_channels for tower in stock.cv2]
         super(MutableModule, self).__init__(stock.nc, stock.reg_max, ch=c1)  # past NNI's, without arguments
         bins, finest = 4 * stock.reg_max, _sum(maps[0])
@@ -354,9 +354,7 @@ class ElasticDetect(Elastic, Detect):
                     last.bias.copy_(plain[i][2].bias)  # type: ignore[union-attr]
                 towers[i] = nn.Sequential(first, second, last)
         self.read = [_sum(read) for read in maps]
-        self.levels = as_dim(len(maps))
-        if options is not None:
-            self.levels = lookup(options.levels, [options.counts[v] for v in options.levels.values])
+        self.levels = lookup(options.levels, [options.counts[v] for v in options.levels.values])
         self.dims = (self.levels,)
         self.strides_of = [float(s) for s in stock.stride]
         self.stride = stock.stride

@@ -209,7 +209,8 @@ class ElasticStock(Elastic):
                 yield f"{name}.weight", self.own
 
     def forward(self, x: Any) -> Any:
-        cut = self._ready()
+        key = self.decides(self.arch)
+        cut = self._ready(key)
         modes = self.training, self.row.training
         if modes != cut.modes:
             cut.block.train(modes[1])
@@ -217,7 +218,7 @@ class ElasticStock(Elastic):
         if self.direct or not self.may_reuse():
             tensors = [slot.cut(self.direct and torch.is_grad_enabled()) for slot in cut.slots]
         else:
-            tensors = self.reused(id(cut), lambda: [slot.cut() for slot in cut.slots])
+            tensors = self.reused(key, lambda: [slot.cut() for slot in cut.slots])
         for slot, tensor in zip(cut.slots, tensors, strict=True):
             slot.here[slot.key] = tensor
         try:
@@ -238,8 +239,7 @@ class ElasticStock(Elastic):
         block = cut.block.train(self.row.training)
         return stamped(block, self.row) if hasattr(self.row, "i") else block
 
-    def _ready(self) -> Cut:
-        key = self.decides(self.arch)
+    def _ready(self, key: Any) -> Cut:
         if key not in self.cuts:
             if len(self.cuts) >= READY:
                 del self.cuts[next(iter(self.cuts))]
