@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from models.channels import Axis, Channels, Segment, Segments, watch
 from models.foreign_names import ClassRows, published_names, same_classes
-from models.weights import WeightFile, named, read_weights
+from models.weights import WeightFile, inside, named, plain_modules, read_weights
 from utils.errors import UserError
 
 LEAST = 0.05  # of the numbers; a source that gives less is of another network
@@ -96,15 +96,9 @@ def shared_names(net: nn.Module, file: WeightFile) -> dict[str, str]:
 def plain_names(net: nn.Module) -> dict[str, str]:
     """Name of each tensor -> its name once the network is plain, where some elastic layers are gone."""
     found: dict[str, str] = {}
-
-    def walk(module: nn.Module, name: str, plain: str) -> None:
-        vanishes = getattr(module, "vanishes", False)
+    for module, name, plain in plain_modules(net):
         for key, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            found[name + key] = plain + key
-        for key, child in module.named_children():
-            walk(child, f"{name}{key}.", plain if vanishes else f"{plain}{key}.")
-
-    walk(net, "", "")
+            found[inside(name, key)] = inside(plain, key)
     return {name: found[name] for name in net.state_dict()}
 
 

@@ -400,21 +400,37 @@ def named(
     return {naming(k): v for k, v in file.state.items()}, both
 
 
+def plain_modules(net: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """Each module, also one that is there twice, its name, and the name in its place once the network is
+    plain, where some elastic layers are gone."""
+
+    def walk(module: nn.Module, name: str, plain: str) -> Iterator[tuple[nn.Module, str, str]]:
+        yield module, name, plain
+        for key, child in module._modules.items():
+            if child is not None:
+                inner = plain if _vanishes(module) else inside(plain, key)
+                yield from walk(child, inside(name, key), inner)
+
+    return walk(net, "", "")
+
+
+def inside(name: str, key: str) -> str:
+    """The name of what is called `key` in the module `name`, "" for the network itself."""
+    return f"{name}.{key}" if name else key
+
+
+def _vanishes(module: nn.Module) -> bool:
+    return getattr(module, "vanishes", False)
+
+
 def _classes(net: nn.Module) -> dict[str, str]:
     """Class of each module by its name, both as they are once the network is plain: what an elastic layer
-    stands for, and not layers that are gone then."""
-    found: dict[str, str] = {}
-
-    def walk(module: nn.Module, name: str) -> None:
-        vanishes = getattr(module, "vanishes", False)
-        if not vanishes:
-            found[name] = getattr(module, "stands_for", type(module).__name__)
-        for key, child in module._modules.items():  # also one that is there twice
-            if child is not None:
-                walk(child, name if vanishes else f"{name}.{key}" if name else key)
-
-    walk(net, "")
-    return found
+    stands for."""
+    return {
+        plain: getattr(module, "stands_for", type(module).__name__)
+        for module, _, plain in plain_modules(net)
+        if not _vanishes(module)
+    }
 
 
 def _moves_along(module: str, state: Mapping[str, Tensor], naming: Naming) -> bool:
