@@ -20,6 +20,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
     PlainValidator,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -461,7 +462,7 @@ def _imgsz(given: Any) -> Sides:
     return imgsz
 
 
-Imgsz = Annotated[Sides, PlainValidator(_imgsz)]
+Imgsz = Annotated[Sides, PlainValidator(_imgsz), PlainSerializer(lambda sides: sides, return_type=Any)]
 
 
 class Experiment(Strict):

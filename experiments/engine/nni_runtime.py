@@ -33,7 +33,9 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -55,6 +57,7 @@ from experiments.engine.processes import (
     stop_leftovers,
 )
 from experiments.engine.runtime_settings import (
+    ROOT,
     Outcome,
     SearchRuntime,
     check_runtime,
@@ -90,6 +93,8 @@ __all__ = ["Outcome", "SearchRuntime", "run_search", "view"]
 log = logging.getLogger(__name__)
 NNI_HOME = Path.home() / "nni-experiments"  # where nnictl looks; it has no option
 MANAGER = "NNI manager"
+PACKAGES = ("data", "experiments", "models", "utils")
+CODE = (".py", ".yaml", ".html", ".js")  # of these what is needed to run them
 OVER = ("DONE", "STOPPED")  # states of the manager in which it starts no trial
 
 
@@ -127,13 +132,15 @@ def run_search(
             status = "stopped" if experiment.stopped_from_outside else "finished"
         except KeyboardInterrupt:
             status = "interrupted"
+        except requests.ConnectionError:
+            if not why_it_gave_up(experiment.id):
+                raise
+            status = "failed"
         finally:
             interruption.stopping = True
             experiment.tear_down()
-    if experiment.failure is not None:
-        raise UserError(
-            f"NNI's manager failed: {experiment.failure}; finished trials are kept, --resume goes on"
-        )
+    if failure := experiment.failure or (status == "failed" and why_it_gave_up(experiment.id)):
+        raise UserError(f"NNI's manager failed: {failure}; finished trials are kept, --resume goes on")
     if status == "stopped":
         announce("the search was stopped from outside (nnictl or the web UI); finished trials are kept")
     seconds = time.monotonic() - started
@@ -221,11 +228,14 @@ def build_config(runtime: SearchRuntime) -> NasExperimentConfig:
         config.max_trial_duration = math.ceil(runtime.max_trial_seconds)
     if is_remote(runtime):
         config.trial_gpu_number = runtime.gpus_per_trial
-        if runtime.gpus_per_trial:
-            config._trial_command_params = {"envs": f"{HANDED_OUT}=cuda"}
+        config._trial_command_params = {"envs": f"{HANDED_OUT}=cuda"} if runtime.gpus_per_trial else {}
         assert runtime.training_service is not None
         machines = [RemoteMachineConfig(**machine) for machine in runtime.training_service["machine_list"]]
-        config.training_service = RemoteConfig(machine_list=machines)
+        if path := machines[0].python_path:  # NNI finds its own parts by it, and trials by this process's
+            python = path if Path(path).name.startswith("python") else f"{path}/python"
+            config._trial_command_params["python"] = shlex.quote(python)
+        code = copy_code(runtime.run_dir / "code")
+        config.training_service = RemoteConfig(machine_list=machines, trial_code_directory=str(code))
         config.nni_manager_ip = runtime.training_service.get("nni_manager_ip")
         return config
     config.training_service = LocalConfig()
@@ -237,6 +247,17 @@ def build_config(runtime: SearchRuntime) -> NasExperimentConfig:
     return config
 
 
+def copy_code(folder: Path) -> Path:
+    """Our packages alone, in a folder that other machines are sent: NNI sends the current one, which may hold
+    data sets, runs and environments, and refuses 300 MB."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for file in (f for name in PACKAGES for f in (ROOT / name).rglob("*") if f.suffix in CODE):
+        copy = folder / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    return folder
+
+
 # ---- the manager process ----
 
 
@@ -246,9 +267,11 @@ def ready_for_manager(
 ) -> Iterator[None]:
     """NNI's launcher gives node our environment, says at once what it `started` and (impatience) waits."""
     before, check, start = os.environ.copy(), launcher._check_rest_server, launcher._start_rest_server
+    nodes: list[subprocess.Popen[bytes]] = []
 
     def start_and_tell(*args: Any) -> subprocess.Popen[bytes]:
         node = start(*args)
+        nodes.append(node)
         started(node)  # Ctrl-C while the launcher still waits must find it
         return node
 
@@ -259,7 +282,7 @@ def ready_for_manager(
                 rest.get(port, "/check-status", url_prefix)
                 return
             except Exception:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or (nodes and nodes[0].poll() is not None):
                     raise
                 time.sleep(0.1)
 
@@ -282,6 +305,14 @@ def stop_manager(node: subprocess.Popen[bytes], port: int | None) -> None:
         with suppress(subprocess.TimeoutExpired):
             node.wait(patience)
             return
+
+
+def why_it_gave_up(experiment_id: str) -> str | None:
+    """Why a manager ended by itself: machines that it could not use. It tells nobody but its log."""
+    path = NNI_HOME / experiment_id / "log" / "nnimanager.log"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.search(r"Training srevice initialize failed: (?:\w*Error: )?(.+)", text)  # NNI's spelling
+    return f"a machine cannot be used: {found[1].strip()}" if found else None
 
 
 # ---- NNI, repaired ----
@@ -472,13 +503,23 @@ class SafeEngine(TrainingServiceExecutionEngine):
         was killed from outside, so that it may do better another time."""
         if command.event == "EARLY_STOPPED":
             return "it took longer than max_trial_seconds", False
-        folder, said = NNI_HOME / self.nodejs_binding.id / "environments" / "local-env" / "trials", ""
-        with suppress(OSError, IndexError):
-            text = (folder / command.trial_job_id / "trial.stderr").read_text(errors="replace")
-            said = text.strip().splitlines()[-1].strip()
+        said = ""
+        with suppress(OSError, IndexError, requests.RequestException):
+            said = self._stderr(command.trial_job_id).strip().splitlines()[-1].strip()
         if command.event == "USER_CANCELED" and said != CANCELLED:  # NNI calls every end by a signal that
             return "it was killed (out of memory?)" + f": {said}" * bool(said), True
         return said or f"it ended with status {command.event}", said == ORPHANED
+
+    def _stderr(self, trial: str) -> str:
+        """What a trial has written to its error output, wherever it ran."""
+        folder = NNI_HOME / self.nodejs_binding.id / "environments" / "local-env" / "trials" / trial
+        if folder.is_dir():
+            return (folder / "trial.stderr").read_text(errors="replace")
+        port = self.nodejs_binding.port
+        answer = requests.get(
+            f"http://localhost:{port}/api/v1/nni/trial-file/{trial}/trial.stderr", timeout=20
+        )
+        return answer.text if answer.ok else ""
 
     def _manager_status(self) -> str:
         try:
@@ -616,7 +657,8 @@ class SafeExperiment(NasExperiment):
 
     @property
     def failure(self) -> str | None:
-        return self._engine.failure if isinstance(self._engine, SafeEngine) else None
+        said = self._engine.failure if isinstance(self._engine, SafeEngine) else None
+        return said or (why_it_gave_up(self.id) if self.stopped_from_outside else None)
 
     # What NasExperiment calls.
 

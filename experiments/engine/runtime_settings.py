@@ -152,6 +152,10 @@ def check_training_service(service: Mapping[str, Any], host: str) -> None:
             raise UserError(
                 f"{machine['host']} cannot reach a server on {host}: give --host an address of this machine"
             )
+    paths = {machine.get("python_path") for machine in machines}
+    if len(paths) > 1:
+        said = ", ".join(sorted(map(str, paths)))
+        raise UserError(f"training_service.machine_list: python_path is {said}; all machines need the same")
 
 
 def check_machine(machine: Any) -> None:

@@ -1,6 +1,7 @@
 """A search in images that are not square, from its file to a picture with boxes."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,13 @@ def test_sizes_that_no_experiment_has(tiny, given, message):
 
 def test_a_size_is_read_in_any_spelling_and_its_stride_checked(tiny, capsys):
     for given, imgsz in {"64x96": (64, 96), "[64,96]": (64, 96), "[64,64]": 64, "96": 96}.items():
-        assert load_experiment(tiny, [f"imgsz={given}"]).imgsz == imgsz
+        exp = load_experiment(tiny, [f"imgsz={given}"])
+        assert exp.imgsz == imgsz
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # pydantic's, of a value that is of another type than it says
+            assert exp.model_dump(mode="json")["imgsz"] == (
+                list(imgsz) if isinstance(imgsz, tuple) else imgsz
+            )
     assert main(["space", str(tiny), "imgsz=[64,100]"]) == 2
     assert "imgsz 64x100 is not a multiple of the stride 32; try 64x96" in capsys.readouterr().err
     assert main(["space", str(tiny), "imgsz=[64,96]"]) == 0

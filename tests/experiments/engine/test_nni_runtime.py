@@ -471,6 +471,18 @@ def test_nnictl_knows_the_search(search, shared_warm_process, tmp_path):
             {"training_service": {"machine_list": [{"host": "gpu1", "user": "b", "password": "c"}]}},
             "gpu1 cannot reach a server on 127.0.0.1",
         ),
+        (
+            {
+                "host": "0.0.0.0",
+                "training_service": {
+                    "machine_list": [
+                        {"host": "a", "user": "b", "password": "c", "python_path": "/one/bin"},
+                        {"host": "d", "user": "b", "password": "c"},
+                    ]
+                },
+            },
+            "python_path is /one/bin, None; all machines need the same",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_one_line(settings, message, tmp_path):
@@ -504,4 +516,36 @@ def test_other_machines_are_put_in_nnis_words(tmp_path):
     assert config.training_service.platform == "remote" and config.training_service.trial_gpu_number == 1
     (configured,) = config.training_service.machine_list
     assert {name: getattr(configured, name) for name in machine} == {**machine, "ssh_key_file": str(key)}
-    assert "warm_client" not in config.trial_command
+    assert "NAS_DEVICE=cuda /venv/bin/python -m nni" in config.trial_command, "theirs, not this process's"
+    sent = Path(config.training_service.trial_code_directory)
+    assert {path.name for path in sent.iterdir()} == {"data", "experiments", "models", "utils"}
+    assert (sent / "experiments/evaluators.py").is_file() and (sent / "data/hyps/default.yaml").is_file()
+
+
+def test_code_for_other_machines_is_ours_alone(tmp_path, monkeypatch):
+    root = tmp_path / "project"
+    for name in ("models/a.py", "models/a.yaml", "models/best.pt", "data/mine/1.jpg", ".venv/b.py", "c.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    monkeypatch.setattr(nni_runtime, "ROOT", root)
+    (tmp_path / "code/models").mkdir(parents=True)
+    (tmp_path / "code/models/left_over.py").write_text("of an earlier start")
+    sent = nni_runtime.copy_code(tmp_path / "code")
+    found = {str(path.relative_to(sent)) for path in sent.rglob("*") if path.is_file()}
+    assert found == {"models/a.py", "models/a.yaml"}
+
+
+def test_a_machine_that_cannot_be_used_is_named_in_one_line(search, tmp_path):
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-m", "PEM", "-N", "", "-f", key], check=True)
+    machine = {"host": "127.0.0.1", "port": free_port(), "user": "me", "ssh_key_file": str(key)}
+    with pytest.raises(UserError) as error:
+        search(
+            toy_space.evaluate,
+            Random(seed=0),
+            max_trials=1,
+            port=free_port(),
+            training_service={"machine_list": [machine], "nni_manager_ip": "127.0.0.1"},
+        )
+    refused = f"a machine cannot be used: connect ECONNREFUSED 127.0.0.1:{machine['port']}"
+    assert refused in str(error.value) and "\n" not in str(error.value)
