@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,10 @@ def evaluate_trial(model: YoloModelSpace | ArchSpace, run_dir: str) -> None:
     that fails is a line too; the exception goes on to NNI, which marks the trial as failed. One that is ended
     as hopeless is `stopped`: a line with its score so far, which NNI hears of as a result.
     """
+    if not Path(run_dir).is_dir():  # NNI has sent our code to another machine, and nothing else
+        raise UserError(
+            f"{run_dir} is not on {socket.gethostname()}: machines of a search share the run's folder"
+        )
     job = job_of(run_dir)
     run_trial(model, job, measure_of(job))
 

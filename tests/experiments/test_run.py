@@ -327,3 +327,8 @@ def test_a_path_that_cannot_be_written_and_a_full_disk_are_one_line(tiny, capsys
     assert "the disk is full" in capsys.readouterr().err
     with pytest.raises(OSError, match="no path of anybody's"):
         fails_with(OSError(errno.EIO, "no path of anybody's"))
+
+
+def test_a_machine_without_the_run_s_folder_says_so():
+    with pytest.raises(UserError, match="there is no /nowhere/runs/mine on .+; machines share the run's folder"):
+        evaluators.evaluate_trial(None, "/nowhere/runs/mine")
