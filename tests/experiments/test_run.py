@@ -330,5 +330,5 @@ def test_a_path_that_cannot_be_written_and_a_full_disk_are_one_line(tiny, capsys
 
 
 def test_a_machine_without_the_run_s_folder_says_so():
-    with pytest.raises(UserError, match="there is no /nowhere/runs/mine on .+; machines share the run's folder"):
+    with pytest.raises(UserError, match="/nowhere/runs/mine is not on .+: machines of a search share"):
         evaluators.evaluate_trial(None, "/nowhere/runs/mine")
