@@ -124,6 +124,7 @@ def run_search(
     experiment = SafeExperiment(space, evaluator, strategy, build_config(runtime), runtime, announce)
     quiet_nni()
     started = time.monotonic()
+    lost: Exception | None = None
     with reached_directly(runtime.host), interruptible() as interruption:
         interruption.hurry = experiment.kill
         try:
@@ -132,15 +133,15 @@ def run_search(
             status = "stopped" if experiment.stopped_from_outside else "finished"
         except KeyboardInterrupt:
             status = "interrupted"
-        except requests.ConnectionError:
-            if not why_it_gave_up(experiment.id):
-                raise
-            status = "failed"
+        except Exception as error:  # the manager's end, perhaps, whose log is whole once it has ended
+            status, lost = "failed", error
         finally:
             interruption.stopping = True
             experiment.tear_down()
-    if failure := experiment.failure or (status == "failed" and why_it_gave_up(experiment.id)):
+    if failure := experiment.failure or (lost and why_it_gave_up(experiment.id)):
         raise UserError(f"NNI's manager failed: {failure}; finished trials are kept, --resume goes on")
+    if lost:
+        raise lost
     if status == "stopped":
         announce("the search was stopped from outside (nnictl or the web UI); finished trials are kept")
     seconds = time.monotonic() - started
