@@ -462,6 +462,7 @@ def _imgsz(given: Any) -> Sides:
     return imgsz
 
 
+# Written as it is: pydantic makes a list of a tuple, then warns that the list is none.
 Imgsz = Annotated[Sides, PlainValidator(_imgsz), PlainSerializer(lambda sides: sides, return_type=Any)]
 
 

@@ -134,7 +134,7 @@ def run_search(
         except KeyboardInterrupt:
             status = "interrupted"
         except Exception as error:  # the manager's end, perhaps, whose log is whole once it has ended
-            status, lost = "failed", error
+            lost = error
         finally:
             interruption.stopping = True
             experiment.tear_down()
