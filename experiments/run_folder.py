@@ -122,6 +122,8 @@ class RunFolder:
         if not isinstance(raw.get("space"), str):
             raise UserError(f"{path / 'experiment.yaml'} is damaged: its key 'space' names no file")
         raw["space"] = str(path.resolve() / "space" / Path(raw["space"]).name)
+        if isinstance(raw.get("train"), dict):
+            raw["train"].setdefault("mimic", 0.0)  # of a run that never heard of it: it goes on without
         for copy in (path.resolve() / "own").glob("*/*.py"):
             block = raw["search"].get(copy.parent.name) if isinstance(raw.get("search"), dict) else None
             if isinstance(block, dict):
@@ -131,9 +133,10 @@ class RunFolder:
     def resume_with(self, wanted: Experiment, remedy: str = ANOTHER_RUN) -> None:
         """Take over what may change. Raises UserError naming the first key that must not differ, and how to
         start afresh: the `remedy`."""
-        if wanted.train.hyp == AUTO:  # a run goes on with the augmentation that it had
-            train = wanted.train.model_copy(update={"hyp": self.experiment.train.hyp})
-            wanted = wanted.model_copy(update={"train": train})
+        had = self.experiment.train  # a run goes on with the augmentation, and the mimicry, that it had
+        kept = {"hyp": had.hyp} if wanted.train.hyp == AUTO else {}
+        kept |= {"mimic": had.mimic} if "mimic" not in wanted.train.model_fields_set else {}
+        wanted = wanted.model_copy(update={"train": wanted.train.model_copy(update=kept)})
         if wanted.search.screen is None:
             search = wanted.search.model_copy(update={"screen": self.experiment.search.screen})
             wanted = wanted.model_copy(update={"search": search})

@@ -41,10 +41,20 @@ FILE = "start.json"  # in the folder of a training: where it started, and what b
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training starts. name: what histories and reports call it. None: from scratch."""
+    """Where a training starts. name: what histories and reports call it. of_trial: learnt in this run."""
 
     path: Path
     name: str
+    of_trial: bool = False
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a network has begun with. teacher: the network that the weights are of, as it was, for
+    `models.remember`; None where it cannot be built, or has learnt these very images."""
+
+    account: Account
+    teacher: Any = None
 
 
 def start_of(job: Job) -> Start | None:
@@ -54,9 +64,9 @@ def start_of(job: Job) -> Start | None:
         if ended(job, number).state == "complete" and not path.is_file():
             raise TrainingFailed(f"the weights of its parent, trial {number}, are missing: no {path}")
         if (again := Files(job.run.path).reignited(number)).is_file():
-            return Start(again, f"trial {number}, reignited")
+            return Start(again, f"trial {number}, reignited", of_trial=True)
         if path.is_file():
-            return Start(path, f"trial {number}")
+            return Start(path, f"trial {number}", of_trial=True)
     return Start(Path(job.exp.weights), Path(job.exp.weights).name) if job.exp.weights else None
 
 
@@ -77,15 +87,17 @@ def begin(
     weights: Path | None = None,
     calibration: int = CALIBRATION,
     least: float = LEAST,
-) -> Account | None:
+    of_trial: bool = False,
+) -> Begun | None:
     """Start a network of the job's space: from `weights`, else where the job says, else from scratch (None).
     The account of it goes to `folder/start.json`.
 
     least: share of the network's numbers that the start should give; 0 for a backbone under a large head.
+    of_trial: `weights` are what a trial has learnt.
 
     Where `weights` are a supernet's, from the arch's slice, its batch norm re-estimated on so many images.
     """
-    start = Start(weights, weights.name) if weights else start_of(job)
+    start = Start(weights, weights.name, of_trial) if weights else start_of(job)
     if start is None:
         return None
     given: Path | WeightFile = start.path
@@ -96,28 +108,34 @@ def begin(
     found = source(given, job.space)
     account = inherit(net, found, into=job.space.name, least=least)
     keep_account(account, start.name, folder, job.run.path)
-    if job.exp.refit and least:  # a backbone alone was never cut
-        repair(job, net, arch, found)
-    return account
+    if not least:  # a backbone alone was never cut
+        return Begun(account)
+    file = found.file if isinstance(found, Source) else found
+    teacher = original(job, found, file)
+    if teacher and job.exp.refit and (file.arch or job.space.default()) != arch:
+        repair(job, net, arch, teacher)
+    learnt_here = start.of_trial or file.meta.get("sliced")
+    return Begun(account, None if learnt_here else teacher)
 
 
-def repair(job: Job, net: Any, arch: Arch, start: Source | WeightFile) -> None:
-    """Fit what a cut has changed in a network to what the network that was cut gives (models/refit.py)."""
-    file = start.file if isinstance(start, Source) else start
+def original(job: Job, start: Source | WeightFile, file: WeightFile) -> Any:
+    """The network that weights are of, with them; None where they are of another space, such as a
+    classifier's: it cannot be built here."""
     if file.arch and file.space != plain(job.space.model):
-        return  # of another space, such as a classifier's: what it was cut from cannot be built here
-    theirs = file.arch or job.space.default()
-    if theirs == arch:
-        return
+        return None
+    with torch.random.fork_rng(devices=[]):
+        teacher = build(job.space, file.arch or job.space.default(), job.dataset.names)
+    inherit(teacher, start, into=job.space.name)
+    return teacher
+
+
+def repair(job: Job, net: Any, arch: Arch, teacher: Any) -> None:
+    """Fit what a cut has changed in a network to what the network that was cut gives (models/refit.py)."""
     side, chosen = job.side(arch), mixed(job.dataset.splits["search_train"], job.exp.refit)
     chosen = chosen[: max(2, PIXELS // area(side))]
     loader = job.task.make_loader(chosen, job.dataset.names, side, len(chosen), train=False)
-    images = next(iter(loader))
-    with torch.random.fork_rng(devices=[]):
-        teacher = build(job.space, theirs, job.dataset.names)
-    inherit(teacher, start, into=job.space.name)
-    changed = refit(net, teacher, to_device(images, torch.device("cpu"))["img"])
-    if changed:
+    images = to_device(next(iter(loader)), torch.device("cpu"))["img"]
+    if changed := refit(net, teacher, images):
         print(f"  {changed} convolutions fitted to what they gave before the cut, on {len(chosen)} images")
 
 

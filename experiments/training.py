@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,18 @@ from experiments.engine.trial import report_intermediate
 from experiments.job import Job, costs, loaders, precision_of, threads_of
 from experiments.measures import quality_of_files
 from experiments.run_folder import command
-from experiments.starts import begin, told
+from experiments.starts import Begun, begin, told
 from experiments.trained import result_of
 from models.inherit import Account
+from models.remember import Mimicking
 from models.space import Arch
 from models.weights import read_weights, save_weights
 from utils.files import write_text
 from utils.report.results import metrics_line
 from utils.run_files import said_in
+from utils.training.lessons import Lesson, Plain
 from utils.training.loggers import open_loggers
+from utils.training.settings import TrainSettings
 from utils.training.train import train
 
 FLATTERS = "the best epoch on val itself, so this flatters; metrics are of the last epoch"
@@ -60,8 +64,9 @@ def train_in_full(
     torch.manual_seed(exp.seed)
     detector = job.build(arch)
     print(augmentation(exp, exp.train))
-    account = begin(job, detector, arch, folder, weights, calibration)
-    account = begin(job, detector, arch, folder, backbone, least=0) if backbone else account
+    begun = begin(job, detector, arch, folder, weights, calibration, of_trial=start is not None)
+    lesson = lesson_of(begun, settings, kind)
+    begun = begin(job, detector, arch, folder, backbone, least=0) if backbone else begun
     train_loader, val_loader = loaders(job, *splits, side)
     score, best = keeping_best(job, arch, val_loader, folder / "best.pt")
     checkpoint = folder / "checkpoint.pt"
@@ -75,12 +80,13 @@ def train_in_full(
             evaluate=score,
             on_epoch=lambda row: log.log(int(row["epoch"]), row),
             checkpoint=checkpoint,
+            lesson=lesson,
         )
     metrics = result.metrics | costs(job, arch) | quality_of_files(job, result.detector, arch, splits[1])
     outcome = {
         **result_of(kind, arch, job.dataset, splits[1], side, metrics, job.device),
         **_settings(job, folder),
-        **_start_of(account, start, folder, job),
+        **_start_of(begun.account if begun else None, start, folder, job),
         "best": best | {"note": FLATTERS},
         "seconds": result.seconds,
         "curve": result.curve,
@@ -91,6 +97,16 @@ def train_in_full(
     after = f"{exp.train.epochs} epochs, seed {exp.seed}"
     print(f"{folder}: {metrics_line(metrics)} on {splits[1]} after {after}")
     return outcome
+
+
+def lesson_of(begun: Begun | None, settings: TrainSettings, kind: str = "trial") -> Callable[[Any], Lesson]:
+    """What each batch teaches: labels and, where weights were given, what they knew.
+
+    A `finetune` is too short and gentle to forget it.
+    """
+    if begun is None or begun.teacher is None or not settings.mimic or kind == "finetune":
+        return Plain
+    return partial(Mimicking, teacher=begun.teacher, weight=settings.mimic, epochs=settings.epochs)
 
 
 def _settings(job: Job, folder: Path) -> dict[str, Any]:
@@ -140,7 +156,8 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     torch.set_num_threads(threads_of(exp))
     torch.manual_seed(exp.seed)
     detector = job.build(arch)
-    begin(job, detector, arch, folder)
+    settings = exp.train.model_copy(update={"precision": precision_of(job)})
+    lesson = lesson_of(begin(job, detector, arch, folder), settings)
     train_loader, val_loader = loaders(job, "search_train", "search_val", job.side(arch))
 
     def score(net: torch.nn.Module, last: bool) -> dict[str, float]:
@@ -168,13 +185,14 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
         result = train(
             detector,
             train_loader,
-            settings=exp.train.model_copy(update={"precision": precision_of(job)}),
+            settings=settings,
             seed=exp.seed,
             device=job.device,
             evaluate=score,
             on_epoch=on_epoch,
             on_resume=on_resume,
             checkpoint=checkpoint,
+            lesson=lesson,
             progress=False,
         )
     save_weights(folder / "weights.pt", result.detector, job.space, arch, imgsz=job.side(arch))

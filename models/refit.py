@@ -20,12 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.training.mimic import Features, features
+
 RIDGE = 0.3  # of the mean square of the inputs; 1 and .1 serve as well, .01 does not (64 images)
 ROWS = 8192  # places of the maps that a layer is fitted to
 SAME = 1e-3  # of the norm of its maps: what a layer may be off before it is touched
 
 
 Maps = dict[str, Tensor]  # what each inherited convolution gives [B, C, h, w]
+Pairs = dict[str, tuple[Tensor, Tensor]]  # of each convolution, filters of one network and of the other
 
 
 @torch.no_grad()
@@ -38,7 +41,7 @@ def refit(net: Any, teacher: Any, images: Tensor, target: Maps | None = None) ->
     runs more than once in a pass, what is fresh.
     """
     norms = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    fitter = _Fitter(net, teacher, maps(teacher, images) if target is None else target)
+    fitter = _Fitter(shared(net, teacher), maps(teacher, images) if target is None else target)
     hooks = [m.register_forward_hook(fitter.hook(name)) for name, m in _convolutions(net)]
     try:
         _pass(net, images)
@@ -60,17 +63,35 @@ def drift(net: Any, teacher: Any, images: Tensor, target: Maps | None = None) ->
     `maps(teacher, images)` where that is known. Batch norms take their statistics of them. Infinite where
     the two have no such map in common.
     """
-    ours, theirs, shares = maps(net, images), maps(teacher, images) if target is None else target, []
-    fitter = _Fitter(net, teacher, theirs)
+    theirs = maps(teacher, images) if target is None else target
+    found = apart(maps(net, images), theirs, shared(net, teacher))
+    later = found[len(found) // 2 :]
+    return float(torch.stack(later).mean()) if later else float("inf")
+
+
+def apart(ours: Maps, theirs: Maps, pairs: Pairs) -> list[Tensor]:
+    """Of each map that both have, in the order of `theirs`, the mean square difference as a share of the
+    variance of theirs, a float32 scalar from 0; a gradient reaches `ours`."""
+    found = []
     for name, wanted in theirs.items():
-        rows = fitter.rows(f"{name}.weight")
-        if rows is None or name not in ours or ours[name].shape[2:] != wanted.shape[2:]:
+        if name not in pairs or name not in ours or ours[name].shape[2:] != wanted.shape[2:]:
             continue
-        wanted, found = wanted[:, rows[1]], ours[name][:, rows[0]]
+        rows = [place.to(wanted.device) for place in pairs[name]]
+        mine, wanted = ours[name][:, rows[0]].float(), wanted[:, rows[1]].float()
         spread = (wanted - wanted.mean((0, 2, 3), keepdim=True)).square().sum()
-        shares.append(float((found - wanted).square().sum() / spread.clamp(min=1e-12)))
-    later = shares[len(shares) // 2 :]
-    return sum(later) / len(later) if later else float("inf")
+        found.append((mine - wanted).square().sum() / spread.clamp(min=1e-12))
+    return found
+
+
+def shared(net: Any, teacher: Any) -> Pairs:
+    """Of each convolution (filters here, the teacher's that come from the same filters of the source)."""
+    found = {}
+    for name in inherited(net):
+        mine, theirs = (n.filters.get(f"{name}.weight", torch.empty(0)) for n in (net, teacher))
+        pairs = ((mine[:, None] == theirs[None]) & (mine[:, None] >= 0)).nonzero(as_tuple=True)
+        if len(pairs[0]):
+            found[name] = (pairs[0], pairs[1])
+    return found
 
 
 def _convolutions(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
@@ -98,37 +119,32 @@ def _pass(net: Any, images: Tensor) -> None:
 @torch.no_grad()
 def maps(teacher: Any, images: Tensor) -> Maps:
     """What each inherited convolution of the teacher gives; without those that run twice."""
-    found: dict[str, Tensor] = {}
-    twice: set[str] = set()
-
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            twice.update({name} & found.keys())
-            found[name] = out
-
-        return hook
-
-    known = [(name, m) for name, m in _convolutions(teacher) if f"{name}.weight" in teacher.filters]
-    hooks = [m.register_forward_hook(keep(name)) for name, m in known]
-    try:
+    with features(teacher, inherited(teacher)) as found:
         _pass(teacher, images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: out for name, out in found.items() if name not in twice}
+    return once(found)
+
+
+def inherited(net: Any) -> list[str]:
+    """The convolutions, grouped ones aside, whose weights `models.inherit` gave."""
+    return [name for name, _ in _convolutions(net) if f"{name}.weight" in net.filters]
+
+
+def once(found: Features) -> Maps:
+    """The maps of what ran once."""
+    return {name: outs[0] for name, outs in found.items() if len(outs) == 1}
 
 
 class _Fitter:
     """Fits each convolution of a network at the moment at which it runs. changed: how many."""
 
-    def __init__(self, net: Any, teacher: Any, target: Maps) -> None:
-        self.net, self.teacher, self.target = net, teacher, target
+    def __init__(self, pairs: Pairs, target: Maps) -> None:
+        self.pairs, self.target = pairs, target
         self.changed = 0
 
     def hook(self, name: str) -> Any:
         def fit(conv: nn.Conv2d, args: tuple[Tensor], out: Tensor) -> Tensor | None:
             wanted = self.target.get(name)
-            rows = self.rows(f"{name}.weight")
+            rows = self.pairs.get(name)
             if wanted is None or rows is None or wanted.shape[2:] != out.shape[2:] or len(wanted) != len(out):
                 return None
             mine, theirs = rows
@@ -140,15 +156,6 @@ class _Fitter:
             return conv._conv_forward(args[0], conv.weight, conv.bias)
 
         return fit
-
-    def rows(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """(filters here, the teacher's that come from the same filters of the source); None without any."""
-        mine, theirs = self.net.filters.get(name), self.teacher.filters.get(name)
-        if mine is None or theirs is None:
-            return None
-        pairs = (mine[:, None] == theirs[None]) & (mine[:, None] >= 0)
-        ours, others = pairs.nonzero(as_tuple=True)
-        return (ours, others) if len(ours) else None
 
 
 def _fit(conv: nn.Conv2d, rows: Tensor, x: Tensor, wanted: Tensor) -> None:

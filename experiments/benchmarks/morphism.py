@@ -121,8 +121,8 @@ def course(job: Job, arch: Arch, way: str, parent: Path, epochs: int) -> Course:
     """Start a candidate one way and train it."""
     net, share = fresh(job, arch), 0.0
     if way == "morphism":
-        account = begin(job, net, arch, job.run.path / "child", parent)
-        share = account.share if account else 0.0
+        begun = begin(job, net, arch, job.run.path / "child", parent)
+        share = begun.account.share if begun else 0.0
     elif way == "by name":
         loaded = load_weights(net, parent)
         share, net.inherited = (

@@ -1,6 +1,7 @@
 """Where trainings start: from a file, from a parent, from scratch; and what is said of it."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -69,6 +70,51 @@ def test_a_trial_begins_with_the_weights_and_not_with_others(tiny, trained, monk
     assert torch.equal(seen[0], read_weights(trained).state["model.model.0.conv.weight"])
     (line,) = history(tiny)
     assert line.state == "failed" and line.start["from"] == "w.pt"
+
+
+def losses(folder):
+    return (folder / "log.csv").read_text().splitlines()[0].split(",")
+
+
+def test_what_begins_with_weights_mimics_what_they_gave(tiny, trained):
+    """In trials and retrainings; not from scratch, and not where one says 0."""
+    assert run(tiny, f"weights={trained}", "search.max_trials=2") == 0
+    folder = RunFolder.open(tiny.parent / "r")
+    same, other = (t.curve[0]["loss/mimic"] for t in folder.history.load())
+    assert (
+        same == pytest.approx(0, abs=1e-6) and other > 0.1
+    )  # one step in which the first one is its teacher
+    assert "loss/mimic" in losses(folder.trial_dir(0))
+    short = ["--out", "out", "train.epochs=1"]
+    for said, mimics in (([], True), (["train.mimic=0"], False), (["weights=null"], False)):
+        assert main(["retrain", "r/top/1.json", *short, *said]) == 0
+        assert ("loss/mimic" in losses(tiny.parent / "out")) == mimics, said
+        assert json.loads((tiny.parent / "out" / "result.json").read_text())["train"]["mimic"] == 5.0 * (
+            "train.mimic=0" not in said
+        )
+        shutil.rmtree("out")
+
+
+def test_what_begins_with_a_trial_mimics_nobody(tiny, trained):
+    """It has learnt these very images; and a fine-tuning is too short to forget."""
+    assert run(tiny, f"weights={trained}", *EVOLVE, "search.max_trials=3") == 0
+    folder = RunFolder.open(tiny.parent / "r")
+    mimics = {t.start["from"]: "loss/mimic" in t.curve[0] for t in folder.history.load()}
+    assert mimics.pop("w.pt") and mimics and not any(mimics.values())
+    weights = folder.trial_dir(0) / "weights.pt"
+    assert (
+        main(["finetune", "r/top/1.json", "--weights", str(weights), "--out", "out", "train.epochs=1"]) == 0
+    )
+    assert "loss/mimic" not in losses(tiny.parent / "out")
+
+
+def test_a_run_that_never_heard_of_mimicry_goes_on_without(tiny, trained):
+    assert run(tiny, f"weights={trained}", "search.max_trials=1", "train.mimic=0") == 0
+    path = tiny.parent / "r" / "experiment.yaml"
+    assert "mimic: 0.0\n" in (text := path.read_text())
+    path.write_text(text.replace("  mimic: 0.0\n", ""))
+    assert run(tiny, f"weights={trained}", "search.max_trials=2", "--resume") == 0
+    assert not any("loss/mimic" in t.curve[0] for t in history(tiny)) and len(history(tiny)) == 2
 
 
 def test_children_start_from_their_parents_and_a_resumed_run_has_the_same_history(tiny, trained):

@@ -35,6 +35,7 @@ def augmentation_by_length() -> str:
 
 # Raccoon, 160 px, 30 epochs from COCO weights: .418 at the full rate, which unlearns them, .528 at a fifth.
 INHERITED_LR = 0.2
+MIMIC = 5.0
 
 
 class TrainSettings(BaseModel):
@@ -55,6 +56,13 @@ class TrainSettings(BaseModel):
         le=1,
         description="share of lr for what comes from a parent or from `weights`; what is new learns at lr. "
         f"By default {INHERITED_LR}, or where backbone_lr is given 1",
+    )
+    mimic: float = Field(
+        MIMIC,
+        ge=0,
+        description="where `weights` are given: weight of a loss that holds a network's maps near those that "
+        "the weights gave in theirs, falling to 0 with the epochs; 0 = off. Supernets, and what begins with "
+        "the weights of a trial, do without",
     )
     freeze: list[str] = Field(
         [], description="parts that are not trained: backbone, neck, head; their batch norms stand still too"

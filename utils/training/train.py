@@ -312,7 +312,12 @@ class State:
             raise UserError(
                 f"{self.path} is not a checkpoint that can be read: {error}".splitlines()[0]
             ) from error
-        changed = [k for k, v in self.identity.items() if saved["identity"].get(k) != v]
+        # What a checkpoint never heard of was off.
+        changed = [
+            k
+            for k, v in self.identity.items()
+            if saved["identity"].get(k) != v and (k in saved["identity"] or v)
+        ]
         if changed:
             k = changed[0]
             raise UserError(
