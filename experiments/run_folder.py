@@ -37,7 +37,7 @@ from utils.history import Arch, History, arch_key, read_lines
 from utils.json_text import parse_json
 from utils.run_files import Files
 from utils.steps import STEPS
-from utils.training.settings import AUTO
+from utils.training.settings import AUTO, LATER
 
 # What may change between a run and its resumption: how long, how wide and where it runs, not what it means.
 MAY_CHANGE = (
@@ -123,7 +123,7 @@ class RunFolder:
             raise UserError(f"{path / 'experiment.yaml'} is damaged: its key 'space' names no file")
         raw["space"] = str(path.resolve() / "space" / Path(raw["space"]).name)
         if isinstance(raw.get("train"), dict):
-            raw["train"].setdefault("mimic", 0.0)  # of a run that never heard of it: it goes on without
+            raw["train"] = dict.fromkeys(LATER, 0.0) | raw["train"]
         for copy in (path.resolve() / "own").glob("*/*.py"):
             block = raw["search"].get(copy.parent.name) if isinstance(raw.get("search"), dict) else None
             if isinstance(block, dict):
@@ -133,9 +133,9 @@ class RunFolder:
     def resume_with(self, wanted: Experiment, remedy: str = ANOTHER_RUN) -> None:
         """Take over what may change. Raises UserError naming the first key that must not differ, and how to
         start afresh: the `remedy`."""
-        had = self.experiment.train  # a run goes on with the augmentation, and the mimicry, that it had
+        had = self.experiment.train  # a run goes on with what it had, where nothing else is said
         kept = {"hyp": had.hyp} if wanted.train.hyp == AUTO else {}
-        kept |= {"mimic": had.mimic} if "mimic" not in wanted.train.model_fields_set else {}
+        kept |= {key: getattr(had, key) for key in LATER if key not in wanted.train.model_fields_set}
         wanted = wanted.model_copy(update={"train": wanted.train.model_copy(update=kept)})
         if wanted.search.screen is None:
             search = wanted.search.model_copy(update={"screen": self.experiment.search.screen})

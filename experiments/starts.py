@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from experiments.sources import source
 from experiments.trained import training_images
 from models.inherit import LEAST, Account, Source, inherit
 from models.networks import build
-from models.refit import refit
+from models.refit import apart, maps, refit, shared
+from models.remember import Mimicking
 from models.space import Arch, Space
 from models.supernet import as_slice, sliced
 from models.weights import WeightFile, plain, read_weights
@@ -33,9 +35,25 @@ from utils.history import Trial
 from utils.run_files import Files, said_in
 from utils.sides import area
 from utils.training.batch import to_device
-from utils.training.train import TrainingFailed
+from utils.training.settings import TrainSettings
+from utils.training.train import TrainingFailed, train
 
 PIXELS = 2**21  # of the images that a cut is repaired on, all in one pass
+MOVED = 0.1  # of the variance of maps: what is worth recovering
+# Of the recovery, however else a run trains.
+RECOVERY: dict[str, Any] = {
+    "lr": 0.002,
+    "lr_final": 0.02,
+    "inherited_lr": 1.0,
+    "backbone_lr": None,
+    "optimizer": "AdamW",
+    "momentum": 0.9,
+    "schedule": "linear",
+    "weight_decay": 0.0,
+    "warmup_epochs": 1.0,
+    "warmup_bias_lr": 0.0,
+    "freeze": [],
+}
 FILE = "start.json"  # in the folder of a training: where it started, and what became of each layer
 
 
@@ -51,10 +69,12 @@ class Start:
 @dataclass(frozen=True)
 class Begun:
     """What a network has begun with. teacher: the network that the weights are of, as it was, for
-    `models.remember`; None where it cannot be built, or has learnt these very images."""
+    `models.remember`; None where it cannot be built, or has learnt these very images. moved: how far a cut
+    has left the network's maps from the teacher's, as a share of their variance."""
 
     account: Account
     teacher: Any = None
+    moved: float = 0.0
 
 
 def start_of(job: Job) -> Start | None:
@@ -112,10 +132,10 @@ def begin(
         return Begun(account)
     file = found.file if isinstance(found, Source) else found
     teacher = original(job, found, file)
-    if teacher and job.exp.refit and (file.arch or job.space.default()) != arch:
-        repair(job, net, arch, teacher)
+    cut = teacher and (file.arch or job.space.default()) != arch
+    moved = repair(job, net, arch, teacher) if cut and job.exp.refit else 0.0
     learnt_here = start.of_trial or file.meta.get("sliced")
-    return Begun(account, None if learnt_here else teacher)
+    return Begun(account, None if learnt_here else teacher, moved)
 
 
 def original(job: Job, start: Source | WeightFile, file: WeightFile) -> Any:
@@ -129,14 +149,47 @@ def original(job: Job, start: Source | WeightFile, file: WeightFile) -> Any:
     return teacher
 
 
-def repair(job: Job, net: Any, arch: Arch, teacher: Any) -> None:
-    """Fit what a cut has changed in a network to what the network that was cut gives (models/refit.py)."""
+def repair(job: Job, net: Any, arch: Arch, teacher: Any) -> float:
+    """Fit what a cut has changed in a network to what the network that was cut gives (models/refit.py);
+    returns what is left of the distance between their maps."""
     side, chosen = job.side(arch), mixed(job.dataset.splits["search_train"], job.exp.refit)
     chosen = chosen[: max(2, PIXELS // area(side))]
     loader = job.task.make_loader(chosen, job.dataset.names, side, len(chosen), train=False)
     images = to_device(next(iter(loader)), torch.device("cpu"))["img"]
-    if changed := refit(net, teacher, images):
-        print(f"  {changed} convolutions fitted to what they gave before the cut, on {len(chosen)} images")
+    target = maps(teacher, images)
+    changed = refit(net, teacher, images, target)
+    if not changed:
+        return 0.0
+    print(f"  {changed} convolutions fitted to what they gave before the cut, on {len(chosen)} images")
+    left = apart(maps(net, images), target, shared(net, teacher))
+    return float(torch.stack(left).mean()) if left else 0.0
+
+
+def recover(job: Job, net: Any, begun: Begun | None, loader: Any, settings: TrainSettings) -> None:
+    """Train a network that was cut, without labels, to give the maps that its weights gave, for
+    `settings.recover` times the epochs of its training.
+
+    Not one that was hardly moved: what is left of it then a training does not notice.
+    """
+    epochs = round(settings.recover * settings.epochs)
+    if begun is None or begun.teacher is None or begun.moved < MOVED or not epochs:
+        return
+    started = time.monotonic()
+    result = train(
+        net,
+        loader,
+        settings=settings.model_copy(update=RECOVERY | {"epochs": epochs, "val_every": epochs}),
+        seed=job.exp.seed,
+        device=job.device,
+        progress=False,
+        lesson=partial(Mimicking, teacher=begun.teacher),
+    )
+    net.load_state_dict(result.detector.state_dict())
+    first, *_, last = [row["loss/mimic"] for row in (result.curve * 2)]
+    print(
+        f"  recovered for {epochs} epochs, {time.monotonic() - started:.0f} s, without labels: "
+        f"its maps are {100 * last:.0f} % of their variance off, {100 * first:.0f} % in the first epoch"
+    )
 
 
 def _slice(job: Job, file: WeightFile, arch: Arch, calibration: int) -> WeightFile:

@@ -18,7 +18,7 @@ from experiments.engine.trial import report_intermediate
 from experiments.job import Job, costs, loaders, precision_of, threads_of
 from experiments.measures import quality_of_files
 from experiments.run_folder import command
-from experiments.starts import Begun, begin, told
+from experiments.starts import Begun, begin, recover, told
 from experiments.trained import result_of
 from models.inherit import Account
 from models.remember import Mimicking
@@ -65,11 +65,13 @@ def train_in_full(
     detector = job.build(arch)
     print(augmentation(exp, exp.train))
     begun = begin(job, detector, arch, folder, weights, calibration, of_trial=start is not None)
-    lesson = lesson_of(begun, settings, kind)
-    begun = begin(job, detector, arch, folder, backbone, least=0) if backbone else begun
     train_loader, val_loader = loaders(job, *splits, side)
-    score, best = keeping_best(job, arch, val_loader, folder / "best.pt")
     checkpoint = folder / "checkpoint.pt"
+    lesson = (
+        Plain if kind == "finetune" else prepared(job, detector, begun, train_loader, settings, checkpoint)
+    )
+    begun = begin(job, detector, arch, folder, backbone, least=0) if backbone else begun
+    score, best = keeping_best(job, arch, val_loader, folder / "best.pt")
     with open_loggers(exp.loggers, folder, name=folder.name) as log:
         result = train(
             detector,
@@ -99,12 +101,13 @@ def train_in_full(
     return outcome
 
 
-def lesson_of(begun: Begun | None, settings: TrainSettings, kind: str = "trial") -> Callable[[Any], Lesson]:
-    """What each batch teaches: labels and, where weights were given, what they knew.
-
-    A `finetune` is too short and gentle to forget it.
-    """
-    if begun is None or begun.teacher is None or not settings.mimic or kind == "finetune":
+def prepared(
+    job: Job, net: Any, begun: Begun | None, loader: Any, settings: TrainSettings, checkpoint: Path
+) -> Callable[[Any], Lesson]:
+    """Let a network that was cut recover, if its training is not under way; returns what batches teach."""
+    if not checkpoint.is_file():
+        recover(job, net, begun, loader, settings)
+    if begun is None or begun.teacher is None or not settings.mimic:
         return Plain
     return partial(Mimicking, teacher=begun.teacher, weight=settings.mimic, epochs=settings.epochs)
 
@@ -157,8 +160,10 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     torch.manual_seed(exp.seed)
     detector = job.build(arch)
     settings = exp.train.model_copy(update={"precision": precision_of(job)})
-    lesson = lesson_of(begin(job, detector, arch, folder), settings)
+    begun = begin(job, detector, arch, folder)
     train_loader, val_loader = loaders(job, "search_train", "search_val", job.side(arch))
+    checkpoint = folder / "checkpoint.pt"
+    lesson = prepared(job, detector, begun, train_loader, settings, checkpoint)
 
     def score(net: torch.nn.Module, last: bool) -> dict[str, float]:
         return job.task.score(net, val_loader, job.dataset.names, job.device, not last)
@@ -180,7 +185,6 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
             judge.check(curve)
 
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "checkpoint.pt"
     with open_loggers(exp.loggers, folder, name=f"{exp.name}-{folder.name}", config=arch) as log:
         result = train(
             detector,

@@ -1,13 +1,13 @@
-"""A network that begins with trained weights learns, beside its labels, to give the maps that they gave.
+"""A network that begins with trained weights learns to give the maps that they gave.
 
-    lesson = Mimicking(net, teacher, weight=5.0, epochs=12)  # teacher: the network that the weights are of
+    lesson = Mimicking(net, teacher)  # teacher: the network that the weights are of
     train(net, ..., lesson=lambda net: lesson)
 
-A few hundred images of one's own teach a network what is on them, and make it forget much of what its weights
-knew of all others; a network that was cut out of the one that the weights are of has to find that first. Both
-mend if the maps of its convolutions are held near those of that network, which stays as it was: the
-regularisation of DELTA (arXiv 1901.09229), here without its attention over channels, on whatever filters both
-have (`models.refit.shared`), and falling to 0 with the epochs.
+Without labels it recovers what a cut has moved, further than least squares can (`models.refit`): layers
+learn together, on images as they are trained on. These are hints of all layers, where FitNets (arXiv
+1412.6550) have one. With labels it is held near what the weights knew while it learns what is on the
+images, less and less with the epochs: DELTA (arXiv 1901.09229) without its attention over channels. Filters
+that only one of the two has are left out (`models.refit.shared`).
 """
 
 from __future__ import annotations
@@ -24,47 +24,53 @@ from utils.training.mimic import features
 
 
 class Mimicking(Plain):
-    """The loss of a batch and, as `mimic`, how far the network's maps are from the teacher's.
+    """The loss `mimic`: how far the network's maps are from the teacher's, `models.refit.apart`, the mean over
+    convolutions.
 
-    net, teacher: as `models.inherit` left them, with weights of one source. weight: of that distance
-    (`models.refit.apart`, the mean over the convolutions) in the first epoch; it falls in a line and would be
-    0 after the last.
+    net, teacher: as `models.inherit` left them, with weights of one source.
+    weight, epochs: beside the labels' losses, so much in the first epoch, falling in a line that would be 0
+    after the last; by default there are no labels.
     """
 
-    def __init__(self, net: nn.Module, teacher: nn.Module, weight: float, epochs: int) -> None:
+    def __init__(self, net: nn.Module, teacher: nn.Module, weight: float = 1.0, epochs: int = 0) -> None:
         self.weight, self.epochs = weight, epochs
-        self.module: LossAndMimicry = LossAndMimicry(net, teacher)
+        self.module: Mimicry = Mimicry(net, teacher, labels=epochs > 0)
 
     def begin(self, epoch: int) -> dict[str, Any]:
-        self.module.weight = self.weight * (1 - (epoch - 1) / self.epochs)
+        if self.epochs:
+            self.module.weight = self.weight * (1 - (epoch - 1) / self.epochs)
         return {}
 
 
-class LossAndMimicry(LossOf):
+class Mimicry(LossOf):
     """One pass of both, as a module: what DDP wraps.
 
     The teacher is frozen, and moves along, but is no submodule: no optimizer, DDP or checkpoint meets it. Its
     batch norms take the statistics of the batch, as those of the network do.
     """
 
-    def __init__(self, net: nn.Module, teacher: nn.Module) -> None:
+    def __init__(self, net: nn.Module, teacher: nn.Module, labels: bool = False) -> None:
         super().__init__(net)
-        self.pairs, self.weight = shared(net, teacher), 0.0
+        self.pairs, self.weight, self.labels = shared(net, teacher), 1.0, labels
         teacher.eval().requires_grad_(False)
         for norm in (m for m in teacher.modules() if isinstance(m, _BatchNorm)):
             norm.train().track_running_stats = False
         self.teachers = [teacher.to(memory_format=torch.channels_last)]  # type: ignore[call-overload]
 
     def forward(self, batch: dict[str, Any]) -> Losses:
+        losses: Losses = {}
         with torch.no_grad(), features(self.teachers[0], self.pairs) as theirs:
             self.teachers[0].raw(batch["img"])  # type: ignore[operator]
         with features(self.detector, self.pairs) as ours:
-            losses = super().forward(batch)
+            if self.labels:
+                losses = super().forward(batch)
+            else:
+                self.detector.raw(batch["img"])  # type: ignore[operator]
         distances = apart(once(ours), once(theirs), self.pairs)
         mean = torch.stack(distances).mean() if distances else batch["img"].new_zeros(())
         return losses | {"mimic": self.weight * mean}
 
-    def _apply(self, fn: Any, recurse: bool = True) -> LossAndMimicry:
+    def _apply(self, fn: Any, recurse: bool = True) -> Mimicry:
         for teacher in self.teachers:  # to a device, a memory format
             teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)

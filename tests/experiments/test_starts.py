@@ -76,28 +76,40 @@ def losses(folder):
     return (folder / "log.csv").read_text().splitlines()[0].split(",")
 
 
-def test_what_begins_with_weights_mimics_what_they_gave(tiny, trained):
-    """In trials and retrainings; not from scratch, and not where one says 0."""
-    assert run(tiny, f"weights={trained}", "search.max_trials=2") == 0
-    folder = RunFolder.open(tiny.parent / "r")
-    same, other = (t.curve[0]["loss/mimic"] for t in folder.history.load())
-    assert (
-        same == pytest.approx(0, abs=1e-6) and other > 0.1
-    )  # one step in which the first one is its teacher
-    assert "loss/mimic" in losses(folder.trial_dir(0))
-    short = ["--out", "out", "train.epochs=1"]
-    for said, mimics in (([], True), (["train.mimic=0"], False), (["weights=null"], False)):
-        assert main(["retrain", "r/top/1.json", *short, *said]) == 0
-        assert ("loss/mimic" in losses(tiny.parent / "out")) == mimics, said
-        assert json.loads((tiny.parent / "out" / "result.json").read_text())["train"]["mimic"] == 5.0 * (
-            "train.mimic=0" not in said
-        )
+RECOVERED = "recovered for 1 epochs"
+
+
+def test_what_was_cut_recovers_before_it_is_trained(tiny, trained, capsys):
+    """In trials and retrainings; not the network itself, and not where one says 0."""
+    assert run(tiny, f"weights={trained}", "search.max_trials=2", "train.recover=1") == 0
+    printed = capsys.readouterr().out
+    assert printed.count(RECOVERED) == 1 and printed.index(RECOVERED) > printed.index("trial 0:")
+    first, second = history(tiny)
+    assert len(first.curve) == len(second.curve) == 1 and "loss/mimic" not in second.curve[0]
+    arch = json.loads((tiny.parent / "r" / "top" / "1.json").read_text()) | {"arch": second.arch}
+    (tiny.parent / "cut.json").write_text(json.dumps(arch | {"space": "thin_nas.yaml"}))
+    for said, recovers in (
+        (["train.recover=1"], True),
+        ([], False),
+        (["train.recover=1", "weights=null"], False),
+    ):
+        start = [] if "weights=null" in said else ["--weights", str(trained)]
+        given = [item for item in said if item != "weights=null"]
+        assert main(["retrain", "cut.json", *start, "--out", "out", "train.epochs=1", *given]) == 0
+        assert (RECOVERED in capsys.readouterr().out) == recovers, said
         shutil.rmtree("out")
+
+
+def test_a_training_may_be_held_near_what_the_weights_gave(tiny, trained):
+    assert run(tiny, f"weights={trained}", "search.max_trials=2", "train.mimic=5", "train.recover=0") == 0
+    same, other = (t.curve[0]["loss/mimic"] for t in history(tiny))
+    assert same == pytest.approx(0, abs=1e-6) and other > 0.1  # one step, in which the first is its teacher
+    assert "loss/mimic" in losses(tiny.parent / "r" / "trials" / "0000")
 
 
 def test_what_begins_with_a_trial_mimics_nobody(tiny, trained):
     """It has learnt these very images; and a fine-tuning is too short to forget."""
-    assert run(tiny, f"weights={trained}", *EVOLVE, "search.max_trials=3") == 0
+    assert run(tiny, f"weights={trained}", *EVOLVE, "search.max_trials=3", "train.mimic=5") == 0
     folder = RunFolder.open(tiny.parent / "r")
     mimics = {t.start["from"]: "loss/mimic" in t.curve[0] for t in folder.history.load()}
     assert mimics.pop("w.pt") and mimics and not any(mimics.values())
@@ -108,13 +120,13 @@ def test_what_begins_with_a_trial_mimics_nobody(tiny, trained):
     assert "loss/mimic" not in losses(tiny.parent / "out")
 
 
-def test_a_run_that_never_heard_of_mimicry_goes_on_without(tiny, trained):
-    assert run(tiny, f"weights={trained}", "search.max_trials=1", "train.mimic=0") == 0
+def test_a_run_that_never_heard_of_either_goes_on_without(tiny, trained, capsys):
+    assert run(tiny, f"weights={trained}", "search.max_trials=1", "train.recover=0") == 0
     path = tiny.parent / "r" / "experiment.yaml"
-    assert "mimic: 0.0\n" in (text := path.read_text())
-    path.write_text(text.replace("  mimic: 0.0\n", ""))
+    assert "  recover: 0.0\n  mimic: 0.0\n" in (text := path.read_text())
+    path.write_text(text.replace("  recover: 0.0\n  mimic: 0.0\n", ""))
     assert run(tiny, f"weights={trained}", "search.max_trials=2", "--resume") == 0
-    assert not any("loss/mimic" in t.curve[0] for t in history(tiny)) and len(history(tiny)) == 2
+    assert len(history(tiny)) == 2 and "recovered" not in capsys.readouterr().out
 
 
 def test_children_start_from_their_parents_and_a_resumed_run_has_the_same_history(tiny, trained):

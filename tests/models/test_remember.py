@@ -10,7 +10,7 @@ from models import networks
 from models.inherit import Source, inherit
 from models.networks import open_any_space
 from models.refit import drift, shared
-from models.remember import LossAndMimicry, Mimicking
+from models.remember import Mimicking, Mimicry
 from tests.models.test_inherit import SPACES, as_file, trained
 
 IMAGES = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -43,13 +43,12 @@ def without_dropout(net):
 
 def mimicry_of(lesson):
     """The loss for IMAGES, whatever is on them."""
-    net = lesson.detector.train()
-    net.loss = lambda batch: {"all": net.raw(batch["img"])}
+    lesson.detector.train()
     return lesson({"img": IMAGES})["mimic"]
 
 
 def mimicry(net, teacher, weight=1.0):
-    lesson = LossAndMimicry(net, teacher)
+    lesson = Mimicry(net, teacher)
     lesson.weight = weight
     return mimicry_of(lesson)
 
@@ -85,7 +84,7 @@ def test_a_cut_network_comes_nearer_to_its_teacher_which_stays_as_it_was(space, 
         drift(copy.deepcopy(cut), copy.deepcopy(teacher), IMAGES),
     )
     optimizer = torch.optim.Adam(cut.parameters(), lr=0.003)
-    lesson = Mimicking(cut, teacher, weight=1.0, epochs=1)
+    lesson = Mimicking(cut, teacher)
     lesson.begin(1)
     assert list(lesson.module.parameters()) == list(cut.parameters())  # no teacher among what learns
     assert lesson.module.state_dict().keys() == {f"detector.{name}" for name in cut.state_dict()}

@@ -35,7 +35,9 @@ def augmentation_by_length() -> str:
 
 # Raccoon, 160 px, 30 epochs from COCO weights: .418 at the full rate, which unlearns them, .528 at a fifth.
 INHERITED_LR = 0.2
-MIMIC = 5.0
+
+
+LATER = ("recover", "mimic")  # what runs that never heard of it go on without
 
 
 class TrainSettings(BaseModel):
@@ -57,12 +59,19 @@ class TrainSettings(BaseModel):
         description="share of lr for what comes from a parent or from `weights`; what is new learns at lr. "
         f"By default {INHERITED_LR}, or where backbone_lr is given 1",
     )
+    recover: float = Field(
+        0.5,
+        ge=0,
+        le=10,
+        description="where `weights` are given: before its training a network that was cut learns, without "
+        "labels, to give the maps that it gave, for so many times the epochs of the training; 0 = off",
+    )
     mimic: float = Field(
-        MIMIC,
+        0.0,
         ge=0,
         description="where `weights` are given: weight of a loss that holds a network's maps near those that "
-        "the weights gave in theirs, falling to 0 with the epochs; 0 = off. Supernets, and what begins with "
-        "the weights of a trial, do without",
+        "the weights gave in theirs while it is trained, falling to 0 with the epochs. For images like those "
+        "that the weights have seen; 5 is much",
     )
     freeze: list[str] = Field(
         [], description="parts that are not trained: backbone, neck, head; their batch norms stand still too"
