@@ -24,8 +24,8 @@ from utils.training.mimic import features
 
 
 class Mimicking(Plain):
-    """The loss `mimic`: how far the network's maps are from the teacher's, `models.refit.apart`, the mean over
-    convolutions.
+    """The loss `mimic`: how far the network's maps are from the teacher's, the mean over convolutions of
+    `models.refit.apart`.
 
     net, teacher: as `models.inherit` left them, with weights of one source.
     weight, epochs: beside the labels' losses, so much in the first epoch, falling in a line that would be 0
