@@ -165,9 +165,11 @@ def repair(job: Job, net: Any, arch: Arch, teacher: Any) -> float:
     return float(torch.stack(left).mean()) if left else 0.0
 
 
-def recover(job: Job, net: Any, begun: Begun | None, loader: Any, settings: TrainSettings) -> None:
+def recover(
+    job: Job, net: Any, begun: Begun | None, loader: Any, settings: TrainSettings, folder: Path
+) -> None:
     """Train a network that was cut, without labels, to give the maps that its weights gave, for
-    `settings.recover` times the epochs of its training.
+    `settings.recover` times the epochs of its training; what came of it goes to `folder/start.json`.
 
     Not one that was hardly moved: what is left of it then a training does not notice.
     """
@@ -185,10 +187,14 @@ def recover(job: Job, net: Any, begun: Begun | None, loader: Any, settings: Trai
         lesson=partial(Mimicking, teacher=begun.teacher),
     )
     net.load_state_dict(result.detector.state_dict())
-    first, *_, last = [row["loss/mimic"] for row in (result.curve * 2)]
+    off = [row["loss/mimic"] for row in result.curve]
+    found = {"epochs": epochs, "seconds": time.monotonic() - started, "off": off}
+    said = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    write_text(folder / FILE, json.dumps(said | {"recovered": found}, indent=2) + "\n")
+    took = f"{epochs} {'epoch' if epochs == 1 else 'epochs'} in {found['seconds']:.0f} s"
     print(
-        f"  recovered for {epochs} epochs, {time.monotonic() - started:.0f} s, without labels: "
-        f"its maps are {100 * last:.0f} % of their variance off, {100 * first:.0f} % in the first epoch"
+        f"  recovered without labels, {took}: its maps are {100 * off[-1]:.0f} % of their variance off, "
+        f"{100 * off[0]:.0f} % in the first"
     )
 
 

@@ -67,11 +67,11 @@ def train_in_full(
     begun = begin(job, detector, arch, folder, weights, calibration, of_trial=start is not None)
     train_loader, val_loader = loaders(job, *splits, side)
     checkpoint = folder / "checkpoint.pt"
-    lesson = (
-        Plain if kind == "finetune" else prepared(job, detector, begun, train_loader, settings, checkpoint)
-    )
+    lesson = Plain if kind == "finetune" else prepared(job, detector, begun, train_loader, settings, folder)
     begun = begin(job, detector, arch, folder, backbone, least=0) if backbone else begun
+    account, begun = begun.account if begun else None, None  # a teacher that teaches no more goes
     score, best = keeping_best(job, arch, val_loader, folder / "best.pt")
+    checkpoint = folder / "checkpoint.pt"
     with open_loggers(exp.loggers, folder, name=folder.name) as log:
         result = train(
             detector,
@@ -88,7 +88,7 @@ def train_in_full(
     outcome = {
         **result_of(kind, arch, job.dataset, splits[1], side, metrics, job.device),
         **_settings(job, folder),
-        **_start_of(begun.account if begun else None, start, folder, job),
+        **_start_of(account, start, folder, job),
         "best": best | {"note": FLATTERS},
         "seconds": result.seconds,
         "curve": result.curve,
@@ -102,11 +102,11 @@ def train_in_full(
 
 
 def prepared(
-    job: Job, net: Any, begun: Begun | None, loader: Any, settings: TrainSettings, checkpoint: Path
+    job: Job, net: Any, begun: Begun | None, loader: Any, settings: TrainSettings, folder: Path
 ) -> Callable[[Any], Lesson]:
     """Let a network that was cut recover, if its training is not under way; returns what batches teach."""
-    if not checkpoint.is_file():
-        recover(job, net, begun, loader, settings)
+    if not (folder / "checkpoint.pt").is_file():
+        recover(job, net, begun, loader, settings, folder)
     if begun is None or begun.teacher is None or not settings.mimic:
         return Plain
     return partial(Mimicking, teacher=begun.teacher, weight=settings.mimic, epochs=settings.epochs)
@@ -162,8 +162,7 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     settings = exp.train.model_copy(update={"precision": precision_of(job)})
     begun = begin(job, detector, arch, folder)
     train_loader, val_loader = loaders(job, "search_train", "search_val", job.side(arch))
-    checkpoint = folder / "checkpoint.pt"
-    lesson = prepared(job, detector, begun, train_loader, settings, checkpoint)
+    lesson, begun = prepared(job, detector, begun, train_loader, settings, folder), None
 
     def score(net: torch.nn.Module, last: bool) -> dict[str, float]:
         return job.task.score(net, val_loader, job.dataset.names, job.device, not last)
@@ -185,6 +184,7 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
             judge.check(curve)
 
     folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.pt"
     with open_loggers(exp.loggers, folder, name=f"{exp.name}-{folder.name}", config=arch) as log:
         result = train(
             detector,

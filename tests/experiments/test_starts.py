@@ -76,7 +76,7 @@ def losses(folder):
     return (folder / "log.csv").read_text().splitlines()[0].split(",")
 
 
-RECOVERED = "recovered for 1 epochs"
+RECOVERED = "recovered without labels, 1 epoch in"
 
 
 def test_what_was_cut_recovers_before_it_is_trained(tiny, trained, capsys):
@@ -85,6 +85,9 @@ def test_what_was_cut_recovers_before_it_is_trained(tiny, trained, capsys):
     printed = capsys.readouterr().out
     assert printed.count(RECOVERED) == 1 and printed.index(RECOVERED) > printed.index("trial 0:")
     first, second = history(tiny)
+    folders = [RunFolder.open(tiny.parent / "r").trial_dir(t.number) for t in (first, second)]
+    said = [json.loads((folder / "start.json").read_text()).get("recovered") for folder in folders]
+    assert said[0] is None and said[1]["epochs"] == 1 and 0 < said[1]["off"][0] < 2
     assert len(first.curve) == len(second.curve) == 1 and "loss/mimic" not in second.curve[0]
     arch = json.loads((tiny.parent / "r" / "top" / "1.json").read_text()) | {"arch": second.arch}
     (tiny.parent / "cut.json").write_text(json.dumps(arch | {"space": "thin_nas.yaml"}))
@@ -126,7 +129,7 @@ def test_a_run_that_never_heard_of_either_goes_on_without(tiny, trained, capsys)
     assert "  recover: 0.0\n  mimic: 0.0\n" in (text := path.read_text())
     path.write_text(text.replace("  recover: 0.0\n  mimic: 0.0\n", ""))
     assert run(tiny, f"weights={trained}", "search.max_trials=2", "--resume") == 0
-    assert len(history(tiny)) == 2 and "recovered" not in capsys.readouterr().out
+    assert len(history(tiny)) == 2 and "recovered without" not in capsys.readouterr().out
 
 
 def test_children_start_from_their_parents_and_a_resumed_run_has_the_same_history(tiny, trained):
