@@ -66,7 +66,7 @@ class Start:
     of_trial: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class Begun:
     """What a network has begun with. teacher: the network that the weights are of, as it was, for
     `models.remember`; None where it cannot be built, or has learnt these very images. moved: how far a cut
@@ -75,6 +75,11 @@ class Begun:
     account: Account
     teacher: Any = None
     moved: float = 0.0
+
+    def taken(self) -> Any:
+        """The teacher, which is the caller's alone from now on."""
+        teacher, self.teacher = self.teacher, None
+        return teacher
 
 
 def start_of(job: Job) -> Start | None:
@@ -166,7 +171,7 @@ def repair(job: Job, net: Any, arch: Arch, teacher: Any) -> float:
 
 
 def recover(
-    job: Job, net: Any, begun: Begun | None, loader: Any, settings: TrainSettings, folder: Path
+    job: Job, net: Any, teacher: Any, moved: float, loader: Any, settings: TrainSettings, folder: Path
 ) -> None:
     """Train a network that was cut, without labels, to give the maps that its weights gave, for
     `settings.recover` times the epochs of its training; what came of it goes to `folder/start.json`.
@@ -174,7 +179,7 @@ def recover(
     Not one that was hardly moved: what is left of it then a training does not notice.
     """
     epochs = round(settings.recover * settings.epochs)
-    if begun is None or begun.teacher is None or begun.moved < MOVED or not epochs:
+    if moved < MOVED or not epochs:
         return
     started = time.monotonic()
     result = train(
@@ -184,7 +189,7 @@ def recover(
         seed=job.exp.seed,
         device=job.device,
         progress=False,
-        lesson=partial(Mimicking, teacher=begun.teacher),
+        lesson=partial(Mimicking, teacher=teacher),
     )
     net.load_state_dict(result.detector.state_dict())
     off = [row["loss/mimic"] for row in result.curve]

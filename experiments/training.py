@@ -60,16 +60,12 @@ def train_in_full(
     settings = exp.train.evenly if kind == "finetune" else exp.train  # whose rate is low already
     if kind == "finetune":
         job = replace(job, hyp=job.hyp | {"close_mosaic": float(exp.train.epochs)})
-    torch.set_num_threads(threads_of(exp))
-    torch.manual_seed(exp.seed)
-    detector = job.build(arch)
     print(augmentation(exp, exp.train))
-    begun = begin(job, detector, arch, folder, weights, calibration, of_trial=start is not None)
+    detector = _fresh(job, arch)
     train_loader, val_loader = loaders(job, *splits, side)
-    checkpoint = folder / "checkpoint.pt"
+    begun = begin(job, detector, arch, folder, weights, calibration, of_trial=start is not None)
     lesson = Plain if kind == "finetune" else prepared(job, detector, begun, train_loader, settings, folder)
     begun = begin(job, detector, arch, folder, backbone, least=0) if backbone else begun
-    account, begun = begun.account if begun else None, None  # a teacher that teaches no more goes
     score, best = keeping_best(job, arch, val_loader, folder / "best.pt")
     checkpoint = folder / "checkpoint.pt"
     with open_loggers(exp.loggers, folder, name=folder.name) as log:
@@ -88,7 +84,7 @@ def train_in_full(
     outcome = {
         **result_of(kind, arch, job.dataset, splits[1], side, metrics, job.device),
         **_settings(job, folder),
-        **_start_of(account, start, folder, job),
+        **_start_of(begun.account if begun else None, start, folder, job),
         "best": best | {"note": FLATTERS},
         "seconds": result.seconds,
         "curve": result.curve,
@@ -96,20 +92,33 @@ def train_in_full(
     save_weights(folder / "last.pt", result.detector, job.space, arch, imgsz=side, names=names, kind=kind)
     write_text(folder / "result.json", json.dumps(outcome, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)
-    after = f"{exp.train.epochs} epochs, seed {exp.seed}"
-    print(f"{folder}: {metrics_line(metrics)} on {splits[1]} after {after}")
+    said = f"{metrics_line(metrics)} on {splits[1]} after {exp.train.epochs} epochs, seed {exp.seed}"
+    print(f"{folder}: {said}")
     return outcome
+
+
+def _fresh(job: Job, arch: Arch) -> Any:
+    """The network of an arch with weights of the job's seed, for this process's share of the cores."""
+    torch.set_num_threads(threads_of(job.exp))
+    torch.manual_seed(job.exp.seed)
+    return job.build(arch)
 
 
 def prepared(
     job: Job, net: Any, begun: Begun | None, loader: Any, settings: TrainSettings, folder: Path
 ) -> Callable[[Any], Lesson]:
-    """Let a network that was cut recover, if its training is not under way; returns what batches teach."""
-    if not (folder / "checkpoint.pt").is_file():
-        recover(job, net, begun, loader, settings, folder)
-    if begun is None or begun.teacher is None or not settings.mimic:
+    """Let a network that was cut recover, if its training is not under way; returns what batches teach.
+
+    The teacher leaves `begun`, and so the memory where it teaches no more.
+    """
+    teacher = begun.taken() if begun else None
+    if begun is None or teacher is None:
         return Plain
-    return partial(Mimicking, teacher=begun.teacher, weight=settings.mimic, epochs=settings.epochs)
+    if not (folder / "checkpoint.pt").is_file():
+        recover(job, net, teacher, begun.moved, loader, settings, folder)
+    if not settings.mimic:
+        return Plain
+    return partial(Mimicking, teacher=teacher, weight=settings.mimic, epochs=settings.epochs)
 
 
 def _settings(job: Job, folder: Path) -> dict[str, Any]:
@@ -156,13 +165,11 @@ def train_and_measure(job: Job, arch: Arch, folder: Path, curve: list[dict[str, 
     Every trial of a run has the same seed, so that architectures differ by what they are, not by luck.
     """
     exp = job.exp
-    torch.set_num_threads(threads_of(exp))
-    torch.manual_seed(exp.seed)
-    detector = job.build(arch)
+    detector = _fresh(job, arch)
     settings = exp.train.model_copy(update={"precision": precision_of(job)})
     begun = begin(job, detector, arch, folder)
     train_loader, val_loader = loaders(job, "search_train", "search_val", job.side(arch))
-    lesson, begun = prepared(job, detector, begun, train_loader, settings, folder), None
+    lesson = prepared(job, detector, begun, train_loader, settings, folder)
 
     def score(net: torch.nn.Module, last: bool) -> dict[str, float]:
         return job.task.score(net, val_loader, job.dataset.names, job.device, not last)
