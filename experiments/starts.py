@@ -150,7 +150,7 @@ def original(job: Job, start: Source | WeightFile, file: WeightFile) -> Any:
         return None
     with torch.random.fork_rng(devices=[]):
         teacher = build(job.space, file.arch or job.space.default(), job.dataset.names)
-    inherit(teacher, start, into=job.space.name)
+    inherit(teacher, start, into=job.space.name, least=0.0)  # what fits its cuts may be little of it
     return teacher
 
 
