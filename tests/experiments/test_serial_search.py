@@ -145,7 +145,7 @@ def test_a_child_waits_for_its_parent_and_a_parent_without_weights_is_told(tmp_p
     path.write_bytes(b"weights")
     mine.run.history.append(Trial(0, {}, {}, 0.5, "complete"))
     waiting.join(timeout=10)
-    assert found == [starts.Start(path, "trial 0")]
+    assert found == [starts.Start(path, "trial 0", of_trial=True)]
     path.unlink()
     with pytest.raises(TrainingFailed, match="weights of its parent, trial 0, are missing: no .*weights.pt"):
         start_of(mine)
