@@ -237,6 +237,7 @@ def test_evaluation_scores_the_weights_on_val(work, lively, tmp_path):
     assert json.loads((tmp_path / "e.json").read_text()) == result
 
 
+@pytest.mark.slow
 def test_stock_ultralytics_scores_an_export_but_for_how_it_interpolates(work, lively, tmp_path):
     """In a process without this package; their AP interpolates a little differently from COCO's."""
     ours = json.loads((lively.parent / "result.json").read_text())["metrics"]

@@ -160,6 +160,7 @@ def test_slices_of_a_supernet_are_given_to_it(tiny):
         assert trial.metrics["map50_95"] == pytest.approx(trial.metrics["params_m"] / 1000, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_s_candidate_runs_again_and_is_counted_once(tiny, caplog):
     """Each slice's first worker is killed by SIGKILL, the last one's too; all three of the unsearched one."""
     (tiny.parent / "mine.py").write_text(

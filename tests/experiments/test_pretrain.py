@@ -63,6 +63,7 @@ def run(*arguments):
     return hello_nas.main(["run", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_the_supernet_and_the_winners_begin_with_their_classifiers(detnas, monkeypatch):
     assert run(detnas, "--steps", "pretrain,supernet,search,retrain") == 0
     folder = Path("runs/detnas").resolve()

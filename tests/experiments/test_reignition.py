@@ -112,6 +112,7 @@ def test_a_killed_run_ends_as_one_that_was_not_in_every_phase(codes, stalled, mo
     ]
 
 
+@pytest.mark.slow
 def test_a_round_that_is_killed_goes_on_where_it_was(codes, stalled, monkeypatch):
     options = ("--steps", "search,reignition", "reignition.times=1", "reignition.max_trials=2")
     assert run(codes, *options, "--run-dir", "whole") == 0
@@ -138,6 +139,7 @@ def test_a_round_that_is_killed_goes_on_where_it_was(codes, stalled, monkeypatch
     assert "trials      4 of 4: 4 complete" in status(Path("killed"))
 
 
+@pytest.mark.slow
 def test_a_moved_run_goes_on(codes, stalled, monkeypatch, capsys):
     """Resumed, retrained by the step and by the command, and reported; and no file names the old place."""
     options = ("search.max_trials=1", "reignition.times=1", "--steps")

@@ -54,6 +54,7 @@ def test_it_begins_with_cheaper_archs_that_drift_less_than_others_of_their_cost(
     assert look.drift(space.default()) == 0.0
 
 
+@pytest.mark.slow
 def test_a_search_runs_them_first_and_resumes_with_them(tiny, trained):
     said = [
         "weights=w.pt",
