@@ -257,7 +257,7 @@ def _started_alike(outcome: Mapping[str, Any], start: str | None) -> bool:
 def finished(folder: Path, job: Job, kind: str) -> dict[str, Any] | None:
     """The result in `folder` if it is of the same schedule, seed and kind of start; else None."""
     before = own_json(folder / "result.json", is_result)
-    same = before and dict.fromkeys(LATER, 0.0) | before["train"] == job.exp.train.model_dump(mode="json")
+    same = before and LATER | before["train"] == job.exp.train.model_dump(mode="json")
     same = same and before.get("seed") == job.exp.seed
     if same and (kind != "retrain" or _started_alike(before, retrain_start(job.exp))):
         return before

@@ -123,7 +123,7 @@ class RunFolder:
             raise UserError(f"{path / 'experiment.yaml'} is damaged: its key 'space' names no file")
         raw["space"] = str(path.resolve() / "space" / Path(raw["space"]).name)
         if isinstance(raw.get("train"), dict):
-            raw["train"] = dict.fromkeys(LATER, 0.0) | raw["train"]
+            raw["train"] = LATER | raw["train"]
         for copy in (path.resolve() / "own").glob("*/*.py"):
             block = raw["search"].get(copy.parent.name) if isinstance(raw.get("search"), dict) else None
             if isinstance(block, dict):

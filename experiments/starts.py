@@ -68,9 +68,12 @@ class Start:
 
 @dataclass
 class Begun:
-    """What a network has begun with. teacher: the network that the weights are of, as it was, for
-    `models.remember`; None where it cannot be built, or has learnt these very images. moved: how far a cut
-    has left the network's maps from the teacher's, as a share of their variance."""
+    """What a network has begun with.
+
+    teacher: the network that the weights are of, as it was, for `models.remember`; None where nobody wants it,
+        it cannot be built, or it has learnt these very images.
+    moved: how far a cut has left the network's maps from the teacher's, as a share of their variance.
+    """
 
     account: Account
     teacher: Any = None
@@ -136,9 +139,9 @@ def begin(
     if not least:  # a backbone alone was never cut
         return Begun(account)
     file = found.file if isinstance(found, Source) else found
-    teacher = original(job, found, file)
-    cut = teacher and (file.arch or job.space.default()) != arch
-    moved = repair(job, net, arch, teacher) if cut and job.exp.refit else 0.0
+    cut = bool(job.exp.refit) and (file.arch or job.space.default()) != arch
+    teacher = original(job, found, file) if cut or job.exp.train.mimic else None
+    moved = repair(job, net, arch, teacher) if cut and teacher else 0.0
     learnt_here = start.of_trial or file.meta.get("sliced")
     return Begun(account, None if learnt_here else teacher, moved)
 

@@ -37,7 +37,7 @@ def augmentation_by_length() -> str:
 INHERITED_LR = 0.2
 
 
-LATER = ("recover", "mimic")  # what runs that never heard of it go on without
+LATER = {"recover": 0.0, "mimic": 0.0}  # what runs that never heard of it go on with
 
 
 class TrainSettings(BaseModel):

@@ -24,7 +24,7 @@ from utils.training.lessons import Lesson, Plain
 from utils.training.onednn import narrow_maps_contiguous
 from utils.training.optimize import Ema, Flat, Schedule, apart, build_optimizer, freeze, reorder
 from utils.training.precision import choose_precision, make_fabric
-from utils.training.settings import TrainSettings
+from utils.training.settings import LATER, TrainSettings
 
 Row = dict[str, float]
 CHECK_EVERY = 16  # steps between two looks at the loss; each look makes a GPU wait
@@ -312,16 +312,12 @@ class State:
             raise UserError(
                 f"{self.path} is not a checkpoint that can be read: {error}".splitlines()[0]
             ) from error
-        # What a checkpoint never heard of was off.
-        changed = [
-            k
-            for k, v in self.identity.items()
-            if saved["identity"].get(k) != v and (k in saved["identity"] or v)
-        ]
+        before = LATER | saved["identity"]
+        changed = [k for k, v in self.identity.items() if before.get(k) != v]
         if changed:
             k = changed[0]
             raise UserError(
-                f"{self.path} was written by another training: {k} was {saved['identity'].get(k)!r}, "
+                f"{self.path} was written by another training: {k} was {before.get(k)!r}, "
                 f"now it is {self.identity[k]!r}"
             )
         self.detector.load_state_dict(saved["detector"])
