@@ -70,8 +70,8 @@ class Start:
 class Begun:
     """What a network has begun with.
 
-    teacher: the network that the weights are of, as it was, for `models.remember`; None where nobody wants it,
-        it cannot be built, or it has learnt these very images.
+    teacher: the network that the weights are of, as it was, for `models.remember`; None where nobody wants
+        it, it cannot be built, or it has learnt these very images.
     moved: how far a cut has left the network's maps from the teacher's, as a share of their variance.
     """
 
