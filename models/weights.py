@@ -7,6 +7,7 @@ wrote it need not be installed.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import pickle
@@ -449,10 +450,11 @@ def _namings(file: WeightFile, net: Any, shapes: Shapes) -> Iterator[Naming]:
     stock Ultralytics made of an export can come back.
     """
     heads, adds = ({""} | {k.split(".", 1)[0] + "." for k in names} for names in (file.state, shapes))
-    most = 0
+    most, ours = 0, False
     for head, add in sorted(product(heads, adds), key=lambda p: (len(p[0] + p[1]), p)):
         naming = _moved(head, add)
-        most = max(most, _hits(file.state, naming, shapes)[1])
+        alike, same = _hits(file.state, naming, shapes)
+        most, ours = max(most, same), ours or alike == len(file.state)
         yield naming
     if most == len(shapes):
         return
@@ -460,7 +462,7 @@ def _namings(file: WeightFile, net: Any, shapes: Shapes) -> Iterator[Naming]:
     older = [(re.compile(rf"{re.escape(old)}(.*)"), rf"{new}\1") for old, new in _old_names(net).items()]
     orders = [[*older, *foreign], [*foreign, *older]] if older and foreign else [[*older, *foreign]]
     renamed: Mapping[str, str] = {}
-    if hasattr(getattr(net, "model", None), "yaml") and most < POOR * len(file.state):
+    if hasattr(getattr(net, "model", None), "yaml") and not ours and most < POOR * len(file.state):
         renamed = {new: f"model.{old}" for new, old in expand(net.model).renamed.items()}
     for head in sorted(heads, key=lambda head: (len(head), head)):
         yield from [_translated(head, aliases) for aliases in orders if aliases]
@@ -481,6 +483,7 @@ def _renamed(head: str, names: Mapping[str, str]) -> Naming:
 
 
 def _translated(head: str, aliases: Sequence[tuple[re.Pattern[str], str]]) -> Naming:
+    @functools.cache
     def naming(key: str) -> str:
         bare = key.removeprefix(head)
         matches = ((pattern.fullmatch(bare), name) for pattern, name in aliases)

@@ -5,8 +5,16 @@ and caches are below `tmp_path`, ports are free ones, and NNI's list of experime
 (Groups of xdist, finer than files, are lost on pytest 9.2 with xdist 3.8.)
 """
 
+import gc
 import os
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:  # before torch is imported: threads that wait for each other's cores take many times longer
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: nobody looks through it for garbage, a tenth of a test's time otherwise."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)

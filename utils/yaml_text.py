@@ -6,7 +6,9 @@ aliases that stand for ten billion values (the "billion laughs").
 
 from __future__ import annotations
 
-from collections.abc import Container
+import copy
+import functools
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -18,7 +20,7 @@ MOST = 1_000_000  # values, where aliases are counted as often as they stand for
 TEXT = "tag:yaml.org,2002:str"
 
 
-def load_yaml(text: str, what: str, as_text: Container[str] = ()) -> Any:
+def load_yaml(text: str, what: str, as_text: Iterable[str] = ()) -> Any:
     """As `parse_yaml`, but raises UserError. what: begins the error, e.g. "data d.yaml"."""
     try:
         return parse_yaml(text, as_text)
@@ -26,7 +28,7 @@ def load_yaml(text: str, what: str, as_text: Container[str] = ()) -> Any:
         raise UserError(f"{what} {error}") from None
 
 
-def parse_yaml(text: str, as_text: Container[str] = ()) -> Any:
+def parse_yaml(text: str, as_text: Iterable[str] = ()) -> Any:
     """The plain values of a YAML text, None where it is empty; no tag makes anything else.
 
     as_text: keys of the outermost mapping below which everything stays as it was written (no, 007 and 1e3
@@ -34,6 +36,11 @@ def parse_yaml(text: str, as_text: Container[str] = ()) -> Any:
     Raises Malformed, and nothing else, for what is not YAML, is nested too deeply, or unfolds to more than a
     million values.
     """
+    return copy.deepcopy(_parsed(text, tuple(as_text)))
+
+
+@functools.lru_cache(maxsize=32)  # a run opens the same few files dozens of times
+def _parsed(text: str, as_text: tuple[str, ...]) -> Any:
     loader = None
     try:
         loader = _Loader(text)

@@ -28,6 +28,7 @@ from models.elastic.dims import Dim, as_dim, combine
 from models.elastic.slicing import Slice, centre, leaf_of, pieces_of, ranks, spans_of, synchronised_norm
 from models.space import Choice, Value
 from utils.errors import UserError
+from utils.unborn import without_numbers
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)  # NNI 3.0 meets names in torch.nn that are no modules
@@ -284,7 +285,7 @@ class ElasticConv2d(Elastic, nn.Conv2d):
     @staticmethod
     def _plain(s: _ConvShape, sample: Mapping[str, Any], like: nn.Conv2d) -> nn.Conv2d:
         k, ins = s.kernel(sample), sum(part(sample) for part in s.parts)
-        with torch.device("meta"):  # the weights are put in next
+        with without_numbers():  # the weights are put in next
             return nn.Conv2d(
                 ins,
                 s.out(sample),

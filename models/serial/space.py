@@ -372,12 +372,11 @@ class SerialSpace:
         return least + (np.array([channels for channels, _ in found]) - 8) @ each
 
     def _measured(self, code: Code, maps: Sequence[tuple[int, int]], imgsz: Sides) -> np.ndarray:
-        import torch
-
         from models.elastic.costs import CostTable
         from models.serial.costs import Maps
+        from utils.unborn import without_numbers
 
-        with torch.device("meta"):
+        with without_numbers():
             cost = CostTable(self._around(Maps(maps), code), (self.ch, *pair(imgsz)))({})
         return np.array([cost["params_m"] * 1e6, cost["gflops"] * 1e9 / 2])
 

@@ -47,6 +47,7 @@ from models.yolo.parse import FREE, C3Options, ConvOptions, Row
 from models.yolo.reach import LevelOptions, sources_of
 from models.yolo.rows import StockOptions
 from utils.errors import UserError
+from utils.unborn import without_numbers
 
 
 def with_elastic_rows(
@@ -234,7 +235,7 @@ class ElasticNASConv(Elastic):
 
     def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
         self.require(sample)
-        with torch.device("meta"):  # all weights are put in next
+        with without_numbers():  # all weights are put in next
             stock = stock_conv(self.options.settled(sample, self.options.c1), sample)
         return stamped(self.filled(stock, sample), self)
 
@@ -288,7 +289,7 @@ class ElasticNASC3(Elastic):
 
     def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
         self.require(sample)
-        with torch.device("meta"):  # all weights are put in next
+        with without_numbers():  # all weights are put in next
             stock: Any = stock_c3(self.options.settled(sample, self.options.c1), sample)
         self.cv1.filled(stock.cv1, sample)
         self.cv2.filled(stock.cv2, sample)
@@ -376,7 +377,7 @@ class ElasticDetect(Elastic, Detect):
     def freeze(self, sample: Mapping[str, Any]) -> nn.Module:
         self.require(sample)
         n = self.levels(sample)
-        with torch.device("meta"):  # all weights are put in next
+        with without_numbers():  # all weights are put in next
             stock: Any = stock_head(self.nc, self.reg_max, [c(sample) for c in self.read[:n]])
         for elastic, plain in ((self.cv2, stock.cv2), (self.cv3, stock.cv3)):
             for i in range(n):

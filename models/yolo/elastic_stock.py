@@ -21,6 +21,7 @@ from models.elastic.layers import Elastic
 from models.elastic.slicing import leaf_of
 from models.space import Genes
 from models.yolo.detector import stamped
+from utils.unborn import without_numbers
 
 READY = 256  # blocks of each layer that are kept, without weights; some 70 kB each
 
@@ -247,7 +248,7 @@ class ElasticStock(Elastic):
         return self.cuts[key]
 
     def _made(self, arch: Genes) -> Cut:
-        with torch.device("meta"):
+        with without_numbers():
             block = self.make(arch)
         largest = dict(self.row.named_modules())
         device = next(self.row.parameters()).device

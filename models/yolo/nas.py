@@ -18,6 +18,7 @@ from models.space import Arch, Choice, Value
 from models.yolo.detector import YoloDetector, activation, bottleneck, layers, stock_c3, stock_conv
 from models.yolo.parse import C3Options, ConvOptions
 from models.yolo.space import YoloSpace
+from utils.unborn import without_numbers
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)  # NNI 3.0 meets names in torch.nn that are no modules
@@ -145,7 +146,7 @@ class YoloModelSpace(ModelSpace):
             self.arch = self.space.canonical(sample)
             return
         self.arch = None
-        with torch.device("meta"):
+        with without_numbers():
             self.layers = layers(self.space.stock(self.space.default()), self.space.ch)
             for row in self.space.rows:
                 if isinstance(row.options, ConvOptions):

@@ -169,6 +169,7 @@ def test_a_finished_retraining_is_not_repeated(work, trained, capsys):
     assert (trained / "last.pt").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_with_the_same_bits(work, tmp_path):
     settings = ["train.epochs=4", "train.batch=8", "threads=1", "device=cpu", "train.checkpoint_seconds=0"]
     whole = retrain(work / "arch.json", settings, out=tmp_path / "whole")

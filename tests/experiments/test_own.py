@@ -147,6 +147,7 @@ def with_a_supernet(tiny):
     tiny.write_text(yaml.safe_dump(raw))
 
 
+@pytest.mark.slow
 def test_slices_of_a_supernet_are_given_to_it(tiny):
     (tiny.parent / "mine.py").write_text(
         "def evaluate(network, data):\n"

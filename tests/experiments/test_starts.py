@@ -103,6 +103,7 @@ def test_a_training_may_be_held_near_what_the_weights_gave(tiny, trained):
     assert "loss/mimic" in losses(tiny.parent / "r" / "trials" / "0000")
 
 
+@pytest.mark.slow
 def test_what_begins_with_a_trial_mimics_nobody(tiny, trained):
     """It has learnt these very images; and a fine-tuning is too short to forget."""
     assert run(tiny, f"weights={trained}", *EVOLVE, "search.max_trials=3", "train.mimic=5") == 0
@@ -165,24 +166,16 @@ def test_a_member_of_the_family_may_start_from_a_file_of_its_own(tiny, trained):
     assert history(tiny)[0].start["from"] == "w.pt"
 
 
-@pytest.mark.parametrize(
-    "how",
-    [["--weights", "w.pt"], ["weights=w.pt"], []],
-    ids=["an option", "an override", "as its search did"],
-)
-def test_a_retraining_starts_from_weights(tiny, trained, how):
+def test_a_retraining_starts_from_weights_or_from_scratch_all_the_same(tiny, trained):
+    """By an option, an override, or as its search did."""
     assert run(tiny, f"weights={trained}", "search.max_trials=1") == 0
-    assert main(["retrain", "r/top/1.json", *how, "--out", "out", "train.epochs=1"]) == 0
-    result = json.loads((tiny.parent / "out" / "result.json").read_text())
-    assert result["started_from"]["share"] > 0.9
-    assert result["started_from"]["layers"]["model.model.0.conv"] == "exact"
-    assert (tiny.parent / "out" / "start.json").is_file()
-
-
-def test_a_retraining_may_begin_from_scratch_all_the_same(tiny, trained):
-    assert run(tiny, f"weights={trained}", "search.max_trials=1") == 0
-    assert main(["retrain", "r/top/1.json", "weights=null", "--out", "out", "train.epochs=1"]) == 0
-    assert json.loads((tiny.parent / "out" / "result.json").read_text())["started_from"] is None
+    for number, how in enumerate([["--weights", "w.pt"], ["weights=w.pt"], [], ["weights=null"]]):
+        out = tiny.parent / f"out{number}"
+        assert main(["retrain", "r/top/1.json", *how, "--out", str(out), "train.epochs=1"]) == 0
+        started = json.loads((out / "result.json").read_text())["started_from"]
+        assert (started is None) == (not (out / "start.json").is_file()) == (how == ["weights=null"])
+        if started is not None:
+            assert started["share"] > 0.9 and started["layers"]["model.model.0.conv"] == "exact"
 
 
 def test_a_supernet_starts_from_the_file(tiny, trained, monkeypatch):

@@ -61,7 +61,8 @@ def fails(capsys, *arguments):
 STEPS = "supernet,sample,sample_accuracy,search,evaluate,finetune,export,report"
 
 
-@pytest.mark.parametrize("space", ["sizes.yaml", pytest.param("retinanet.yaml", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["sizes.yaml", "retinanet.yaml"])
 def test_every_step_runs_and_a_resumed_run_repeats_nothing(shared, capsys, space):
     assert run(shared, f"space={space}", "--steps", STEPS) == 0
     folder = shared.parent / "runs" / "shared"

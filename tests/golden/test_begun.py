@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import hello_nas
+from tests.some import some
 
 ROOT = Path(hello_nas.__file__).parent
 BEGUN = ROOT / "tests" / "fixtures" / "begun"
@@ -60,7 +61,7 @@ def test_status_and_report_of_a_run_begun_before(begun, name, capsys):
     assert (folder / "history.jsonl").read_bytes() == history
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", some(RUNS, ["trials"]))
 def test_a_run_begun_before_goes_on_as_if_nobody_had_killed_it(begun, name, capsys):
     folder = begun(name)
     before = {p: p.read_bytes() for p in (folder / "history.jsonl", folder / "asked.jsonl")}

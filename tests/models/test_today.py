@@ -21,6 +21,7 @@ from models.yolo.detector import class_state_kept, layers
 from models.yolo.parse import FOLDERS, read
 from models.yolo.space import YoloSpace
 from tests.models.stock import TRAIN, isolated, write_data
+from tests.some import some
 from utils.errors import UserError
 from utils.training.measure import count_flops, count_params
 
@@ -66,7 +67,7 @@ def test_unsearched_it_is_the_stock_network(name):
     assert space.size()[0] > 1000
 
 
-@pytest.mark.parametrize("name", NANO)
+@pytest.mark.parametrize("name", some(NANO, ["yolo11n", "yolo26n"]))
 def test_costs_equal_the_built_network(name):
     space, rng = YoloSpace(f"{name}.yaml", nc=4), np.random.default_rng(0)
     assert not space.notices

@@ -271,6 +271,7 @@ def test_a_signal_ends_everything_in_seconds(search, tmp_path, number):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_when_the_search_is_killed_everything_follows_within_seconds(tmp_path):
     (tmp_path / "out").mkdir()
     port = free_port()
