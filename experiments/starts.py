@@ -30,7 +30,7 @@ from models.space import Arch, Space
 from models.supernet import as_slice, sliced
 from models.weights import WeightFile, plain, read_weights
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import own_json, write_text
 from utils.history import Trial
 from utils.run_files import Files, said_in
 from utils.sides import area
@@ -197,8 +197,7 @@ def recover(
     net.load_state_dict(result.detector.state_dict())
     off = [row["loss/mimic"] for row in result.curve]
     found = {"epochs": epochs, "seconds": time.monotonic() - started, "off": off}
-    said = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    write_text(folder / FILE, json.dumps(said | {"recovered": found}, indent=2) + "\n")
+    _say(folder, own_json(folder / FILE) | {"recovered": found})
     took = f"{epochs} {'epoch' if epochs == 1 else 'epochs'} in {found['seconds']:.0f} s"
     print(
         f"  recovered without labels, {took}: its maps are {100 * off[-1]:.0f} % of their variance off, "
@@ -214,10 +213,18 @@ def _slice(job: Job, file: WeightFile, arch: Arch, calibration: int) -> WeightFi
 
 
 def keep_account(account: Account, name: str, folder: Path, root: Path) -> None:
-    """Print the account of a start, and write the whole of it. root: the run that `folder` is of."""
+    """Print the account of a start, and write the whole of it. root: the run that `folder` is of.
+
+    How its network recovered stays there where its training goes on, or gets a backbone afterwards.
+    """
     print(account)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / FILE, json.dumps({"start": name} | told(account, folder, root), indent=2) + "\n")
+    stays = {key: value for key, value in own_json(folder / FILE).items() if key == "recovered"}
+    _say(folder, {"start": name} | told(account, folder, root) | stays)
+
+
+def _say(folder: Path, said: dict[str, Any]) -> None:
+    write_text(folder / FILE, json.dumps(said, indent=2) + "\n")
 
 
 def told(account: Account, folder: Path, root: Path) -> dict[str, Any]:
@@ -227,8 +234,7 @@ def told(account: Account, folder: Path, root: Path) -> dict[str, Any]:
 
 def start_facts(folder: Path) -> dict[str, Any]:
     """What a line of history says of a training's start: its name and the share of inherited numbers."""
-    path = folder / FILE
-    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    said = own_json(folder / FILE, lambda said: {"start", "share"} <= said.keys())
     return {"from": said["start"], "share": round(said["share"], 4)} if said else {}
 
 

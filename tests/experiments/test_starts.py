@@ -79,7 +79,7 @@ RECOVERED = "recovered without labels, 1 epoch in"
 
 
 def test_what_was_cut_recovers_before_it_is_trained(tiny, trained, capsys):
-    """In trials and retrainings; not the network itself, and not where one says 0."""
+    """In trials and retrainings; not the network itself."""
     assert run(tiny, f"weights={trained}", "search.max_trials=2", "train.recover=1") == 0
     printed = capsys.readouterr().out
     assert printed.count(RECOVERED) == 1 and printed.index(RECOVERED) > printed.index("trial 0:")
@@ -90,10 +90,20 @@ def test_what_was_cut_recovers_before_it_is_trained(tiny, trained, capsys):
     assert len(first.curve) == len(second.curve) == 1 and "loss/mimic" not in second.curve[0]
     arch = json.loads((tiny.parent / "r" / "top" / "1.json").read_text()) | {"arch": second.arch}
     (tiny.parent / "cut.json").write_text(json.dumps(arch | {"space": "thin_nas.yaml"}))
-    for said, recovers in ((["train.recover=1"], True), (["train.recover=0"], False)):
-        given = ["--weights", str(trained), "--out", f"out{recovers}", "train.epochs=1", *said]
-        assert main(["retrain", "cut.json", *given]) == 0
-        assert (RECOVERED in capsys.readouterr().out) == recovers
+    given = ["--weights", str(trained), "--out", "out", "train.epochs=1", "train.recover=1"]
+    assert main(["retrain", "cut.json", *given]) == 0
+    assert RECOVERED in capsys.readouterr().out
+
+
+def test_how_it_recovered_is_known_when_its_training_goes_on(tiny, trained, tmp_path):
+    space = open_any_space("thin_nas.yaml", nc=10)
+    account = starts.check_start(str(trained), space, [*map(str, range(10))])
+    starts.keep_account(account, "w.pt", tmp_path / "t", tmp_path)
+    path = tmp_path / "t" / "start.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recovered": {"epochs": 3}}))
+    starts.keep_account(account, "backbone.pt", tmp_path / "t", tmp_path)
+    said = json.loads(path.read_text())
+    assert said["start"] == "backbone.pt" and said["recovered"] == {"epochs": 3}
 
 
 def test_a_training_may_be_held_near_what_the_weights_gave(tiny, trained):
