@@ -1,3 +1,4 @@
+import functools
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,13 @@ def quick_clocks(monkeypatch):
     monkeypatch.setattr("utils.timing.BLOCK", 0.001)
 
 
-@pytest.fixture
-def tiny(tmp_path, monkeypatch):
-    """A search that takes seconds: 32 small scenes, a thin network, one epoch, in process. Gives its file."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HELLO_NAS_CACHE", str(tmp_path / "cache"))
+@functools.cache
+def written() -> dict[str, str]:
+    """The files of the fixture `tiny`, by name."""
     card = yaml.safe_load((ROOT / "data" / "digits.yaml").read_text())
     card["scenes"] = {"search_train": 24, "search_val": 8, "val": 8}
-    (tmp_path / "digits.yaml").write_text(yaml.safe_dump(card))
     space = yaml.safe_load((ROOT / "models" / "yolov5n_nas.yaml").read_text())
     space["width_multiple"] = 0.125
-    (tmp_path / "thin_nas.yaml").write_text(yaml.safe_dump(space))
     experiment = {
         "name": "tiny",
         "space": "thin_nas.yaml",
@@ -32,6 +29,15 @@ def tiny(tmp_path, monkeypatch):
         "train": {"epochs": 1, "batch": 12},
         "search": {"strategy": "random", "engine": "inline", "max_trials": 3, "top_k": 2},
     }
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(experiment))
-    return path
+    found = {"digits.yaml": card, "thin_nas.yaml": space, "tiny.yaml": experiment}
+    return {name: yaml.safe_dump(value) for name, value in found.items()}
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A search that takes seconds: 32 small scenes, a thin network, one epoch, in process. Gives its file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HELLO_NAS_CACHE", str(tmp_path / "cache"))
+    for name, text in written().items():
+        (tmp_path / name).write_text(text)
+    return tmp_path / "tiny.yaml"

@@ -108,6 +108,14 @@ VALUES = st.recursive(
 )
 
 
+def test_each_reader_of_a_text_has_values_of_its_own():
+    text = "a: [1, {b: 2}]"
+    first = parse_yaml(text)
+    first["a"][1]["b"] = 3
+    assert parse_yaml(text) == {"a": [1, {"b": 2}]}
+    assert parse_yaml(text, as_text=("a",)) == {"a": ["1", {"b": "2"}]}
+
+
 @settings(max_examples=100, deadline=None)
 @given(VALUES)
 def test_what_was_dumped_comes_back(value):
