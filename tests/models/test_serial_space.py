@@ -9,6 +9,7 @@ from models.networks import describe, open_any_space
 from models.serial.code import parse
 from models.serial.costs import backbone_cost
 from models.serial.space import SerialSpace
+from tests.some import some
 from utils.errors import UserError
 from utils.limits import check_limits, parse_limits
 from utils.training.measure import count_flops, count_params
@@ -55,7 +56,7 @@ def test_the_published_coco_backbone_is_built_in_its_published_size(dialect, pub
 
 @pytest.mark.parametrize("kind", ["b", "r", "x(2x8d)"])
 @pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("dialect", ["paper", "vega"])
+@pytest.mark.parametrize("dialect", some(["paper", "vega"], ["paper"]))
 def test_costs_are_those_of_the_built_network(kind, own, dialect):
     space = small(code=f"{kind}_11-21-2-2", base=8, dialect=dialect, options={"own_streams": own})
     rng = np.random.default_rng(1)
