@@ -137,6 +137,7 @@ def test_a_stopped_trial_is_data_and_never_the_winner(tiny, scored, capsys):
     assert (folder / "results.csv").read_text().count(",stopped,") == 3
 
 
+@pytest.mark.slow
 def test_killed_before_the_decision_it_decides_alike(tiny, scored):
     assert search(tiny, "search.early_stop.among=all") == 0
     whole = [(t.number, t.arch, t.state, t.reason, t.metrics, t.curve) for t in history(tiny)]

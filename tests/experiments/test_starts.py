@@ -106,6 +106,7 @@ def test_how_it_recovered_is_known_when_its_training_goes_on(tiny, trained, tmp_
     assert said["start"] == "backbone.pt" and said["recovered"] == {"epochs": 3}
 
 
+@pytest.mark.slow
 def test_a_training_may_be_held_near_what_the_weights_gave(tiny, trained):
     assert run(tiny, f"weights={trained}", "search.max_trials=2", "train.mimic=5", "train.recover=0") == 0
     same, other = (t.curve[0]["loss/mimic"] for t in history(tiny))
@@ -127,6 +128,7 @@ def test_what_begins_with_a_trial_mimics_nobody(tiny, trained):
     assert "loss/mimic" not in losses(tiny.parent / "out")
 
 
+@pytest.mark.slow
 def test_a_run_that_never_heard_of_either_goes_on_without(tiny, trained, capsys):
     assert run(tiny, f"weights={trained}", "search.max_trials=1", "train.recover=0") == 0
     path = tiny.parent / "r" / "experiment.yaml"

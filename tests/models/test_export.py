@@ -343,6 +343,7 @@ print(json.dumps({{"sum": raw.double().sum().item(), "names": model.names, "boxe
 KEEP = (Path(__file__).parents[2] / "models" / "keep_architecture.py").read_text()
 
 
+@pytest.mark.slow
 def test_stock_training_keeps_an_export(exported, tmp_path):
     data, pt = write_data(tmp_path / "data"), str(exported[2] / "x.pt")
     body = TRAIN.format(trainer="", pt=pt, data=str(data), out=str(tmp_path / "out"), extra="")

@@ -217,6 +217,7 @@ def test_a_teacher_is_no_part_of_its_pupil():
     assert not big.training and {p.dtype for p in big.parameters()} == {torch.float64}
 
 
+@pytest.mark.slow
 def test_a_wider_yolo_teaches_a_narrower_one():
     """Its maps are wider, its raw output is of the same shape."""
     supernet, batch = supernet_of("yolo")

@@ -32,7 +32,7 @@ BLOCKS = {
     "ghosts": (["C3Ghost", [64]], "Detect"),
     "csp": (["BottleneckCSP", [64]], "Detect"),
 }
-NOW = ["C2f", "C3k2 of C3k", "A2C2f"]
+NOW = ["C2f", "C3k2 of C3k", "ghosts"]
 
 
 def model(kind, **keys):

@@ -32,7 +32,8 @@ if (require('path').basename(process.argv[1] || '') === 'main.js') {
 """
 
 
-@pytest.mark.parametrize("table", ["MetricData", pytest.param("ExperimentProfile", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("table", ["MetricData", "ExperimentProfile"])
 def test_a_result_is_heard_however_slow_the_disk_is(
     search,  # noqa: F811
     shared_warm_process,  # noqa: F811
