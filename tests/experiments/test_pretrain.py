@@ -189,6 +189,7 @@ def test_every_path_and_norm_of_a_supernet_is_handed_over(tmp_path):
     assert {n for n in ours if n not in names} == {n for n in ours if not n.startswith("backbone.")}
 
 
+@pytest.mark.slow
 def test_an_arch_s_backbone_by_itself(detnas, tmp_path):
     """What networks that grow are trained again by: from their own weights, and back."""
     assert run(detnas, "--steps", "search", "search.max_trials=1", "supernet=null") == 0
@@ -255,6 +256,7 @@ def image_folder(root, classes):
     return root
 
 
+@pytest.mark.slow
 def test_a_folder_of_classes(detnas, tmp_path):
     folder = image_folder(tmp_path / "pets", ["cat", "horse", "dog"])
     assert run(detnas, f"pretrain.data={folder}", "--steps", "pretrain") == 0

@@ -281,6 +281,7 @@ def test_what_trains_says_its_augmentation_and_a_retraining_has_its_own(tiny, ca
     assert seen["retrain"] == load_hyp("data/hyps/scratch-low.yaml")
 
 
+@pytest.mark.slow
 def test_the_page_knows_how_many_trials_there_will_be_also_of_a_resumed_run(tiny, monkeypatch):
     asked = []
 

@@ -33,6 +33,7 @@ def job(tiny, exp):
     return Job.open(RunFolder.create(tiny.parent / "r", exp, "another"))
 
 
+@pytest.mark.slow
 def test_it_begins_with_cheaper_archs_that_drift_less_than_others_of_their_cost(tiny, trained):
     found = job(tiny, experiment(tiny, "search.max_trials=5", "search.limits.gflops=<= 0.97 baseline"))
     first = screen.screened(found)

@@ -5,6 +5,7 @@ trained.
 import json
 import logging
 from collections import Counter
+from itertools import product
 
 import nni
 import numpy as np
@@ -17,12 +18,14 @@ from nni.nas.space import SimplifiedModelSpace, current_model
 
 from experiments.strategies import STRATEGIES, build_strategy
 from models.space import Choice, LabelledSpace
+from tests.some import some
 from utils.errors import UserError
 from utils.history import History, arch_key
 from utils.limits import parse_limits
 
 OBJECTIVES = {"map50_95": "max", "gflops": "min"}
 NAMES = [name for name in STRATEGIES if name != "streams"]  # of serial codes alone: test_serial_search.py
+CHEAP = [name for name in NAMES if name != "rl"]  # it trains a policy
 QUICK = {"predictor": {"evaluations": 30, "batch": 6}}  # options that make a test short
 torch.set_num_threads(1)
 
@@ -138,7 +141,7 @@ def quick_and_quiet(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)  # thousands of lines; no power fails here
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some(NAMES, CHEAP))
 def test_same_seed_same_archs_and_another_seed_others(name, tmp_path):
     for run, seed in [("a", 0), ("b", 0), ("c", 1)]:
         search(tmp_path / run, name, seed=seed)
@@ -226,15 +229,16 @@ def test_a_small_space_under_a_limit_is_exhausted_with_a_message(name, tmp_path)
     assert "every architecture of the space was tried (6 trials and 6 infeasible)" in found.message
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some(NAMES, CHEAP))
 def test_limits_that_nothing_meets_end_with_their_name(name, tmp_path):
     with pytest.raises(UserError, match="no architecture within the limits gflops <= 0.5 was found"):
         search(tmp_path, name, limits={"gflops": "<= 0.5"}, patience=60)
     assert len(trials(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kill_at", [1, 5, 11])
+@pytest.mark.parametrize(
+    ("kill_at", "name"), some(product([1, 5, 11], NAMES), {*product([1, 11], CHEAP), *product([5], NAMES)})
+)
 def test_resumed_equals_uninterrupted(name, kill_at, tmp_path):
     options = {"limits": {"gflops": "<= 10"}, "fail": lambda n: n == 4}
     search(tmp_path / "whole", name, **options)
@@ -251,7 +255,7 @@ def test_resumed_equals_uninterrupted(name, kill_at, tmp_path):
     assert set(lines.values()) == {1}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some(NAMES, CHEAP))
 def test_a_finished_search_resumes_with_a_larger_budget(name, tmp_path):
     search(tmp_path / "whole", name, budget=14)
     search(tmp_path / "more", name, budget=8)

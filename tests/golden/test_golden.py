@@ -7,6 +7,14 @@ import pytest
 
 from tests.golden import doors
 from tests.golden.record import FIXTURES, digest
+from tests.some import some
+
+# Spaces of the kind of a smaller one; policies and predictors, which are trained, on one space more.
+LARGE = {"yolov5n_wide_nas", "yolo11n_nas", "detnas_300m", "detnas_small_retinanet"}
+TRAINED = {
+    *("rl on yolov5n_nas", "rl on ordered", "predictor on yolov5n_nas, limited"),
+    *("predictor on bignas_retinanet_small", "predictor on bignas_regnet"),
+}
 
 
 def golden(kind):
@@ -19,7 +27,7 @@ def quick_and_quiet(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
-@pytest.mark.parametrize("name", golden("draws"))
+@pytest.mark.parametrize("name", some(golden("draws"), golden("draws").keys() - LARGE))
 def test_draws(name):
     drawn, expected = doors.draws(name), golden("draws")[name]
     assert drawn["random"][0] == expected.pop("example")
@@ -27,7 +35,7 @@ def test_draws(name):
         assert digest(drawn[way]) == fingerprints, way
 
 
-@pytest.mark.parametrize("name", golden("costs"))
+@pytest.mark.parametrize("name", some(golden("costs"), golden("costs").keys() - LARGE))
 def test_costs(name):
     costs, expected = doors.costs(name), golden("costs")[name]
     assert costs[:2] == expected["example"]
@@ -40,12 +48,7 @@ def test_every_space_file_and_every_strategy_is_pinned():
     assert {case.split()[0] for case in golden("strategies")} >= set(doors.GENERAL)
 
 
-SLOW = ("rl on yolov5n_nas", "rl on ordered")  # policies are trained for them; a smaller space has one too
-
-
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in golden("strategies")]
-)
+@pytest.mark.parametrize("case", some(golden("strategies"), golden("strategies").keys() - TRAINED))
 def test_proposals(case, tmp_path):
     found = digest(doors.proposals(*doors.CASES[case], tmp_path))
     assert found == golden("strategies")[case]

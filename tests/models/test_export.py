@@ -284,7 +284,8 @@ def test_programs_and_onnx_give_what_the_network_predicts(plain, name):
     assert [o.name for o in session.get_outputs()] == said["pt"].values["outputs"]
 
 
-@pytest.mark.parametrize("name", some(PLAIN, ["regnet"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLAIN)
 def test_programs_need_nothing_but_torch(plain, name, tmp_path):
     images = torch.rand(2, 3, 96, 160, generator=torch.Generator().manual_seed(0))
     net, _, _, folder = plain(name)

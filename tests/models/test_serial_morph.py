@@ -139,6 +139,7 @@ def test_torchvision_s_weights_come_in_by_name(tmp_path):
     assert torch.allclose(net.eval().backbone(X)[-1], x, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_torchvision_s_faster_rcnn_comes_in_by_name_with_other_classes(tmp_path):
     theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
     torch.save(theirs, tmp_path / "r.pt")

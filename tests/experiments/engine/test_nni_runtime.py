@@ -198,7 +198,10 @@ def nvmlDeviceGetCount(): return {count}
 
 @pytest.mark.parametrize(
     ("count", "at_a_time", "visible", "gpus"),
-    [(1, 1, None, {"0"}), (2, 2, "3,GPU-8f6a", {"3", "GPU-8f6a"})],
+    [
+        (1, 1, None, {"0"}),
+        pytest.param(2, 2, "3,GPU-8f6a", {"3", "GPU-8f6a"}, marks=pytest.mark.slow),
+    ],
     ids=["one-one", "two-two"],
 )
 def test_trials_start_and_share_the_gpus_that_torch_sees(

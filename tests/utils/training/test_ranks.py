@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import hello_nas
@@ -89,6 +90,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_draw_the_same_and_say_so_where_they_do_not_instead_of_waiting_for_ever(tmp_path):
     """aw_nas's deadlock, on its own kind of space: synchronised norms, archs drawn by each rank for itself.
     There sums are asked for that the other rank does not give: gloo waits for them until it gives up after
