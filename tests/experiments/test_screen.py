@@ -35,7 +35,7 @@ def job(tiny, exp):
 
 @pytest.mark.slow
 def test_it_begins_with_cheaper_archs_that_drift_less_than_others_of_their_cost(tiny, trained):
-    found = job(tiny, experiment(tiny, "search.max_trials=5", "search.limits.gflops=<= 0.97 baseline"))
+    found = job(tiny, experiment(tiny, "search.screen=6", "search.limits.gflops=<= 0.97 baseline"))
     first = screen.screened(found)
     rows = json.loads((tiny.parent / "r" / "screened.json").read_text())
     begins = [row for row in rows if row["begins"]]
@@ -47,7 +47,7 @@ def test_it_begins_with_cheaper_archs_that_drift_less_than_others_of_their_cost(
     drifts = [row["drift"] for row in rows if row["begins"]]
     look, rng = found.look, np.random.default_rng(0)
     others = []
-    while len(others) < 3:
+    while len(others) < 4:
         arch = space.random(rng)
         if 0.9 * costs[-1] <= space.cost(arch, 64)["gflops"] <= 0.97 * full:
             others.append(look.drift(arch))

@@ -79,7 +79,7 @@ RECOVERED = "recovered without labels, 1 epoch in"
 
 
 def test_what_was_cut_recovers_before_it_is_trained(tiny, trained, capsys):
-    """In trials and retrainings; not the network itself."""
+    """In trials and retrainings; not the network itself, and not where one says 0."""
     assert run(tiny, f"weights={trained}", "search.max_trials=2", "train.recover=1") == 0
     printed = capsys.readouterr().out
     assert printed.count(RECOVERED) == 1 and printed.index(RECOVERED) > printed.index("trial 0:")
@@ -90,9 +90,13 @@ def test_what_was_cut_recovers_before_it_is_trained(tiny, trained, capsys):
     assert len(first.curve) == len(second.curve) == 1 and "loss/mimic" not in second.curve[0]
     arch = json.loads((tiny.parent / "r" / "top" / "1.json").read_text()) | {"arch": second.arch}
     (tiny.parent / "cut.json").write_text(json.dumps(arch | {"space": "thin_nas.yaml"}))
-    given = ["--weights", str(trained), "--out", "out", "train.epochs=1", "train.recover=1"]
-    assert main(["retrain", "cut.json", *given]) == 0
-    assert RECOVERED in capsys.readouterr().out
+    weights = ["--weights", str(trained)]
+    for number, (said, recovers) in enumerate(
+        [([*weights, "train.recover=1"], True), (weights, False), (["train.recover=1"], False)]
+    ):
+        given = [*said, "--out", f"out{number}", "train.epochs=1"]
+        assert main(["retrain", "cut.json", *given]) == 0
+        assert (RECOVERED in capsys.readouterr().out) == recovers, said
 
 
 def test_how_it_recovered_is_known_when_its_training_goes_on(tiny, trained, tmp_path):
