@@ -238,6 +238,11 @@ def start_facts(folder: Path) -> dict[str, Any]:
     return {"from": said["start"], "share": round(said["share"], 4)} if said else {}
 
 
+def recovery_seconds(folder: Path) -> float:
+    """How long the network of a training took to recover; 0 where it did not."""
+    return float(own_json(folder / FILE).get("recovered", {}).get("seconds", 0.0))
+
+
 def note_start(job: Job) -> None:
     """Say where a run's trainings start, and how much the unsearched network has of that: printed, and for
     reports in meta.json."""

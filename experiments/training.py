@@ -18,7 +18,7 @@ from experiments.engine.trial import report_intermediate
 from experiments.job import Job, costs, loaders, precision_of, threads_of
 from experiments.measures import quality_of_files
 from experiments.run_folder import command
-from experiments.starts import Begun, begin, recover, told
+from experiments.starts import Begun, begin, recover, recovery_seconds, told
 from experiments.trained import result_of
 from models.inherit import Account
 from models.remember import Mimicking
@@ -86,7 +86,7 @@ def train_in_full(
         **_settings(job, folder),
         **_start_of(begun.account if begun else None, start, folder, job),
         "best": best | {"note": FLATTERS},
-        "seconds": result.seconds,
+        "seconds": result.seconds + recovery_seconds(folder),
         "curve": result.curve,
     }
     save_weights(folder / "last.pt", result.detector, job.space, arch, imgsz=side, names=names, kind=kind)

@@ -97,6 +97,11 @@ def test_what_was_cut_recovers_before_it_is_trained(tiny, trained, capsys):
         given = [*said, "--out", f"out{number}", "train.epochs=1"]
         assert main(["retrain", "cut.json", *given]) == 0
         assert (RECOVERED in capsys.readouterr().out) == recovers, said
+    result, start = (
+        json.loads((tiny.parent / "out0" / f"{name}.json").read_text()) for name in ("result", "start")
+    )
+    trained_for = result["curve"][-1]["seconds"]  # what it cost is both
+    assert result["seconds"] >= trained_for + start["recovered"]["seconds"] > trained_for
 
 
 def test_how_it_recovered_is_known_when_its_training_goes_on(tiny, trained, tmp_path):
