@@ -4,7 +4,7 @@
 
 Archs spread over the costs of a space are retrained on all of train, for each length anew (the rate falls
 with it), and scored on val. The longest trainings from the weights are the truth: what users end with. What
-was trained before is not trained again.
+was trained before is not trained again, and what was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from models.networks import open_any_space  # noqa: E402
 from models.sampling import spread  # noqa: E402
+from utils.files import write_text  # noqa: E402
 from utils.report.rank import kendall_tau, tau_interval  # noqa: E402
 from utils.report.runs import read_json  # noqa: E402
 
@@ -43,10 +44,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "trial_length")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "asked.json"
+    asked = {key: str(value) for key, value in vars(args).items() if key not in ("epochs", "out")}
+    if read_json(file) not in ({}, asked):
+        parser.error(f"{args.out} holds trainings of something else, see {file.name}: give another --out")
+    write_text(file, json.dumps(asked, indent=2) + "\n")
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for number, arch in enumerate(spread(open_any_space(args.space), args.imgsz, args.archs)):
         file = args.out / f"{number}.json"
-        file.write_text(json.dumps(arch) + "\n")
+        write_text(file, json.dumps(arch) + "\n")
         for epochs in args.epochs:
             for start in (SCRATCH, WEIGHTS):
                 found.setdefault((start, epochs), []).append(trained(args, file, start, epochs))
@@ -62,7 +68,9 @@ def trained(args: argparse.Namespace, arch: Path, start: str, epochs: int) -> di
         command += [f"imgsz={args.imgsz}", f"train.epochs={epochs}", f"train.val_every={epochs}"]
         command += args.settings
         command += ["--weights", args.weights] if start == WEIGHTS else []
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        command += ["--resume"] if out.is_dir() else []
+        if status := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+            sys.exit(status)  # it has said why
     result: dict[str, Any] = read_json(out / "result.json")
     print(f"{out.name}: {result['metrics']['map50_95']:.4f}, {result['seconds']:.0f} s", flush=True)
     return result
